@@ -1,0 +1,19 @@
+"""minigrad: a small reverse-mode automatic differentiation engine on NumPy arrays.
+
+Read it in this order: ``ops`` (the derivatives), ``engine`` (the chain rule), ``tensor`` (the
+bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
+"""
+
+from minigrad.functional import concatenate as concatenate
+from minigrad.functional import cross_entropy as cross_entropy
+from minigrad.functional import gelu as gelu
+from minigrad.functional import mse_loss as mse_loss
+from minigrad.functional import softmax as softmax
+from minigrad.functional import stack as stack
+from minigrad.gradcheck import GradcheckError as GradcheckError
+from minigrad.gradcheck import gradcheck as gradcheck
+from minigrad.gradcheck import gradgradcheck as gradgradcheck
+from minigrad.ops import *
+from minigrad.tensor import Tensor as Tensor
+from minigrad.tensor import grad as grad
+from minigrad.tensor import no_grad as no_grad

@@ -1,0 +1,130 @@
+"""Chapter 2: the chain rule.
+
+A recorded tensor remembers how it was made: the op, the arrays it was given, and which of its
+arguments were tensors that need a gradient (its *parents*).  These memories form a directed acyclic
+graph, and the chain rule is one walk over it: start with the cotangent of the result, and at every
+tensor hand each parent its vector-Jacobian product.  A tensor that was used k times receives k
+cotangents, and they add up.
+
+A tensor must have all of its cotangents before it passes them on.  Tensors are numbered at birth and
+are younger than their parents, so "newest first" is such an order: no recursion, no topological sort.
+Everything that belongs to one pass lives in local variables of that pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from minigrad.ops import Array, Op
+    from minigrad.tensor import Tensor
+
+#: How a tensor was made: the op; what its forward was given, by position and by name; and, for each of
+#: the op's rules, the tensor that it leads to, or None if that one needs no gradient.
+#: The list of parents is None once the graph has been released.
+Made: TypeAlias = "tuple[Op[...], Sequence[Any], dict[str, Any], Sequence[Tensor | None] | None]"
+
+
+def ancestry(root: Tensor) -> list[Tensor]:
+    """Return ``root`` and every tensor needing a gradient that it was computed from, oldest first.
+
+    Raises:
+        RuntimeError: if an earlier ``backward()`` has released a part of the graph.
+    """
+    found, pending = {root}, [root]
+    while pending:
+        made = pending.pop()._made
+        if made is None:
+            continue
+        parents = made[3]
+        if parents is None:
+            raise RuntimeError(
+                "the graph of this result was released by an earlier backward(); "
+                "pass retain_graph=True to that call to walk it again"
+            )
+        for parent in parents:
+            if parent is not None and parent not in found:
+                found.add(parent)
+                pending.append(parent)
+    return sorted(found, key=attrgetter("_birth"))
+
+
+def sweep(order: list[Tensor], g: Array, record: bool = False) -> Iterator[tuple[Tensor, Array]]:
+    """Yield the tensors of ``order``, newest first, each with its complete cotangent.
+
+    ``g`` is the cotangent of the last one.  Cotangents flow only between tensors of ``order``, which
+    is emptied on the way.  With ``record`` the rules are fed Tensors, so that what they compute is a
+    graph, too.
+    """
+    cotangents: dict[Tensor, Array] = dict.fromkeys(order)
+    cotangents[order[-1]] = g
+    while order:
+        tensor = order.pop()
+        g = cotangents.pop(tensor)
+        if tensor._made is not None:
+            op, inputs, params, parents = tensor._made
+            y: Array = tensor._data
+            if record:
+                inputs, y = _as_tensors(inputs, parents or ()), tensor
+            for rule, parent in zip(op.vjps, parents or ()):
+                if rule and parent is not None and parent in cotangents:
+                    c = fit(rule(g, y, *inputs, **params), parent._data, record)
+                    others = cotangents[parent]
+                    cotangents[parent] = c if others is None else others + c
+        yield tensor, g
+
+
+def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:
+    """Return what a forward was given, with the tensors that need a gradient in place of their arrays."""
+    known = (x if parent is None else parent for x, parent in zip(inputs, parents))
+    return [*known, *inputs[len(parents) :]]
+
+
+def fit(g: Array, a: Array, record: bool) -> Array:
+    """Return the cotangent ``g`` in the shape and dtype of its argument ``a``.
+
+    A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
+    axes that broadcasting put in front and those that it stretched from length 1.
+    """
+    if not record and type(g) is not np.ndarray:
+        g = np.asarray(g)  # a NumPy scalar, or a constant Tensor from a rule that calls an op
+    if g.shape != a.shape:
+        new = g.ndim - a.ndim
+        stretched = (i for i, n in enumerate(a.shape, new) if n == 1 != g.shape[i])
+        g = g.sum(axis=(*range(new), *stretched)).reshape(a.shape)
+    return g if g.dtype is a.dtype else g.astype(a.dtype)
+
+
+def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
+    """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
+
+    Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.
+    """
+    with np.errstate(all="ignore"):
+        for tensor, cotangent in sweep(ancestry(root), g):
+            if tensor._made is None:
+                old = tensor.grad
+                tensor.grad = np.array(cotangent) if old is None else np.asarray(old + cotangent)
+            elif not retain_graph:
+                tensor._made = tensor._made[0], (), {}, None
+
+
+def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
+    """Return the gradient of ``root`` for each of ``xs`` that it depends on; write to no tensor.
+
+    Only what lies between ``xs`` and ``root`` is walked over.
+    """
+    wanted, between = set(xs), set(xs)
+    order = ancestry(root)
+    for tensor in order:
+        if tensor._made and not between.isdisjoint(tensor._made[3] or ()):
+            between.add(tensor)
+    order = [tensor for tensor in order if tensor in between]
+    if not order:
+        return {}
+    with np.errstate(all="ignore"):
+        return {tensor: c for tensor, c in sweep(order, g, record) if tensor in wanted}

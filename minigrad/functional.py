@@ -1,0 +1,122 @@
+"""Chapter 4: what is composed from ops.
+
+Nothing here has a derivative of its own: the chain rule makes it from the rules of chapter 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minigrad import ops
+from minigrad.tensor import Operand, Tensor
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+
+
+def softmax(x: Operand, axis: int = -1) -> Tensor:
+    """Return eˣ / Σeˣ over ``axis``, as e to the log-softmax: finite also for ±1e4 and −inf."""
+    return ops.exp(ops.log_softmax(x, axis))
+
+
+def gelu(x: Operand, approximate: str = "tanh") -> Tensor:
+    """Return x·Φ(x) in the form x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+
+    Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, §2.
+
+    Raises:
+        NotImplementedError: for another ``approximate``; the exact Φ needs erf, which NumPy lacks.
+    """
+    if approximate != "tanh":
+        raise NotImplementedError(
+            f"gelu(approximate={approximate!r}): only 'tanh' (NumPy has no erf)"
+        )
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    return 0.5 * x * (1 + ops.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean") -> Tensor:
+    """Return the squared error (prediction − target)², averaged, summed, or entry by entry.
+
+    Raises:
+        ValueError: if the shapes differ (there is no silent broadcast) or ``reduction`` is unknown.
+    """
+    if np.shape(prediction) != np.shape(target):
+        raise ValueError(
+            f"prediction has shape {np.shape(prediction)}, but target has {np.shape(target)}"
+        )
+    error = ops.sub(prediction, target)
+    return _reduce(error * error, reduction)
+
+
+def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction = "mean") -> Tensor:
+    """Return −log softmax(logits)[n, labels[n]], averaged or summed over n, or one by one.
+
+    Args:
+        logits: shape (N, C).
+        labels: integers 0 … C−1, shape (N,).
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: for other shapes or an unknown reduction.
+        TypeError: for labels that are not integers.
+        IndexError: for a label outside 0 … C−1.
+    """
+    return _reduce(ops.softmax_nll(logits, labels), reduction)
+
+
+def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def concatenate(tensors: Sequence[Operand], axis: int | None = 0) -> Tensor:
+    """Return the tensors one after the other along an existing axis; flattened first for None.
+
+    Joined by halves, so that each entry is copied only log₂ n times.
+
+    Raises:
+        ValueError: for no tensors, or shapes that differ in another axis.
+    """
+    if len(tensors) == 0:
+        raise ValueError("concatenate needs at least one tensor")
+    parts = as_tensors(tensors)
+    if axis is None:
+        parts, axis = [t.reshape(-1) for t in parts], 0
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2])
+        parts = [ops.join(a, b, axis) for a, b in pairs] + parts[len(parts) // 2 * 2 :]
+    return parts[0]
+
+
+def stack(tensors: Sequence[Operand], axis: int = 0) -> Tensor:
+    """Return the tensors, all of one shape, side by side along a new axis.
+
+    Raises:
+        ValueError: for no tensors, or shapes that differ.
+    """
+    parts = as_tensors(tensors)
+    shapes = [t.shape for t in parts]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"stack needs tensors of one shape, got {shapes}")
+    new = np.expand_dims(parts[0].data, axis).shape
+    return concatenate([t.reshape(new) for t in parts], axis)
+
+
+def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
+    """Return all as Tensors; integers and numbers take the dtype of the floating-point ones."""
+    arrays = [np.asarray(a) for a in operands]
+    floats = [a.dtype for a in arrays if a.ndim and a.dtype.kind == "f"]
+    floats += [a.dtype for a in operands if isinstance(a, Tensor)]
+    dtype = np.result_type(*floats) if floats else np.dtype(np.float64)
+    return [
+        a
+        if isinstance(a, Tensor)
+        else Tensor(array if array.dtype in floats else array.astype(dtype))
+        for a, array in zip(operands, arrays)
+    ]

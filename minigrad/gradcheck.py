@@ -1,0 +1,188 @@
+"""Chapter 5: doubt.
+
+A derivation can be wrong, and so can the code beside it.  The definition of the derivative cannot:
+
+    ∂y/∂x  ≈  (y(x + h) − y(x − h)) / 2h       (central difference, error O(h²) + O(ε/h))
+
+In float64 the two errors balance near h = ∛ε ≈ 6e-6, where some ten digits remain.  Compared is the
+full Jacobian, entry by entry, because a projection can miss a wrong entry; then a random upstream
+gradient, because a rule may ignore the one it is given; then the same again, because a rule may keep
+state; then an upstream gradient of zeros, which must give exactly zero.
+
+What differences cannot see is a kink: at x = 0 they find the slope ½ for relu, whose gradient is 0
+by convention.  The report says when the slopes on the two sides differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigrad import ops
+from minigrad.functional import concatenate
+from minigrad.tensor import Tensor, grad
+
+
+class GradcheckError(AssertionError):
+    """A gradient disagrees with the finite differences of its function."""
+
+
+def gradcheck(
+    f: Callable[..., Tensor],
+    *inputs: Any,
+    step: float = 6e-6,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    seed: int = 0,
+) -> None:
+    """Compare the gradients of ``f(*inputs)`` with central differences; return None or raise.
+
+    Args:
+        f: a function of the inputs that returns one Tensor of any shape.
+        *inputs: float64 arrays (made into Tensors) and Tensors are checked if they are of a floating
+            dtype and, for Tensors, require a gradient; everything else is handed on.  A Tensor is
+            moved itself, so ``f`` may also reach it another way: the parameters of a layer are
+            checked by ``gradcheck(lambda x, *_: layer(x), x, *layer.parameters())``.
+        step: x is moved by step·max(1, |x|).
+        rtol: accepted error relative to the larger of the two values.
+        atol: accepted error relative to max(1, max|y|).
+        seed: of the random upstream gradient.
+
+    Raises:
+        GradcheckError: naming argument, index, analytic and numeric value, error, and a kink.
+        TypeError: for inputs in less than float64, whose differences have too few digits.
+        ValueError: if there is nothing to check.
+
+    >>> gradcheck(lambda x: x * x, np.array([1.0, -2.0]))
+    """
+    args, checked = _prepare(inputs)
+    y = f(*args)
+    accepted = atol * max(1.0, float(np.max(np.abs(y.data), initial=0)))
+    tensors = [args[i] for i in checked]
+    analytic = [_jacobian(y, x) for x in tensors]
+    numeric = []
+    for i, x, exact in zip(checked, tensors, analytic, strict=True):
+        left, right = _slopes(lambda: f(*args), x, y.data, step)
+        central = (left + right) / 2
+        numeric.append(central)
+        for at in _disagreements(exact, central, rtol, accepted):
+            kink = abs(right[at] - left[at]) > 1e-3 * (1 + abs(left[at]) + abs(right[at]))
+            raise GradcheckError(
+                f"argument {i}, d output{list(at[: y.ndim])} / d input{list(at[y.ndim :])}: "
+                f"analytic {exact[at]:.10g}, numeric {central[at]:.10g}, "
+                f"error {abs(exact[at] - central[at]):.3g}"
+                + (
+                    f"; the slopes left {left[at]:.6g} and right {right[at]:.6g} differ: a kink"
+                    if kink
+                    else ""
+                )
+            )
+
+    rng = np.random.default_rng(seed)
+    upstream = rng.uniform(0.5, 2, y.shape) * rng.choice([-1, 1], y.shape)
+    first, again = _vjp(y, tensors, upstream), _vjp(f(*args), tensors, upstream)
+    nothing = _vjp(y, tensors, np.zeros(y.shape))
+    for i, g, repeated, zero, jacobian in zip(checked, first, again, nothing, numeric, strict=True):
+        expected = np.tensordot(upstream, jacobian, axes=y.ndim)
+        size = max(1.0, float(np.abs(upstream).sum()))
+        for at in _disagreements(g, expected, rtol, accepted * size):
+            raise GradcheckError(
+                f"argument {i}, input{list(at)}, with a random upstream gradient: analytic "
+                f"{g[at]:.10g}, numeric {expected[at]:.10g}, error {abs(g[at] - expected[at]):.3g}: "
+                "the rule is not linear in its upstream gradient"
+            )
+        if not np.array_equal(g, repeated, equal_nan=True):
+            raise GradcheckError(
+                f"argument {i}: the same backward pass gave two different gradients"
+            )
+        if np.any(zero):
+            raise GradcheckError(
+                f"argument {i}: an upstream gradient of 0 gave a gradient that is not 0"
+            )
+
+
+def gradgradcheck(
+    f: Callable[..., Tensor], *inputs: Any, seed: int = 0, **tolerances: float
+) -> None:
+    """Compare the second derivatives of ``f(*inputs)`` with differences of its gradient.
+
+    The function checked is (x, v) ↦ Jᵀ(x) v, the gradient of ``f`` for an upstream gradient v, with
+    respect to both x and v.  Arguments and errors are those of :func:`gradcheck`.
+
+    >>> gradgradcheck(lambda x: x**3, np.array([1.0, -2.0]))
+    """
+    args, checked = _prepare(inputs)
+    shape = f(*args).shape
+    v = Tensor(np.random.default_rng(seed).uniform(0.5, 2, shape), requires_grad=True)
+
+    def gradient(*args_and_v: Any) -> Tensor:
+        *xs, upstream = args_and_v
+        y = f(*xs)
+        if not y.requires_grad:
+            return ops.mul(0, upstream)
+        found = grad(y, [xs[i] for i in checked], upstream, create_graph=True)
+        return concatenate([g.reshape(-1) for g in found])
+
+    gradcheck(gradient, *args, v, seed=seed, **tolerances)
+
+
+def _prepare(inputs: tuple[Any, ...]) -> tuple[list[Any], list[int]]:
+    """Return the arguments for f, and the positions of those to check."""
+    args: list[Any] = []
+    for a in inputs:
+        array = isinstance(a, (float, np.ndarray, np.floating)) and np.asarray(a).dtype.kind == "f"
+        args.append(Tensor(a, requires_grad=True) if array else a)
+    checked = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
+    if not checked:
+        raise ValueError("no input is a floating-point array or a Tensor that requires a gradient")
+    for i in checked:
+        if args[i].dtype.itemsize < 8:
+            raise TypeError(f"argument {i} is {args[i].dtype}: finite differences need float64")
+    return args, checked
+
+
+def _vjp(y: Tensor, xs: list[Tensor], upstream: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    if not y.requires_grad:
+        return [np.zeros(x.shape) for x in xs]
+    return [g.data for g in grad(y, xs, upstream)]
+
+
+def _jacobian(y: Tensor, x: Tensor) -> npt.NDArray[Any]:
+    """Return ∂y/∂x of shape (*y.shape, *x.shape), one backward pass per entry of y."""
+    jacobian = np.zeros((*y.shape, *x.shape))
+    for at in np.ndindex(y.shape):
+        one = np.zeros(y.shape)
+        one[at] = 1
+        jacobian[at] = _vjp(y, [x], one)[0]
+    return jacobian
+
+
+def _slopes(
+    f: Callable[[], Tensor], x: Tensor, y: npt.NDArray[Any], step: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the slopes of f to the left and to the right of x, shape (*y.shape, *x.shape)."""
+    original: Any = x.data
+    sides = np.zeros((2, *y.shape, *x.shape))
+    try:
+        for at in np.ndindex(x.shape):
+            for side, sign in enumerate((-1, 1)):
+                moved = original.copy()
+                moved[at] += sign * step * max(1.0, abs(original[at]))
+                x.data = moved
+                sides[(side, ..., *at)] = (f().data - y) / (moved[at] - original[at])
+    finally:
+        x._data = original
+    return sides[0], sides[1]
+
+
+def _disagreements(
+    a: npt.NDArray[Any], b: npt.NDArray[Any], rtol: float, atol: float
+) -> list[tuple[int, ...]]:
+    """Return the indices where a and b differ by more than the tolerance, the worst one first."""
+    error = np.abs(a - b) - rtol * np.maximum(np.abs(a), np.abs(b))
+    wrong = ~(error <= atol) & ~(np.isnan(a) & np.isnan(b))
+    found = [tuple(int(k) for k in at) for at in np.argwhere(wrong)]
+    return sorted(found, key=lambda at: -np.nan_to_num(error[at], nan=np.inf))

@@ -1,0 +1,510 @@
+r"""Chapter 1: the operations, and how each one differentiates.
+
+An operation is a function y = f(a, b, …) of arrays.  Reverse-mode differentiation needs one thing
+from it: given the *cotangent* g = ȳ = ∂L/∂y of some scalar L further on, the cotangents ā, b̄, … of
+its arguments.  The recipe is always the same three lines:
+
+1. take the differential             dy  =  f_a(da) + f_b(db)
+2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
+3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
+
+where ⟨u, v⟩ = Σ u∘v is the sum of elementwise products.  So an op is one block: the forward on plain
+arrays, decorated with one VJP per argument.  A rule is called as ``rule(g, y, *arguments)``, with the
+arguments exactly as the forward received them, and returns the cotangent of its own argument only:
+the rule of a frozen argument is simply never called.
+
+Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
+cotangent of the broadcast shape, and the engine sums it back.  And rules use only what arrays and
+Tensors share — operators, methods, and the ops of this file — so that, fed Tensors, the backward
+pass is itself recorded and can be differentiated again.
+
+Where a function has a kink, the values are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeAlias
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+if TYPE_CHECKING:
+    from minigrad.tensor import Tensor
+
+P = ParamSpec("P")
+
+#: An ndarray; inside a rule that is being recorded, a Tensor.
+Array: TypeAlias = Any
+Axis: TypeAlias = int | tuple[int, ...] | None
+Rule: TypeAlias = Callable[..., Array]
+
+#: Every operation by name.  The tests walk over this table.
+OPS: dict[str, Op[...]] = {}
+
+
+class Op(Generic[P]):
+    """An operation: its ``forward`` on plain arrays and its ``vjps``, one rule per array argument.
+
+    A rule of ``None`` marks an argument that has no derivative (an index, a condition).
+    Arguments beyond the rules (``axis``, ``shape``) are parameters and handed on unchanged.
+    """
+
+    #: How an op is applied to Tensors.  Chapter 3 fills this in; this chapter needs only arrays.
+    record: ClassVar[Callable[..., Any]]
+
+    def __init__(self, forward: Callable[P, Array], vjps: tuple[Rule | None, ...]) -> None:
+        functools.update_wrapper(self, forward)
+        self.name = forward.__name__
+        self.forward = forward
+        self.vjps = vjps
+
+    def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
+        """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
+        tensor: Tensor = self.record(*args, **params)
+        return tensor
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
+    """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
+
+    The forward takes and returns plain arrays and calls NumPy only; it must not write to them.
+    """
+
+    def register(forward: Callable[P, Array]) -> Op[P]:
+        OPS[forward.__name__] = new = Op(forward, vjps)
+        return new
+
+    return register
+
+
+# ----------------------------------------------------------------------------- arithmetic
+
+
+@op(
+    lambda g, y, a, b: g,  # d(a + b) = da + db   ⟹   ā = ȳ
+    lambda g, y, a, b: g,  #                          b̄ = ȳ
+)
+def add(a: Array, b: Array) -> Array:
+    """Return a + b, elementwise with broadcasting."""
+    return a + b
+
+
+@op(
+    lambda g, y, a, b: g,  # d(a − b) = da − db   ⟹   ā = ȳ
+    lambda g, y, a, b: -g,  #                         b̄ = −ȳ
+)
+def sub(a: Array, b: Array) -> Array:
+    """Return a − b, elementwise with broadcasting."""
+    return a - b
+
+
+@op(
+    lambda g, y, a, b: g * b,  # d(a∘b) = da∘b + a∘db   ⟹   ā = ȳ∘b
+    lambda g, y, a, b: g * a,  #                            b̄ = ȳ∘a
+)
+def mul(a: Array, b: Array) -> Array:
+    """Return a∘b, elementwise with broadcasting."""
+    return a * b
+
+
+@op(
+    lambda g, y, a, b: g / b,  # d(a/b) = da/b − (a/b) db/b   ⟹   ā = ȳ/b
+    lambda g, y, a, b: -g * y / b,  #                             b̄ = −ȳ∘y/b
+)
+def div(a: Array, b: Array) -> Array:
+    """Return a/b, elementwise with broadcasting; at b = 0 this is ±inf or NaN, as in IEEE 754."""
+    return a / b
+
+
+@op(lambda g, y, a: -g)  # d(−a) = −da   ⟹   ā = −ȳ
+def neg(a: Array) -> Array:
+    """Return −a."""
+    return -a
+
+
+# ----------------------------------------------------------------------------- elementwise functions
+
+
+@op(lambda g, y, a: g * y)  # d(eᵃ) = eᵃ da   ⟹   ā = ȳ∘y
+def exp(a: Array) -> Array:
+    """Return eᵃ."""
+    return np.exp(a)
+
+
+@op(lambda g, y, a: g / a)  # d(log a) = da/a   ⟹   ā = ȳ/a
+def log(a: Array) -> Array:
+    """Return the natural logarithm: −inf at 0, NaN below."""
+    return np.log(a)
+
+
+# d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db.
+# At b = 0 the first term is 0 for every a (x⁰ is constant), also where a⁻¹ is infinite: the exponent
+# is then left at 0.  At a = 0, b ≥ 0 the second is 0 (0ᵇ is constant), also where log(a) is
+# infinite: the logarithm is then taken of 1.
+@op(
+    lambda g, y, a, b: g * b * a ** (b - ((b > 0) | (b < 0))),
+    lambda g, y, a, b: g * y * log(a + ((a >= 0) & (a <= 0) & (b >= 0))),
+)
+def pow(a: Array, b: Array) -> Array:
+    """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power."""
+    return a**b
+
+
+@op(lambda g, y, a: g / (2 * y))  # y² = a,  2y dy = da   ⟹   ā = ȳ/2y
+def sqrt(a: Array) -> Array:
+    """Return √a: NaN below 0, gradient +inf at 0."""
+    return np.sqrt(a)
+
+
+@op(lambda g, y, a: g * (1 - y * y))  # d(tanh a) = (1 − tanh² a) da   ⟹   ā = ȳ∘(1 − y²)
+def tanh(a: Array) -> Array:
+    """Return the hyperbolic tangent."""
+    return np.tanh(a)
+
+
+@op(lambda g, y, a: g * y * (1 - y))  # σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da
+def sigmoid(a: Array) -> Array:
+    """Return σ(a) = 1/(1 + e⁻ᵃ) = eᵃ/(1 + eᵃ), whichever exponential cannot overflow."""
+    e = np.exp(-np.abs(a))
+    return np.where(a >= 0, 1, e) / (1 + e)
+
+
+# ----------------------------------------------------------------------------- selections and kinks
+
+
+def _keep(g: Array, condition: Array) -> Array:
+    """Return g where ``condition`` holds, 0 elsewhere; not g·0, which is NaN for an infinite g."""
+    return where(condition, g, 0)
+
+
+# d where(c, a, b) = where(c, da, db)   ⟹   each side gets ȳ where it was chosen
+@op(
+    None,
+    lambda g, y, c, a, b: _keep(g, c),
+    lambda g, y, c, a, b: _keep(g, np.logical_not(c)),
+)
+def where(condition: Array, a: Array, b: Array) -> Array:
+    """Return a where ``condition`` holds and b elsewhere; all three broadcast."""
+    return np.where(condition, a, b)
+
+
+@op(lambda g, y, a: _keep(g, ~(a <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
+def relu(a: Array) -> Array:
+    """Return max(a, 0)."""
+    return np.maximum(a, 0)
+
+
+# d|a| = sign(a) da, with sign(0) = 0: the difference of two indicators.
+@op(lambda g, y, a: g * np.subtract(a > 0, a < 0, dtype=a.dtype))
+def abs(a: Array) -> Array:
+    """Return |a|; the gradient at 0 is 0."""
+    return np.abs(a)
+
+
+def _larger(g: Array, a: Array, b: Array) -> Array:
+    """Pass g where a > b (or not comparable: NaN), half of it at a tie, nothing where a < b."""
+    return _keep(where((a <= b) & (a >= b), g / 2, g), ~(a < b))
+
+
+@op(
+    lambda g, y, a, b: _larger(g, a, b),  # d max(a, b) = da where a > b, db where b > a,
+    lambda g, y, a, b: _larger(g, b, a),  #               (da + db)/2 at a tie
+)
+def maximum(a: Array, b: Array) -> Array:
+    """Return the larger of a and b, elementwise with broadcasting; NaN if either is."""
+    return np.maximum(a, b)
+
+
+@op(
+    lambda g, y, a, b: _larger(g, b, a),  # min(a, b) picks a where b is the larger
+    lambda g, y, a, b: _larger(g, a, b),
+)
+def minimum(a: Array, b: Array) -> Array:
+    """Return the smaller of a and b, elementwise with broadcasting; NaN if either is."""
+    return np.minimum(a, b)
+
+
+def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
+    above = True if lower is None else a >= lower
+    return above & (True if upper is None else a <= upper)
+
+
+# d clip = da on the closed interval, 0 outside and at NaN.
+@op(lambda g, y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
+def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
+    """Return a limited to the closed interval [min, max]; ``None`` leaves a side open."""
+    if min is None and max is None:
+        return np.positive(a)
+    return np.clip(a, min, max, dtype=a.dtype)
+
+
+# ----------------------------------------------------------------------------- matrix product
+
+
+def _as_product(g: Array, a: Array, b: Array) -> Array:
+    """Give the cotangent of a @ b the axes back that a 1-D operand took away."""
+    if b.ndim == 1:
+        g = g[..., None]
+    return g[..., None, :] if a.ndim == 1 else g
+
+
+# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
+# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
+# A 1-D operand counts as one row (left) or one column (right), as in NumPy.
+@op(
+    lambda g, y, a, b: _as_product(g, a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
+    lambda g, y, a, b: ((a[:, None] if a.ndim == 1 else a.mT) @ _as_product(g, a, b))[
+        (..., 0) if b.ndim == 1 else ...
+    ],
+)
+def matmul(a: Array, b: Array) -> Array:
+    """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands."""
+    return a @ b
+
+
+def _rows(a: Array) -> Array:
+    """View (…, n) as a matrix of rows (N, n)."""
+    return a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
+
+
+# Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
+@op(
+    lambda g, y, x, w, b=None: g @ w,  #                  X̄ = Ȳ W
+    lambda g, y, x, w, b=None: _rows(g).mT @ _rows(x),  # W̄ = Ȳᵀ X
+    lambda g, y, x, w, b: g,  #                           b̄ = Ȳ, summed over the rows by the engine
+)
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """Return x wᵀ + b for x (…, in), w (out, in), b broadcast to (…, out).
+
+    The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
+    """
+    y = x @ w.mT
+    if b is not None:
+        y += b
+    return y
+
+
+# d(x∘c + b) = dx∘c + x∘dc + db
+@op(
+    lambda g, y, x, c, b: g * c,
+    lambda g, y, x, c, b: g * x,
+    lambda g, y, x, c, b: g,
+)
+def affine(x: Array, c: Array, b: Array) -> Array:
+    """Return x∘c + b, for b that broadcasts to x∘c: ``x * c + b`` without a second new array."""
+    y = x * c
+    y += b
+    return y
+
+
+# ----------------------------------------------------------------------------- shapes
+
+
+@op(lambda g, y, a, shape: g.reshape(a.shape))  # the entries stay, only their places are renamed
+def reshape(a: Array, shape: int | tuple[int, ...]) -> Array:
+    """Return the entries of a in the given shape; one length may be −1."""
+    return np.reshape(a, shape)
+
+
+# ⟨Ȳ, dAᵀ⟩ = ⟨Ȳᵀ, dA⟩: permute back, by the inverse permutation
+@op(
+    lambda g, y, a, axes=None: g.transpose(
+        None if axes is None else tuple(int(i) for i in np.argsort(np.asarray(axes) % a.ndim))
+    )
+)
+def transpose(a: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """Return a with its axes permuted; reversed for None."""
+    return np.transpose(a, axes)
+
+
+@op(lambda g, y, a, axis1, axis2: g.swapaxes(axis1, axis2))  # swapping twice is the identity
+def swapaxes(a: Array, axis1: int, axis2: int) -> Array:
+    """Return a with two axes exchanged."""
+    return np.swapaxes(a, axis1, axis2)
+
+
+@op(lambda g, y, a, shape: g)  # dy repeats da; the engine sums the repetitions, as for every op
+def broadcast_to(a: Array, shape: int | tuple[int, ...]) -> Array:
+    """Return a repeated along new or length-1 axes to the given shape."""
+    return np.broadcast_to(a, shape)
+
+
+@op(lambda g, y, a, dtype: g)  # the engine returns every cotangent in its argument's dtype
+def astype(a: Array, dtype: Any) -> Array:
+    """Return a in another float dtype."""
+    if not np.issubdtype(dtype, np.floating):
+        raise TypeError(f"a Tensor holds floating-point numbers, not {np.dtype(dtype)}")
+    return np.asarray(a).astype(dtype)
+
+
+# y[i] += a:  ⟨ȳ, dy⟩ = ⟨ȳ[i], da⟩
+@op(lambda g, y, a, index, shape: g[index], None)
+def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """Return zeros of the given shape with a added at ``index``; repeated indices add up."""
+    y = np.zeros(shape, np.asarray(a).dtype)
+    parts = index if isinstance(index, tuple) else (index,)
+    if all(p is None or isinstance(p, (int, slice, EllipsisType)) for p in parts):
+        y[index] = a  # no entry twice
+    else:
+        np.add.at(y, index, a)
+    return y
+
+
+# y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.
+@op(lambda g, y, a, index: scatter(g, index, a.shape), None)
+def getitem(a: Array, index: Any) -> Array:
+    """Return a[index] for any index NumPy accepts."""
+    return a[index]
+
+
+def _cut(g: Array, axis: int, part: slice) -> Array:
+    return g.swapaxes(0, axis)[part].swapaxes(0, axis)
+
+
+# y holds a, then b: each gets its own part of ȳ back.
+@op(
+    lambda g, y, a, b, axis: _cut(g, axis, slice(None, a.shape[axis])),
+    lambda g, y, a, b, axis: _cut(g, axis, slice(a.shape[axis], None)),
+)
+def join(a: Array, b: Array, axis: int) -> Array:
+    """Return a followed by b along ``axis``: ``concatenate`` for two."""
+    return np.concatenate([a, b], axis=axis)
+
+
+# ----------------------------------------------------------------------------- reductions
+
+
+def _reduced(a: Array, axis: Axis) -> tuple[int, ...]:
+    """Return the axes that a reduction over ``axis`` removes, as non-negative numbers."""
+    return tuple(range(a.ndim)) if axis is None else normalize_axis_tuple(axis, a.ndim)
+
+
+def _restore(g: Array, a: Array, axis: Axis) -> Array:
+    """Put the axes that a reduction of ``a`` removed back as length 1, so that g broadcasts with a."""
+    axes = _reduced(a, axis)
+    return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(a.shape)))
+
+
+def _count(a: Array, axis: Axis) -> int:
+    """Return how many numbers of ``a`` go into one result."""
+    return math.prod(a.shape[i] for i in _reduced(a, axis))
+
+
+# d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
+@op(lambda g, y, a, axis=None, keepdims=False: broadcast_to(_restore(g, a, axis), a.shape))
+def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
+    return np.sum(a, axis=axis, keepdims=keepdims)
+
+
+# d(Σa / n) = Σ da / n
+@op(
+    lambda g, y, a, axis=None, keepdims=False: broadcast_to(
+        _restore(g, a, axis) / _count(a, axis), a.shape
+    )
+)
+def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the mean over ``axis``; NaN over nothing."""
+    return np.sum(a, axis=axis, keepdims=keepdims) / _count(a, axis)
+
+
+def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
+    """Return n − ddof, the degrees of freedom, but not less than 0."""
+    return np.maximum(_count(a, axis) - ddof, 0).astype(a.dtype)
+
+
+# v = Σ(a − μ)²/N with N = n − ddof:  dv = 2/N Σ(a − μ)(da − dμ) = 2/N Σ(a − μ) da,
+# since Σ(a − μ) dμ = 0   ⟹   ā = 2ȳ (a − μ)/N
+@op(
+    lambda g, y, a, axis=None, ddof=0, keepdims=False: (
+        _restore(2 * g, a, axis) * (a - mean(a, axis, keepdims=True)) / _freedom(a, axis, ddof)
+    )
+)
+def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
+    """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``."""
+    deviation = a - np.sum(a, axis=axis, keepdims=True) / _count(a, axis)
+    total = np.sum(deviation * deviation, axis=axis, keepdims=keepdims)
+    return total / _freedom(a, axis, ddof)
+
+
+def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
+    """Divide g evenly among the entries of ``a`` that attain the result; a NaN result is a NaN's."""
+    ties = ties | ~(a <= a)
+    share = ties / np.sum(ties, axis=axis, keepdims=True)
+    return _restore(g, a, axis) * share.astype(a.dtype)
+
+
+# d max(a) = da at the largest entry; where k entries tie, each has the slope 1/k
+@op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a >= _restore(y, a, axis)))
+def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the largest entry over ``axis``; a tie shares its gradient evenly."""
+    return np.max(a, axis=axis, keepdims=keepdims)
+
+
+@op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a <= _restore(y, a, axis)))
+def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the smallest entry over ``axis``; a tie shares its gradient evenly."""
+    return np.min(a, axis=axis, keepdims=keepdims)
+
+
+def _direction(a: Array, length: Array) -> Array:
+    """Return a/‖a‖, and 0 for a = 0, which has no direction."""
+    return a / (length + (length <= 0))
+
+
+# y² = Σa²,  2y dy = Σ 2a da   ⟹   ā = ȳ a/y,  the unit vector along a; 0 where y = 0
+@op(
+    lambda g, y, a, axis=None, keepdims=False: (
+        _restore(g, a, axis) * _direction(a, _restore(y, a, axis))
+    )
+)
+def norm(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the 2-norm √Σa² over ``axis`` (of all entries for None, Frobenius for a pair).
+
+    The entries are first divided by the power of two above the largest of them, which is exact, so
+    that no square overflows or underflows.  The gradient at the zero vector is 0.
+    """
+    _, exponent = np.frexp(np.max(np.abs(a), axis=axis, keepdims=True, initial=0))
+    scaled = np.ldexp(a, -exponent)
+    y = np.ldexp(np.sqrt(np.sum(scaled * scaled, axis=axis, keepdims=True)), exponent)
+    return y if keepdims else np.squeeze(y, axis=_reduced(a, axis))
+
+
+# ----------------------------------------------------------------------------- softmax
+
+
+# y = a − log Σeᵃ,  dy = da − Σ p da with p = softmax(a) = eʸ   ⟹   ā = ȳ − p Σȳ
+@op(lambda g, y, a, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
+def log_softmax(a: Array, axis: int = -1) -> Array:
+    """Return log(eᵃ / Σeᵃ) over ``axis``; the largest entry is taken out first, so nothing overflows."""
+    z = a - np.max(a, axis=axis, keepdims=True, initial=-np.inf)
+    return z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True))
+
+
+# yₙ = −log p[n, labelₙ],  dyₙ = Σ p[n, :] da[n, :] − da[n, labelₙ]   ⟹   ā = ȳₙ (p − one-hot)
+@op(
+    lambda g, y, a, labels: (
+        g[:, None] * (exp(log_softmax(a)) - (np.asarray(labels)[:, None] == np.arange(a.shape[1])))
+    ),
+    None,
+)
+def softmax_nll(a: Array, labels: Array) -> Array:
+    """Return −log softmax(a)[n, labels[n]] for logits a (N, C) and integer labels (N,): shape (N,)."""
+    labels = np.asarray(labels)
+    if a.ndim != 2 or labels.shape != a.shape[:1]:
+        raise ValueError(
+            f"expected logits (N, C) and labels (N,), got {a.shape} and {labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
+    wrong = labels[(labels < 0) | (labels >= a.shape[1])]
+    if wrong.size:
+        raise IndexError(f"label {wrong[0]} is out of range for {a.shape[1]} classes")
+    return -log_softmax.forward(a)[np.arange(len(labels)), labels]
