@@ -1,0 +1,24 @@
+"""loradora: LoRA and DoRA for linear layers, on minigrad.
+
+Read it in this order: ``adapters`` (the heart), ``nn`` (layers), ``peft`` and ``config`` (which layers,
+merging), ``checkpoint`` (files), ``optim`` and ``train`` (training).
+"""
+
+from loradora.adapters import DoRALinear as DoRALinear
+from loradora.adapters import LoRALinear as LoRALinear
+from loradora.checkpoint import CheckpointError as CheckpointError
+from loradora.checkpoint import load_model as load_model
+from loradora.checkpoint import save_model as save_model
+from loradora.config import LoraConfig as LoraConfig
+from loradora.nn import MLP as MLP
+from loradora.nn import Dropout as Dropout
+from loradora.nn import Linear as Linear
+from loradora.nn import Module as Module
+from loradora.nn import ReLU as ReLU
+from loradora.nn import Sequential as Sequential
+from loradora.optim import SGD as SGD
+from loradora.optim import AdamW as AdamW
+from loradora.peft import PeftModel as PeftModel
+from loradora.peft import get_peft_model as get_peft_model
+from loradora.train import evaluate as evaluate
+from loradora.train import fit as fit

@@ -1,0 +1,166 @@
+"""Optimizers: what to do with a gradient.
+
+Names, defaults and formulas are PyTorch's.  Parameters are updated in place, through buffers that are
+made once, and state is kept for trainable parameters only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minigrad import Tensor
+
+Array: TypeAlias = npt.NDArray[Any]
+Groups: TypeAlias = "Iterable[Tensor] | Iterable[Mapping[str, Any]]"
+Schedule: TypeAlias = Callable[[float], float]
+
+
+class Optimizer:
+    """What SGD and AdamW share: parameters in groups, each group with a learning rate.
+
+    Args:
+        params: tensors, or groups ``{"params": tensors, "lr": rate}``.  Tensors that require no gradient
+            are left out.
+        lr: the learning rate, where a group has none of its own.
+
+    Raises:
+        ValueError: for a negative rate, no trainable tensor, or one that occurs twice.
+    """
+
+    def __init__(self, params: Groups, lr: float) -> None:
+        given: list[Any] = list(params)
+        if any(isinstance(p, Tensor) for p in given):
+            given = [{"params": given}]
+        self.rates: dict[Tensor, float] = {}
+        for group in given:
+            unknown = sorted(set(group) - {"params", "lr"})
+            if unknown:
+                raise ValueError(f"a group has 'params' and may have 'lr', not {unknown}")
+            rate = group.get("lr", lr)
+            if not rate >= 0 or not math.isfinite(rate):
+                raise ValueError(f"a learning rate must be finite and not negative, not {rate!r}")
+            for p in group["params"]:
+                if p in self.rates:
+                    raise ValueError(f"a parameter of shape {p.shape} occurs twice")
+                if p.requires_grad:
+                    self.rates[p] = rate
+        if not self.rates:
+            raise ValueError("there is nothing to train: no parameter requires a gradient")
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.rates:
+            p.grad = None
+
+    def step(self, factor: float = 1.0) -> None:
+        """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule)."""
+        for p, rate in self.rates.items():
+            if p.grad is not None:
+                if (
+                    not p.data.flags.writeable
+                ):  # shared with an adapter: go on with a copy of one's own
+                    p.data = p.data.copy()
+                self._update(p, p.data, p.grad, rate * factor)
+
+    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum μ:  v ← μv + g,  p ← p − η v.
+
+    Args:
+        params: see :class:`Optimizer`.
+        lr: the learning rate η.
+        momentum: μ, in [0, 1).
+    """
+
+    def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
+        super().__init__(params, lr)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {momentum!r}")
+        self.momentum = momentum
+        self.velocity: dict[Tensor, Array] = {}
+
+    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
+        if self.momentum:
+            v = self.velocity.setdefault(p, np.zeros_like(g))
+            v *= self.momentum
+            v += g
+            g = v
+        data -= rate * g
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay λ (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2).
+
+        m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
+        p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
+
+    Args:
+        params: see :class:`Optimizer`.
+        lr: the learning rate η.
+        betas: β₁ and β₂, in [0, 1).
+        eps: ε.
+        weight_decay: λ.
+    """
+
+    def __init__(
+        self,
+        params: Groups,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {betas!r}")
+        if not (eps >= 0 and weight_decay >= 0):
+            raise ValueError(
+                f"eps and weight_decay must not be negative: {eps!r}, {weight_decay!r}"
+            )
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.moments: dict[Tensor, tuple[Array, Array, Array, int]] = {}
+
+    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
+        beta1, beta2 = self.betas
+        if p not in self.moments:
+            self.moments[p] = np.zeros_like(g), np.zeros_like(g), np.empty_like(g), 0
+        m, v, update, before = self.moments[p]
+        t = before + 1  # counts the steps in which p had a gradient
+        self.moments[p] = m, v, update, t
+        m *= beta1
+        m += np.multiply(g, 1 - beta1, out=update)
+        v *= beta2
+        np.multiply(g, g, out=update)
+        update *= 1 - beta2
+        v += update
+        np.sqrt(v, out=update)
+        update /= math.sqrt(1 - beta2**t)
+        update += self.eps
+        np.divide(m, update, out=update)
+        update *= rate / (1 - beta1**t)
+        if self.weight_decay:
+            data *= 1 - rate * self.weight_decay
+        data -= update
+
+
+def constant(progress: float) -> float:
+    """Return 1: the rate stays as it is."""
+    return 1.0
+
+
+def linear(progress: float) -> float:
+    """Return 1 − progress: from the full rate at 0 in a straight line down to nothing at 1."""
+    return 1 - progress
+
+
+def cosine(progress: float) -> float:
+    """Return (1 + cos π·progress)/2 (Loshchilov & Hutter, arXiv:1608.03983, eq. 5)."""
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,580 @@
+"""From a model and a config to a model with adapters, and back.
+
+Nothing here changes the base.  An adapter is a *view*: a copy of the module tree in which every array
+is shared and frozen and the targeted layers are replaced by LoRA or DoRA layers.  A view costs only
+the adapter's own few numbers.  So several adapters are several views, "adapter off" is a view without
+adapters, and merging is asking each layer for its plain equivalent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loradora import checkpoint
+from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
+from loradora.config import LoraConfig
+from loradora.nn import Linear, Module, check_positive
+from minigrad import Tensor
+
+Replace = Callable[[Module], "Module | None"]
+
+
+def rebuild(module: Module, replace: Replace) -> Module:
+    """Return a copy of the module tree that shares every array, frozen, with some modules replaced.
+
+    ``replace(module)`` returns what stands in for a module, or None to copy it and look inside.
+    What is shared under several names stays shared.
+    """
+    done: dict[int, Any] = {}
+
+    def visit(part: Any) -> Any:
+        if id(part) not in done:
+            done[id(part)] = part, make(part)  # holding on to part keeps its id its own
+        return done[id(part)][1]
+
+    def make(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            part.data.setflags(write=False)
+            return part.detach()
+        if isinstance(part, (list, tuple)):
+            return type(part)([visit(p) for p in part])
+        if not isinstance(part, Module):
+            return part
+        new = replace(part)
+        if new is None:
+            new = copy.copy(part)
+            vars(new).update({name: visit(value) for name, value in vars(part).items()})
+        return new
+
+    result: Module = visit(module)
+    return result
+
+
+class Adapter:
+    """One adapter: its config, the view of the model that it acts in, and the tensors it trains.
+
+    Attributes:
+        config: the LoraConfig it was made from.
+        model: the view.
+        trained: its tensors by their names in PEFT's files, without the prefix.
+
+    Args:
+        base: the model to adapt.
+        config: how.
+        rng: the source of randomness.
+        strict: refuse names in the config that match nothing, or both a target and a module to save.
+            PEFT writes such configs; in a file the tensors tell what is meant, and all are checked.
+    """
+
+    def __init__(
+        self, base: Module, config: LoraConfig, rng: np.random.Generator, *, strict: bool = True
+    ) -> None:
+        targets, whole = _plan(base, config, strict)
+
+        def replace(module: Module) -> Module | None:
+            if id(module) in whole:
+                return copy.deepcopy(module).requires_grad_(True)
+            if not isinstance(module, Linear) or id(module) not in targets:
+                return None
+            kind = DoRALinear if config.use_dora else LoRALinear
+            return kind(module, **config.options(targets[id(module)]), rng=rng)
+
+        self.config = config
+        self.model = rebuild(base, replace)
+        self._free_biases()
+        modules = dict(self.model.named_modules())
+        self.trained = {
+            _file_key(modules, name): p
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
+        self.enable(not config.inference_mode)
+
+    def _free_biases(self) -> None:
+        """Give the view trainable copies of the biases that ``config.bias`` names."""
+        adapted = {id(layer.base_layer) for layer in self.layers().values()}
+        for module in {id(m): m for _, m in self.model.named_modules()}.values():
+            bias = getattr(module, "bias", None) if not isinstance(module, LowRankLinear) else None
+            wanted = self.config.bias == "all" or id(module) in adapted
+            if self.config.bias != "none" and wanted and isinstance(bias, Tensor):
+                vars(module)["bias"] = Tensor(bias.data, requires_grad=True)
+
+    def enable(self, value: bool) -> None:
+        """Make the adapter's tensors trainable, or freeze them."""
+        for p in self.trained.values():
+            p.requires_grad = value
+
+    def layers(self) -> dict[str, LowRankLinear]:
+        """Return the adapted layers by path; a tied layer once, under its first."""
+        found: dict[int, tuple[str, LowRankLinear]] = {}
+        for path, module in self.model.named_modules():
+            if isinstance(module, LowRankLinear):
+                found.setdefault(id(module), (path, module))
+        return dict(found.values())
+
+
+def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str], set[int]]:
+    """Return which modules to adapt (id → path) and which to train whole (ids); change nothing.
+
+    Raises:
+        ValueError: for targets that match nothing or something else than a Linear, and, if ``strict``,
+            for names in the other options that match nothing, or match a target.
+    """
+    modules = [(path, module) for path, module in base.named_modules() if path]
+    linears = [path for path, module in modules if isinstance(module, Linear)]
+    found = {path: m for path, m in modules if config.targets(path)}
+    if config.target_modules == "all-linear":
+        found = {path: m for path, m in found.items() if isinstance(m, Linear)}
+    wrong = [f"{p} ({type(m).__name__})" for p, m in found.items() if not isinstance(m, Linear)]
+    if wrong:
+        raise ValueError(f"only Linear layers can be adapted, not {', '.join(wrong)}")
+    if not found:
+        raise ValueError(
+            f"target_modules={config.target_modules!r} matches no Linear layer; there are: "
+            + ", ".join(linears)
+        )
+    if config.exclude_modules and not any(config.excludes(path) for path, _ in modules):
+        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
+    for option in ("rank_pattern", "alpha_pattern") if strict else ():
+        for pattern in getattr(config, option):
+            if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in found):
+                raise ValueError(f"{option} key {pattern!r} matches none of {', '.join(found)}")
+    whole = set()
+    for name in config.modules_to_save or ():
+        hits = [m for path, m in modules if path == name or path.endswith(f".{name}")]
+        if strict and not hits:
+            raise ValueError(
+                f"modules_to_save={name!r} matches no module; there are: "
+                + ", ".join(path for path, _ in modules)
+            )
+        whole |= {id(m) for m in hits}
+    both = [path for path in linears if config.conflicts(path)]
+    if strict and both:
+        raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
+    targets: dict[int, str] = {}
+    for path, module in found.items():
+        targets.setdefault(id(module), path)
+    return targets, whole
+
+
+def _file_key(modules: dict[str, Module], name: str) -> str:
+    """Return PEFT's name in files for the tensor called ``name`` in a view with these modules."""
+    path, _, last = name.rpartition(".")
+    if isinstance(modules.get(path), LowRankLinear):
+        last = {
+            "A": "lora_A.weight",
+            "B": "lora_B.weight",
+            "B_bias": "lora_B.bias",
+            "m": "lora_magnitude_vector",
+        }[last]
+    return f"{path}.{last}" if path else last
+
+
+class PeftModel(Module):
+    """A base model with named adapters, of which some are active.
+
+    Calling it runs the active adapter's view.  The base model is never changed: it can be used beside
+    this one, and :meth:`get_base_model` returns it.
+
+    Args:
+        base: any Module that is not itself a PeftModel.
+        config: of the first adapter.
+        adapter_name: its name.
+        rng: the source of randomness; a fresh, unseeded one by default.
+    """
+
+    _view: Module
+
+    def __init__(
+        self,
+        base: Module,
+        config: LoraConfig,
+        adapter_name: str = "default",
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        _refuse_adapters(base)
+        self._base = base
+        self._adapters: dict[str, Adapter] = {}
+        self.active_adapters: list[str] = []
+        self.add_adapter(adapter_name, config, rng=rng)
+        self._plain = rebuild(base, lambda _: None)
+        self.set_adapter(adapter_name)
+
+    # -- the model it is now
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        yield "base_model", self._view
+
+    def forward(self, x: Any) -> Tensor:
+        """Return what the base with the active adapter computes."""
+        return self._view(x)
+
+    def train(self, mode: bool = True) -> PeftModel:
+        """Set training or evaluation mode for every adapter."""
+        self.training = mode
+        for view in [self._plain, self._view, *(a.model for a in self._adapters.values())]:
+            view.train(mode)
+        return self
+
+    def get_base_model(self) -> Module:
+        """Return the base model itself."""
+        return self._base
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the active adapter, the first of several."""
+        return self.active_adapters[0]
+
+    @property
+    def peft_config(self) -> dict[str, LoraConfig]:
+        """The config of every adapter by name."""
+        return {name: adapter.config for name, adapter in self._adapters.items()}
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Compute with the base alone inside the ``with``; afterwards all is as before.
+
+        :meth:`set_adapter` inside ends it: what it activates stays active.
+        """
+        view, self._view = self._view, self._plain
+        try:
+            yield
+        finally:
+            if self._view is self._plain:
+                self._view = view
+
+    # -- several adapters
+
+    def add_adapter(
+        self, adapter_name: str, config: LoraConfig, *, rng: np.random.Generator | None = None
+    ) -> None:
+        """Add an adapter without activating it.
+
+        Raises:
+            ValueError: for a name that is taken or is no plain name, and for a second adapter that
+                trains biases, because two sets of biases cannot be told apart from their sum.
+        """
+        if adapter_name in self._adapters:
+            raise ValueError(f"there is an adapter named {adapter_name!r} already")
+        checkpoint.check_name(adapter_name)
+        adapter = Adapter(self._base, config, np.random.default_rng() if rng is None else rng)
+        self._keep(adapter_name, adapter)
+
+    def _keep(self, adapter_name: str, adapter: Adapter) -> None:
+        configs = [adapter.config, *self.peft_config.values()]
+        if len(configs) > 1 and any(config.bias != "none" for config in configs):
+            raise ValueError("with bias='all' or 'lora_only' there can be only one adapter")
+        adapter.model.train(self.training)
+        adapter.enable(False)
+        self._adapters[adapter_name] = adapter
+
+    def set_adapter(self, adapter_names: str | Sequence[str]) -> None:
+        """Activate an adapter, or several LoRAs whose corrections add up; only they are trainable.
+
+        Raises:
+            ValueError: for unknown names, or several adapters that do not simply add up: DoRA, trained
+                biases, modules_to_save.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        chosen = [self._get(name) for name in names]
+        if not chosen:
+            raise ValueError("name at least one adapter; disable_adapter() turns them off")
+        view = chosen[0].model if len(chosen) == 1 else self._sum(chosen)
+        for adapter in self._adapters.values():
+            adapter.enable(adapter in chosen and not adapter.config.inference_mode)
+        self._view, self.active_adapters = view, names
+        view.train(self.training)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it was the only active one, the oldest of the others becomes active."""
+        self._get(adapter_name)
+        if len(self._adapters) == 1:
+            raise ValueError(f"{adapter_name!r} is the only adapter; the base is get_base_model()")
+        remaining = [name for name in self.active_adapters if name != adapter_name]
+        del self._adapters[adapter_name]
+        self.set_adapter(remaining or next(iter(self._adapters)))
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter whose correction is the weighted sum Σ wᵢ sᵢ Bᵢ Aᵢ of those of others.
+
+        Args:
+            adapters: names of LoRA adapters, or of one DoRA adapter with the weight 1: its copy.
+            weights: one for each.
+            adapter_name: the name of the sum.
+            combination_type: "cat" is exact, its ranks add up; "svd" is the best approximation of rank
+                ``svd_rank``, by default the largest of the ranks.
+            svd_rank: see "svd".
+
+        Raises:
+            ValueError: for unknown names, another combination ("linear" averages the factors A and B,
+                which is not the sum of their products), or adapters that do not simply add up.
+        """
+        if len(adapters) != len(weights) or not adapters:
+            raise ValueError(f"expected one weight per adapter, got {adapters} and {weights}")
+        if combination_type not in ("cat", "svd"):
+            raise ValueError(f"combination_type must be 'cat' or 'svd', not {combination_type!r}")
+        if not np.all(np.isfinite(weights)):
+            raise ValueError(f"weights must be finite, not {list(weights)}")
+        if svd_rank is not None:
+            check_positive(svd_rank=svd_rank)
+            if combination_type != "svd":
+                raise ValueError(f"svd_rank={svd_rank} goes with combination_type='svd'")
+        if adapter_name in self._adapters:
+            raise ValueError(f"there is an adapter named {adapter_name!r} already")
+        checkpoint.check_name(adapter_name)
+        chosen = [self._get(name) for name in adapters]
+        if len(chosen) == 1 and weights[0] == 1 and combination_type == "cat":
+            new = self._same(chosen[0].config)
+            for key, p in chosen[0].trained.items():
+                new.trained[key].data = p.data
+        else:
+            new = self._weighted(chosen, weights, combination_type, svd_rank)
+        self._keep(adapter_name, new)
+
+    def _same(self, config: LoraConfig) -> Adapter:
+        return Adapter(self._base, config, np.random.default_rng(0), strict=False)
+
+    def _weighted(
+        self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
+    ) -> Adapter:
+        _check_sum(chosen)
+        factors: dict[str, tuple[Any, Any]] = {}
+        for path in dict.fromkeys(path for adapter in chosen for path in adapter.layers()):
+            parts = [(w, a.layers()[path]) for w, a in zip(weights, chosen) if path in a.layers()]
+            A = np.concatenate([layer.A.data for _, layer in parts])
+            B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
+            if kind == "svd":
+                rank = svd_rank or max(layer.r for _, layer in parts)
+                U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+                A, B = Vt[:rank], U[:, :rank] * S[:rank]
+            factors[path] = A, B
+        ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
+        config = LoraConfig(
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            target_modules="|".join(ranks),
+            rank_pattern={f"^{path}": r for path, r in ranks.items()},
+            alpha_pattern={f"^{path}": r for path, r in ranks.items()},
+        )
+        new = self._same(config)
+        for path, layer in new.layers().items():
+            A, B = factors[path]
+            layer.A.data, layer.B.data = A.astype(layer.A.dtype), B.astype(layer.B.dtype)
+        return new
+
+    def _sum(self, chosen: list[Adapter]) -> Module:
+        """Return a view in which the LoRA layers of all the adapters lie on top of each other."""
+        _check_sum(chosen)
+        stacks: dict[int, list[LoRALinear]] = {}
+        modules = dict(self._base.named_modules())
+        for adapter in chosen:
+            for path, layer in adapter.layers().items():
+                assert isinstance(layer, LoRALinear)
+                stacks.setdefault(id(modules[path]), []).append(layer)
+
+        def replace(module: Module) -> Module | None:
+            layers = stacks.get(id(module), [])
+            stack: LoRALinear | None = None
+            for layer in layers:
+                top = copy.copy(layer)
+                top.base_layer = layer.base_layer if stack is None else stack
+                stack = top
+            return stack
+
+        return rebuild(self._base, replace)
+
+    def _get(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise ValueError(f"no adapter named {name!r}; there are: {', '.join(self._adapters)}")
+        return self._adapters[name]
+
+    # -- reporting and merging
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return how many numbers are trainable, and how many there are."""
+        sizes = [(p.size, p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the counts, as PEFT does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || "
+            f"trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def merge_and_unload(self) -> Module:
+        """Return a plain model with the active adapter in its weights; this model stays as it is.
+
+        Raises:
+            ValueError: if an adapter holds NaN or infinity.
+        """
+        merged = rebuild(self._view, _merged)
+        return copy.deepcopy(merged).requires_grad_(True)
+
+    # -- files
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write every adapter into PEFT's folder layout; needs the extra ``peft`` (safetensors).
+
+        The adapter named "default" goes into ``directory``, any other into a folder of its name.
+
+        Raises:
+            ImportError: without safetensors, naming the extra and the alternative.
+        """
+        for name, adapter in self._adapters.items():
+            folder = Path(directory) if name == "default" else Path(directory) / name
+            checkpoint.save_folder(folder, adapter.config, _arrays(adapter))
+
+    def save_adapter(self, file: str | Path, adapter_name: str | None = None) -> None:
+        """Write one adapter, config included, into one ``.npz`` file that needs only NumPy."""
+        adapter = self._get(self.active_adapter if adapter_name is None else adapter_name)
+        checkpoint.save_npz(file, adapter.config, _arrays(adapter))
+
+    def load_adapter(
+        self,
+        source: str | Path,
+        adapter_name: str,
+        *,
+        is_trainable: bool = False,
+        allow_nan: bool = False,
+    ) -> None:
+        """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
+
+        Raises:
+            CheckpointError: listing everything that is wrong with the files; nothing is changed.
+        """
+        if adapter_name in self._adapters:
+            raise ValueError(f"there is an adapter named {adapter_name!r} already")
+        checkpoint.check_name(adapter_name)
+        self._keep(adapter_name, _load(self._base, source, is_trainable, allow_nan))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: Module,
+        source: str | Path,
+        adapter_name: str = "default",
+        *,
+        is_trainable: bool = False,
+        allow_nan: bool = False,
+    ) -> PeftModel:
+        """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
+
+        The model is in evaluation mode and, unless ``is_trainable``, frozen.
+
+        Args:
+            base: the model the adapter was trained on; it is not changed.
+            source: a folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (needs the
+                extra ``peft``), or an ``.npz`` file.
+            adapter_name: the name to give it.
+            is_trainable: make the adapter trainable.
+            allow_nan: accept NaN and infinity.
+
+        Raises:
+            CheckpointError: listing everything that is wrong with the files.
+        """
+        _refuse_adapters(base)
+        checkpoint.check_name(adapter_name)
+        adapter = _load(base, source, is_trainable, allow_nan)
+        model = cls.__new__(cls)
+        model._base, model._adapters = base, {}
+        model._plain = model._view = rebuild(base, lambda _: None)
+        model.training = False
+        model._keep(adapter_name, adapter)
+        model.set_adapter(adapter_name)
+        return model.eval()
+
+    def __repr__(self) -> str:
+        active = ", ".join(self.active_adapters)
+        trainable, total = self.get_nb_trainable_parameters()
+        body = repr(self._view).replace("\n", "\n  ")
+        return f"PeftModel(active: {active}, {trainable:,} of {total:,} trainable\n  {body}\n)"
+
+
+def get_peft_model(
+    model: Module,
+    config: LoraConfig,
+    adapter_name: str = "default",
+    *,
+    rng: np.random.Generator | None = None,
+) -> PeftModel:
+    """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
+
+    ``model`` itself keeps its values and stays usable; its arrays become read-only, and an optimizer
+    that goes on training it works on copies of its own.
+
+    Raises:
+        ValueError: if no Linear layer matches, listing those that there are, or for any other name in
+            the config that matches nothing; nothing is changed.
+
+    >>> from loradora import MLP
+    >>> model = get_peft_model(MLP([784, 256, 10]), LoraConfig(r=4, target_modules=["0", "2"]))
+    >>> model.print_trainable_parameters()
+    trainable params: 5,224 || all params: 208,754 || trainable%: 2.5025
+    """
+    return PeftModel(model, config, adapter_name, rng=rng)
+
+
+def _refuse_adapters(base: Module) -> None:
+    if isinstance(base, PeftModel):
+        raise TypeError("the model has adapters already: use add_adapter or load_adapter")
+
+
+def _merged(module: Module) -> Module | None:
+    return module.merge() if isinstance(module, LowRankLinear) else None
+
+
+def _check_sum(chosen: Sequence[Adapter]) -> None:
+    for config in (adapter.config for adapter in chosen):
+        if config.use_dora:
+            raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
+        if config.bias != "none" or config.modules_to_save or config.lora_bias:
+            raise ValueError("adapters that train biases or whole modules do not add up")
+        if config.init_lora_weights in ("pissa", "olora"):
+            raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
+
+
+def _arrays(adapter: Adapter) -> dict[str, Any]:
+    return {key: p.data for key, p in adapter.trained.items()}
+
+
+def _load(base: Module, source: str | Path, is_trainable: bool, allow_nan: bool) -> Adapter:
+    """Return the adapter in the files, made for ``base``; either all of it fits or nothing is done."""
+    config, arrays = checkpoint.load(source)
+    config = dataclasses.replace(config, inference_mode=not is_trainable)
+    try:
+        _check_ranks(base, config, largest=max((a.size for a in arrays.values()), default=0))
+        adapter = Adapter(base, config, np.random.default_rng(0), strict=False)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
+    arrays = checkpoint.check(source, adapter.trained, arrays, allow_nan)
+    for key, p in adapter.trained.items():
+        p.data = arrays[key]
+    return adapter
+
+
+def _check_ranks(base: Module, config: LoraConfig, largest: int) -> None:
+    """Raise for a rank that no tensor of the file can have, before memory is allocated for it."""
+    for path, module in base.named_modules():
+        if isinstance(module, Linear) and path and config.targets(path):
+            r = config.options(path)["r"]
+            if r > largest:
+                raise ValueError(f"r={r} for {path}, but the largest tensor has {largest} entries")

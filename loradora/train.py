@@ -1,0 +1,123 @@
+"""Training and evaluation.  Nothing here prints: ``fit`` yields what happened, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import minigrad as mg
+from loradora.nn import Module, check_positive
+from loradora.optim import Optimizer, Schedule, constant
+
+
+class Step(NamedTuple):
+    """One step of training.
+
+    Attributes:
+        step: its number, from 1.
+        total: how many there will be.
+        loss: the mean cross-entropy of the batch before the step.
+        rate: the factor that the schedule put on the learning rate.
+    """
+
+    step: int
+    total: int
+    loss: float
+    rate: float
+
+
+class Evaluation(NamedTuple):
+    """How well a model does.
+
+    Attributes:
+        loss: the mean cross-entropy in nats.
+        accuracy: the share of right answers, 0 … 1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def fit(
+    model: Module,
+    x: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    *,
+    optimizer: Optimizer,
+    steps: int,
+    batch_size: int = 32,
+    schedule: Schedule = constant,
+    rng: np.random.Generator,
+) -> Iterator[Step]:
+    """Train a classifier on shuffled batches; yield a record after each step.
+
+    A generator: it works as it is iterated.  ``for step in fit(…): pass`` trains without a word.
+
+    Args:
+        model: from (batch, features) to logits (batch, classes).
+        x: inputs, shape (N, …).
+        labels: class numbers, shape (N,).
+        optimizer: over the parameters to train; others are not touched.
+        steps: how many batches to train on.
+        batch_size: examples in a batch; each epoch shuffles anew and drops no example.
+        schedule: from progress (0 at the first step) to a factor on the learning rate.
+        rng: the source of the shuffling.
+
+    Raises:
+        ValueError: at the first step, if x and labels differ in length or are empty.
+        FloatingPointError: if the loss is no longer finite; the step is not taken.
+    """
+    check_positive(steps=steps, batch_size=batch_size)
+    if len(x) != len(labels) or len(x) == 0:
+        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+    model.train()
+    batches = _batches(len(x), batch_size, rng)
+    for step in range(1, steps + 1):
+        chosen = next(batches)
+        loss = mg.cross_entropy(model(x[chosen]), labels[chosen])
+        if not np.isfinite(loss.data):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step}: try a smaller rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        factor = schedule((step - 1) / steps)
+        optimizer.step(factor)
+        yield Step(step, steps, loss.item(), factor)
+
+
+def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the indices of batches for ever, epoch after epoch."""
+    while True:
+        order = rng.permutation(n)
+        for start in range(0, n, size):
+            yield order[start : start + size]
+
+
+@mg.no_grad()
+def evaluate(
+    model: Module, x: npt.NDArray[Any], labels: npt.NDArray[Any], batch_size: int = 1000
+) -> Evaluation:
+    """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
+
+    Raises:
+        ValueError: if x and labels differ in length or are empty.
+    """
+    check_positive(batch_size=batch_size)
+    if len(x) != len(labels) or len(x) == 0:
+        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+    mode = model.training
+    model.eval()
+    try:
+        loss, right = 0.0, 0
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            logits = model(x[part])
+            loss += mg.cross_entropy(logits, labels[part], reduction="sum").item()
+            right += int(np.sum(np.argmax(logits.data, axis=1) == labels[part]))
+    finally:
+        model.train(mode)
+    return Evaluation(loss / len(x), right / len(x))
