@@ -1,0 +1,79 @@
+"""Lesson 3: a new operation: one block, and everything else follows.
+
+What you will see: softplus(a) = log(1 + eᵃ), a smooth relu, added to minigrad in one block; then, for
+nothing, broadcasting, float32, a place in the table of operations, a second and a third derivative.
+
+Why it matters: a derivative that can be read beside its function is one that can be checked.
+
+Read next: the beginning of minigrad/ops.py, which says what a rule may use; then 04_mlp.py.
+"""
+
+import numpy as np
+
+import minigrad as mg
+from minigrad.ops import OPS, op, sigmoid
+
+
+@op(lambda g, y, a: g * sigmoid(a))  # d log(1 + eᵃ) = eᵃ/(1 + eᵃ) da = σ(a) da   ⟹   ā = ȳ∘σ(a)
+def softplus(a):
+    """Return log(1 + eᵃ) = log(e⁰ + eᵃ), which NumPy computes without overflow."""
+    return np.logaddexp(0, a)
+
+
+def table():
+    """Print softplus and its derivatives, each the gradient of the one before."""
+    x = mg.Tensor([-30.0, -2.0, 0.0, 2.0, 30.0, 1000.0], requires_grad=True)
+    columns = [softplus(x)]
+    for _ in range(3):
+        columns.append(mg.grad(columns[-1].sum(), x, create_graph=True))
+    print("        x    softplus          1st          2nd          3rd derivative")
+    for row in zip(x.data, *(c.data for c in columns), strict=True):
+        print("   {:6g}{:12.4g}{:13.4g}{:13.4g}{:13.4g}".format(*row))
+    s = columns[1].data
+    worst = np.abs(columns[2].data - s * (1 - s)).max()
+    print(f"   \n   The second should be σ(1 − σ): the largest difference is {worst:.0e}\n")
+
+
+def for_nothing():
+    """Show what the block did not have to mention."""
+    print(f"In the table of operations: {'softplus' in OPS}  ({len(OPS)} of them)")
+
+    a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
+    b = mg.Tensor(np.linspace(0, 1, 4), requires_grad=True)
+    softplus(a * b).sum().backward()
+    print(
+        f"Broadcasting: a {a.shape} and b {b.shape} get gradients {a.grad.shape} and {b.grad.shape}"
+    )
+
+    x = mg.Tensor(np.ones(3, np.float32), requires_grad=True)
+    y = softplus(x)
+    y.sum().backward()
+    print(f"float32 stays: result {y.dtype}, gradient {x.grad.dtype}")
+
+    frozen = softplus(mg.Tensor([1.0]))
+    print(f"A frozen argument leaves no graph: requires_grad is {frozen.requires_grad}")
+
+    points = np.array([[-3.0, -0.5], [0.0, 2.0]])
+    mg.gradcheck(softplus, points)
+    mg.gradgradcheck(softplus, points)
+    print("gradcheck and gradgradcheck: passed\n")
+
+
+def against_relu():
+    """Where relu has a kink, softplus is smooth, so differences agree with it even at 0."""
+    mg.gradcheck(softplus, 0.0)
+    try:
+        mg.gradcheck(mg.relu, 0.0)
+    except mg.GradcheckError:
+        print("At 0: gradcheck passes softplus and refuses relu, which has its kink there.")
+    for sharpness in (1, 10, 100):
+        gap = softplus(0.0).item() / sharpness
+        print(
+            f"   softplus({sharpness:3}·x)/{sharpness:<3} is nowhere further from relu(x) than {gap:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    table()
+    for_nothing()
+    against_relu()
