@@ -1,0 +1,70 @@
+"""The price of the arithmetic: minigrad and loradora beside PyTorch, PEFT, HIPS autograd and MyGrad.
+
+    python tests/benchmarks/compare.py [--quick] [--out FILE]
+
+Needs the extra ``bench``.  Everybody works in one process and on one thread, in float32, taking turns.
+Shown are medians over the rounds, ± half the distance between the quartiles; a ratio is the median of
+the ratios within a round.  A ratio with a target beside it ends in ✓ or ✗.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and PyTorch are loaded
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["VECLIB_MAXIMUM_THREADS"] = "1"
+
+import argparse
+import gc
+import importlib.metadata
+import itertools
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import growth
+import inference
+import memory
+import overhead
+import steps
+import torch
+
+VERSIONS = "numpy", "torch", "peft", "autograd", "mygrad"
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def header() -> Iterator[str]:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
+    yield f"Python {platform.python_version()}, {versions}"
+    yield f"{platform.system()} {platform.machine()}, {processor()}; one thread; float32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, small cases only")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the printed text here, too")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    gc.freeze()  # what the imports left behind is nobody's garbage
+    sections = (section.report(options.quick) for section in (steps, inference, overhead))
+    more = (section.report(options.quick) for section in (memory, growth))
+    lines = []
+    for line in itertools.chain(header(), *sections, *more):
+        print(line, flush=True)
+        lines.append(line + "\n")
+    if options.out:
+        options.out.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

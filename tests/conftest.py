@@ -1,0 +1,27 @@
+"""How hard Hypothesis tries: 25 examples per promise, or with ``--thorough`` ten times as many."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+EXAMPLES = 25
+
+settings.register_profile(
+    "default",
+    max_examples=EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],  # a slow machine is not a failure
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=10 * EXAMPLES)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help=f"try {10 * EXAMPLES} random examples per promise instead of {EXAMPLES}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.getoption("--thorough") else "default")

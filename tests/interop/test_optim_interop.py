@@ -1,0 +1,96 @@
+"""From the same start, on the same batches, training here and in PyTorch is the same training."""
+
+from pathlib import Path
+
+import pytest
+
+NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
+torch = pytest.importorskip("torch", reason=NEEDED)
+peft = pytest.importorskip("peft", reason=NEEDED)
+pytest.importorskip("safetensors", reason=NEEDED)
+twins = pytest.importorskip("twins", reason=NEEDED)
+
+OPTIMIZERS = {
+    "SGD": ("SGD", {"lr": 0.1}),
+    "SGD with momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    "AdamW": ("AdamW", {}),
+    "AdamW of other options": (
+        "AdamW",
+        {"lr": 0.003, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.3},
+    ),
+    "AdamW without decay": ("AdamW", {"weight_decay": 0.0}),
+}
+
+VARIANTS = [name for name in OPTIMIZERS if name not in ("SGD", "AdamW")]
+
+#: Kinds that differ in what they train or in its gradient.
+KINDS = [
+    "LoRA",
+    "DoRA",
+    "rsLoRA",
+    "both patterns, rsDoRA",
+    "bias all, DoRA",
+    "bias lora_only",
+    "modules_to_save",
+    "modules_to_save, bias all",
+    "lora_bias",
+    "random B, DoRA",
+]
+
+
+def both(kind: str, dtype: str, folder: Path):
+    """Return an adapted model here and in PEFT that start from the same numbers."""
+    net = twins.net(dtype)
+    theirs = twins.adapt(net, **twins.KINDS[kind])
+    theirs.save_pretrained(str(folder))
+    return twins.load(twins.twin(net), folder, is_trainable=True), theirs
+
+
+@pytest.mark.parametrize("dtype", twins.TOLERANCE)
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [(kind, optimizer) for kind in KINDS for optimizer in ("SGD", "AdamW")]
+    + [(kind, optimizer) for kind in ("LoRA", "DoRA") for optimizer in VARIANTS],
+)
+def test_every_step_is_the_same(kind: str, optimizer: str, dtype: str, tmp_path: Path) -> None:
+    ours, theirs = both(kind, dtype, tmp_path)
+    start = {key: p.copy() for key, p in twins.trained(theirs).items()}
+    twins.agree(twins.trained(ours), start, tolerance=0)
+
+    name, options = OPTIMIZERS[optimizer]
+    pair = [twins.training(model, name, dtype, **options) for model in (ours, theirs)]
+    for _ in range(10):
+        assert next(pair[0]) == next(pair[1])
+        twins.agree(twins.trained(ours), twins.trained(theirs))
+    assert all((p != start[key]).any() for key, p in twins.trained(ours).items())
+
+
+@pytest.mark.parametrize("dtype", twins.TOLERANCE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_begun_in_peft_goes_on_here(kind: str, dtype: str, tmp_path: Path) -> None:
+    """After twenty steps there: the same outputs here, gradients, and further steps."""
+    net, batch = twins.net(dtype), twins.data(dtype, seed=99)
+    theirs = twins.train(twins.adapt(net, **twins.KINDS[kind]), 20, dtype=dtype)
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twins.twin(net), tmp_path, is_trainable=True)
+    twins.agree(twins.run(ours, batch[0]), twins.run(theirs, batch[0]))
+
+    theirs.zero_grad()
+    for model in (ours.train(), theirs.train()):
+        twins.backward(model, *batch)
+    twins.agree(twins.trained(ours, "grad"), twins.trained(theirs, "grad"))
+
+    for model in (ours, theirs):
+        twins.train(model, 3, dtype, lr=0.1)
+    twins.agree(twins.trained(ours), twins.trained(theirs))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "bias all, DoRA"])
+def test_training_begun_here_goes_on_in_peft(kind: str, tmp_path: Path) -> None:
+    net = twins.net()
+    ours = twins.train(twins.adapt(twins.twin(net), **twins.KINDS[kind]), 5)
+    ours.save_pretrained(tmp_path)
+    theirs = twins.load(net, tmp_path, is_trainable=True)
+    for model in (ours, theirs):
+        twins.train(model, 5, lr=0.1)
+    twins.agree(twins.trained(ours), twins.trained(theirs))

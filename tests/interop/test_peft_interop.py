@@ -1,0 +1,349 @@
+"""Adapters travel between loradora and PEFT in both directions and mean the same on both sides.
+
+The promise is 1e-6 in float32 and 1e-12 in float64, for whatever kind of adapter ``twins.KINDS``
+lists.  Since warnings are errors, each load also promises that PEFT misses no tensor.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loradora as ld
+
+NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
+torch = pytest.importorskip("torch", reason=NEEDED)
+peft = pytest.importorskip("peft", reason=NEEDED)
+safetensors_torch = pytest.importorskip("safetensors.torch", reason=NEEDED)
+twins = pytest.importorskip("twins", reason=NEEDED)
+
+every_kind = pytest.mark.parametrize("kind", twins.KINDS)
+every_kind_and_dtype = pytest.mark.parametrize(("kind", "dtype"), twins.KINDS_AND_DTYPES)
+both_methods = pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+both_dtypes = pytest.mark.parametrize("dtype", twins.TOLERANCE)
+
+
+def merged_alike(ours, theirs) -> None:
+    twins.agree(ours.merge_and_unload().state_dict(), twins.state(theirs.merge_and_unload()))
+
+
+# ---------------------------------------------------------------------------------- there and back
+
+
+@every_kind_and_dtype
+def test_an_adapter_trained_here_works_in_peft(kind: str, dtype: str, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(dtype), twins.data(dtype)
+    ours = twins.train(twins.adapt(twins.twin(net), **twins.KINDS[kind]), 5, dtype=dtype)
+    ours.save_pretrained(tmp_path)
+    theirs = twins.load(net, tmp_path)
+
+    assert np.abs(twins.run(ours, x) - twins.run(net, x)).max() > 0.001, "it learned nothing"
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+    merged_alike(ours, theirs)
+
+
+@every_kind_and_dtype
+def test_an_adapter_trained_in_peft_works_here(kind: str, dtype: str, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(dtype), twins.data(dtype)
+    theirs = twins.train(twins.adapt(net, **twins.KINDS[kind]), 5, dtype=dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = twins.load(twins.twin(net), tmp_path)
+
+    assert np.abs(twins.run(theirs, x) - twins.run(net, x)).max() > 0.001, "it learned nothing"
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+    merged_alike(ours, theirs)
+
+
+@every_kind
+def test_our_folder_is_like_one_of_pefts(kind: str, tmp_path: Path) -> None:
+    net, options = twins.net(), twins.KINDS[kind]
+    twins.adapt(twins.twin(net), **options).save_pretrained(tmp_path / "ours")
+    twins.adapt(net, **options).save_pretrained(str(tmp_path / "theirs"))
+
+    ours, theirs = twins.on_disk(tmp_path / "ours"), twins.on_disk(tmp_path / "theirs")
+    twice = (".modules_to_save.bias", ".original_module.bias")  # PEFT's with bias="all"
+    theirs = {key: array for key, array in theirs.items() if not key.endswith(twice)}
+    assert [(key, a.shape, a.dtype) for key, a in ours.items()] == [
+        (key, a.shape, a.dtype) for key, a in theirs.items()
+    ]
+
+
+@every_kind
+def test_our_config_is_like_one_of_pefts(kind: str, tmp_path: Path) -> None:
+    net, options = twins.net(), twins.KINDS[kind]
+    configs = {}
+    for side, base in (("ours", twins.twin(net)), ("theirs", net)):
+        twins.adapt(base, **options).save_pretrained(str(tmp_path / side))
+        configs[side] = json.loads((tmp_path / side / "adapter_config.json").read_text())
+        for label in ("auto_mapping", "peft_version"):  # who wrote it, from which class
+            assert label in configs[side]
+            del configs[side][label]
+    for config in configs.values():  # PEFT writes a set of names, and "all-linear" as such a set
+        names = config["target_modules"]
+        if names == "all-linear":
+            excluded = config["exclude_modules"] or ()
+            names = [f"layers.{i}" for i in (0, 2, 4)]
+            assert set(configs["theirs"]["target_modules"]) == set(names), excluded
+        config["target_modules"] = sorted(names) if isinstance(names, list) else names
+        config["exclude_modules"] = sorted(config["exclude_modules"] or ())
+    assert configs["ours"] == configs["theirs"]
+
+
+@every_kind
+def test_peft_parses_our_config(kind: str, tmp_path: Path) -> None:
+    options = twins.COMMON | twins.KINDS[kind]
+    twins.adapt(twins.twin(twins.net()), **options).save_pretrained(tmp_path)
+    read = peft.LoraConfig.from_pretrained(str(tmp_path)).to_dict()
+    meant = peft.LoraConfig(**options, inference_mode=True).to_dict()
+    assert {**read, "peft_version": None} == {**meant, "peft_version": None}
+
+
+@every_kind
+def test_a_file_of_peft_passes_through_here_unchanged(kind: str, tmp_path: Path) -> None:
+    net = twins.net()
+    theirs = twins.train(twins.adapt(net, **twins.KINDS[kind]), 2)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours = twins.load(twins.twin(net), tmp_path / "theirs")
+    ours.save_adapter(tmp_path / "adapter.npz")
+    twins.load(twins.twin(net), tmp_path / "adapter.npz").save_pretrained(tmp_path / "ours")
+    again, original = twins.on_disk(tmp_path / "ours"), twins.on_disk(tmp_path / "theirs")
+    twins.agree(again, {key: original[key] for key in again}, tolerance=0)
+    twins.agree(twins.state(twins.load(net, tmp_path / "ours")), twins.state(theirs), tolerance=0)
+
+
+def test_peft_would_say_if_our_file_missed_a_tensor(tmp_path: Path) -> None:
+    net = twins.net()
+    twins.adapt(twins.twin(net), use_dora=True).save_pretrained(tmp_path)
+    tensors = twins.on_disk(tmp_path)
+    del tensors["base_model.model.layers.0.lora_magnitude_vector"]
+    twins.safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        twins.load(net, tmp_path)
+    with pytest.raises(ld.CheckpointError, match=r"missing layers\.0\.lora_magnitude_vector"):
+        twins.load(twins.twin(net), tmp_path)
+
+
+# ------------------------------------------------------------------- PEFT's files, with their quirks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "all-linear", "modules_to_save": ["4"]},
+        {"target_modules": ["0", "4"], "modules_to_save": ["layers.4"]},
+        {"modules_to_save": ["4", "score"]},
+        {"modules_to_save": ["4"], "bias": "all"},
+    ],
+    ids=[
+        "all-linear, written as all layers, saved ones too",
+        "a target that is saved whole",
+        "a name that matches nothing",
+        "biases under two more names",
+    ],
+)
+def test_a_config_that_peft_writes_is_read_as_peft_means_it(options, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    theirs = twins.train(twins.adapt(net, **options), 5)
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twins.twin(net), tmp_path)
+    assert twins.adapted(ours) == twins.adapted(theirs)
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+
+
+@both_methods
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_half_precision_file_of_peft_works_here(
+    use_dora: bool, dtype: str, tmp_path: Path
+) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    theirs = twins.train(twins.adapt(net, use_dora=use_dora), 5)
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(getattr(torch, dtype))
+    theirs.save_pretrained(str(tmp_path))
+    for p in theirs.parameters():
+        p.data = p.data.float()
+    assert safetensors_torch.load_file(tmp_path / "adapter_model.safetensors")[
+        "base_model.model.layers.0.lora_A.weight"
+    ].dtype == getattr(torch, dtype)
+    ours = twins.load(twins.twin(net), tmp_path, is_trainable=True)
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+    twins.agree(twins.trained(ours), twins.trained(theirs), tolerance=0)
+
+
+# ------------------------------------------------------------------------------- names of adapters
+
+NAMES = ["other", "default2", "other_default", "foodefault_bar", "efaul", "lora_A", "weight"]
+
+
+@both_methods
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_of_any_name_travels(name: str, use_dora: bool, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    options = {**twins.COMMON, "use_dora": use_dora}
+    ours = ld.get_peft_model(
+        twins.twin(net), ld.LoraConfig(**options), name, rng=np.random.default_rng(3)
+    )
+    theirs = peft.get_peft_model(twins.net(), peft.LoraConfig(**options), name)
+    for side, model in (("ours", ours), ("theirs", theirs)):
+        twins.train(model, 3).save_pretrained(str(tmp_path / side))
+        assert twins.on_disk(tmp_path / side / name)
+    there = twins.load(net, tmp_path / "ours" / name, name)
+    here = twins.load(twins.twin(net), tmp_path / "theirs" / name, name)
+    twins.agree(twins.run(ours, x), twins.run(there, x))
+    twins.agree(twins.run(here, x), twins.run(theirs, x))
+
+
+def test_several_adapters_travel_together(tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    options = {
+        "default": {},
+        "other": {"use_dora": True, "r": 2},
+        "third": {"target_modules": ["4"], "use_rslora": True},
+    }
+    ours, theirs = twins.adapt(twins.twin(net)), twins.adapt(net)
+    for side, model, library in (("ours", ours, ld), ("theirs", theirs, peft)):
+        for name, changed in options.items():
+            if name != "default":
+                model.add_adapter(name, library.LoraConfig(**twins.COMMON | changed))
+            model.set_adapter(name)
+            twins.train(model, 3)
+        model.save_pretrained(str(tmp_path / side))
+    there = twins.load(net, tmp_path / "ours")
+    here = twins.load(twins.twin(net), tmp_path / "theirs")
+    for name in ("other", "third"):
+        there.load_adapter(str(tmp_path / "ours" / name), name)
+        here.load_adapter(tmp_path / "theirs" / name, name)
+    for name in options:
+        for model in (ours, theirs, there, here):
+            model.set_adapter(name)
+        twins.agree(twins.run(ours, x), twins.run(there.eval(), x))
+        twins.agree(twins.run(here, x), twins.run(theirs, x))
+
+
+def test_sums_of_adapters_are_pefts(tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    theirs = twins.adapt(net, init_lora_weights=False)
+    other = {"r": 2, "lora_alpha": 5, "target_modules": ["2", "4"], "init_lora_weights": False}
+    theirs.add_adapter("other", peft.LoraConfig(**other))
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twins.twin(net), tmp_path)
+    ours.load_adapter(tmp_path / "other", "other")
+    for model in (ours, theirs.eval()):
+        model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum", combination_type="cat")
+    for active in ("default", "other", "sum", ["default", "other"]):
+        ours.set_adapter(active)
+        theirs.base_model.set_adapter(active)
+        twins.agree(twins.run(ours, x), twins.run(theirs, x))
+
+
+# ------------------------------------------------------------------------- the same layer, call by call
+
+
+@both_dtypes
+@both_methods
+def test_modes_agree(use_dora: bool, dtype: str, tmp_path: Path) -> None:
+    """Training and evaluation mode, the adapter disabled, and any number of leading axes."""
+    net, (x, _) = twins.net(dtype), twins.data(dtype)
+    theirs = twins.train(twins.adapt(net, use_dora=use_dora), 5, dtype=dtype)
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twins.twin(net), tmp_path)
+    for mode in (True, False):
+        ours.train(mode)
+        theirs.train(mode)
+        for batch in (x, x[:1], x[:0], x.reshape(2, 4, 2, -1)):
+            twins.agree(twins.run(ours, batch), twins.run(theirs, batch))
+    with ours.disable_adapter(), theirs.disable_adapter():
+        twins.agree(twins.run(ours, x), twins.run(theirs, x))
+        twins.agree(twins.run(ours, x), twins.run(net, x))
+
+
+@both_dtypes
+@both_methods
+def test_dropout_falls_on_the_same_terms(use_dora: bool, dtype: str, tmp_path: Path) -> None:
+    """With the same mask on both sides, outputs and gradients with dropout agree."""
+    net, (x, labels) = twins.net(dtype), twins.data(dtype)
+    theirs = twins.train(twins.adapt(net, use_dora=use_dora), 5, dtype=dtype)
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twins.twin(net), tmp_path, is_trainable=True)
+    rng = np.random.default_rng(4)
+    masks = {i: (rng.random((16, twins.SIZES[i // 2])) < 0.5) * 2.0 for i in (0, 2)}
+
+    class TheirMask(torch.nn.Module):
+        def __init__(self, i: int) -> None:
+            super().__init__()
+            self.mask = torch.from_numpy(masks[i].astype(dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.mask
+
+    class OurMask(ld.Module):
+        def __init__(self, i: int) -> None:
+            self.mask = masks[i].astype(dtype)
+
+        def forward(self, x):
+            return x * self.mask
+
+    for i in masks:
+        theirs.base_model.model.layers[i].lora_dropout["default"] = TheirMask(i)
+        dict(ours.named_modules())[f"base_model.layers.{i}"].lora_dropout = OurMask(i)
+    undropped = twins.run(twins.load(net, tmp_path), x)
+    theirs.zero_grad()
+    for model in (ours.train(), theirs.train()):
+        twins.backward(model, x, labels)
+    assert np.abs(twins.run(ours, x) - undropped).max() > 0.001, "the mask does nothing"
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+    twins.agree(twins.trained(ours, "grad"), twins.trained(theirs, "grad"))
+
+
+@every_kind
+def test_the_report_reads_the_same(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    net, options = twins.net(), twins.KINDS[kind]
+    ours, theirs = twins.adapt(twins.twin(net), **options), twins.adapt(net, **options)
+    if "modules_to_save" in options:  # PEFT also counts the module that the saved one stands in for
+        replaced = sum(p.numel() for p in net.layers[4].parameters())
+        trainable, total = ours.get_nb_trainable_parameters()
+        assert (trainable, total + replaced) == theirs.get_nb_trainable_parameters()
+        return
+    said = []
+    for model in (ours, theirs):
+        model.print_trainable_parameters()
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+# -------------------------------------------------------------------------------------- base models
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_base_model_of_pytorch_is_read_from_safetensors(dtype: str, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(dtype), twins.data("float64")
+    safetensors_torch.save_file(net.state_dict(), tmp_path / "base.safetensors")
+    ours = ld.MLP(twins.SIZES, dtype=np.float64)
+    ld.load_model(tmp_path / "base.safetensors", ours)
+    twins.agree(twins.run(ours, x), twins.run(net.double(), x))
+
+
+@both_dtypes
+def test_a_base_model_travels_as_npz(dtype: str, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(dtype), twins.data(dtype)
+    np.savez(tmp_path / "theirs.npz", **twins.state(net))
+    ours = ld.MLP(twins.SIZES, dtype=dtype)
+    ld.load_model(tmp_path / "theirs.npz", ours)
+    twins.agree(twins.run(ours, x), twins.run(net, x))
+
+    ld.save_model(tmp_path / "ours.npz", ours)
+    with np.load(tmp_path / "ours.npz") as arrays:
+        again = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    twins.agree(twins.state(net), {name: t.numpy() for name, t in again.items()}, tolerance=0)
+
+
+@both_methods
+def test_a_merged_model_of_ours_is_a_checkpoint_for_pytorch(use_dora: bool, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    ours = twins.train(twins.adapt(twins.twin(net), use_dora=use_dora), 5)
+    ld.save_model(tmp_path / "merged.npz", ours.merge_and_unload())
+    with np.load(tmp_path / "merged.npz") as arrays:
+        net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    twins.agree(twins.run(ours, x), twins.run(net, x))

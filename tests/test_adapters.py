@@ -1,0 +1,782 @@
+"""LoRA and DoRA compute what their papers say, and their gradients are what calculus says.
+
+Three witnesses are called: finite differences, the closed forms of the module's docstring written out
+in plain NumPy, and the definition of a norm.  What is said about DoRA holds for the norm of rows and of
+columns, with the norm held constant and exactly differentiated.
+"""
+
+import contextlib
+import copy
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import loradora as ld
+import minigrad as mg
+from loradora import adapters
+from loradora.adapters import row_norm, row_squares
+
+DETACHED = {"DoRA": {}, "DoRA of columns": {"norm_axis": 0}}
+EXACT = {
+    "exact DoRA": {"detach_norm": False},
+    "exact DoRA of columns": {"detach_norm": False, "norm_axis": 0},
+}
+KINDS = {"LoRA": (ld.LoRALinear, {})} | {
+    name: (ld.DoRALinear, options) for name, options in {**DETACHED, **EXACT}.items()
+}
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_dora = pytest.mark.parametrize("kind", [*DETACHED, *EXACT])
+norm_axes = pytest.mark.parametrize("norm_axis", [1, 0], ids=["rows", "columns"])
+
+
+def fresh(kind, sizes=(3, 4), r=2, dtype=np.float64, seed=0, bias=True, **options):
+    """Return an untrained layer of ``sizes`` (in, out)."""
+    rng = np.random.default_rng(seed)
+    cls, own = KINDS[kind]
+    base = ld.Linear(*sizes, bias=bias, rng=rng, dtype=dtype)
+    return cls(base, **{"r": r, "lora_alpha": 3, "rng": rng, **own, **options})
+
+
+def trained(kind, *args, seed=0, **options):
+    """Return a layer whose adapter is anywhere: A, B and m are random, m of either sign."""
+    layer = fresh(kind, *args, seed=seed, **options)
+    rng = np.random.default_rng(seed + 1)
+    for p in layer.trainable_parameters():
+        p.data = rng.normal(size=p.shape).astype(p.dtype)
+    return layer
+
+
+def inputs(layer, batch=(5,), seed=0):
+    """Return an input x of shape (*batch, in) and an upstream gradient G of shape (*batch, out)."""
+    rng = np.random.default_rng(seed + 2)
+    out_features, in_features = layer.base_layer.weight.shape
+    dtype = layer.A.dtype
+    return (
+        rng.normal(size=(*batch, in_features)).astype(dtype),
+        rng.normal(size=(*batch, out_features)).astype(dtype),
+    )
+
+
+def gradients(layer, x, G):
+    """Return y and the gradients of x and of everything trained, by name."""
+    x = mg.Tensor(x, requires_grad=True)
+    wanted = {"x": x} | {n: p for n, p in layer.named_parameters() if p.requires_grad}
+    y = layer(x)
+    return y.data, dict(zip(wanted, (g.data for g in mg.grad(y, list(wanted.values()), G))))
+
+
+def closed_forms(layer, x, G):
+    """Return y and all gradients by the formulas of the papers, in plain NumPy; V is formed."""
+    W0, b = layer.base_layer.weight.data, layer.base_layer.bias.data
+    A, B, s = layer.A.data, layer.B.data, layer.scaling
+    rows, G_rows = x.reshape(-1, x.shape[-1]), G.reshape(-1, G.shape[-1])
+    V = W0 + s * B @ A
+    if isinstance(layer, ld.LoRALinear):
+        W, V_bar, m_bar = V, G_rows.T @ rows, {}
+    else:
+        axis = layer.norm_axis
+        norm = np.sqrt(np.sum(V**2, axis, keepdims=True))
+        unit, c = V / norm, np.expand_dims(layer.m.data, axis) / norm
+        W = c * V
+        along = np.sum(G_rows.T @ rows * unit, axis, keepdims=True)
+        m_bar = {"m": along.squeeze(axis)}  #                                          eq. 7
+        V_bar = c * (G_rows.T @ rows)  #                                               eq. 11
+        if not layer.detach_norm:
+            V_bar -= c * unit * along  #                                               eq. 6
+    return x @ W.T + b, {"x": G @ W, "A": s * B.T @ V_bar, "B": s * V_bar @ A.T, **m_bar}
+
+
+@st.composite
+def problems(draw):
+    """Draw sizes, rank, batch shape and seed: 1-D, 2-D and 3-D inputs and empty batches."""
+    size = st.integers(1, 4)
+    return {
+        "sizes": (draw(size), draw(size)),
+        "r": draw(st.integers(1, 5)),
+        "use_rslora": draw(st.booleans()),
+        "lora_alpha": draw(st.sampled_from([1, 3, 0.5])),
+        "seed": draw(st.integers(0, 2**16)),
+    }, draw(st.sampled_from([(), (1,), (3,), (0,), (2, 2), (2, 0)]))
+
+
+# ----------------------------------------------------------------------------- three witnesses
+
+
+def condition(layer):
+    """Return how much larger than V are the terms that V, whose length divides, is the sum of."""
+    W0, BA = layer.base_layer.weight.data, layer.scaling * layer.B.data @ layer.A.data
+    if isinstance(layer, ld.LoRALinear):
+        return 1
+    terms, V = ((a * a).sum(axis=layer.norm_axis) for a in (np.abs(W0) + np.abs(BA), W0 + BA))
+    return (terms / V).max()
+
+
+@every_kind
+@given(problem=problems())
+def test_outputs_and_gradients_follow_the_closed_forms(kind, problem):
+    options, batch = problem
+    layer = trained(kind, **options)
+    x, G = inputs(layer, batch)
+    y, found = gradients(layer, x, G)
+    expected_y, expected = closed_forms(layer, x, G)
+    size = max(1, *(np.abs(g).max(initial=0) for g in (expected_y, *expected.values())))
+    size *= condition(layer)
+    assert_allclose(y, expected_y, rtol=1e-12, atol=1e-12 * size)
+    assert found.keys() == expected.keys()
+    for name, g in expected.items():
+        assert found[name].shape == g.shape
+        assert_allclose(found[name], g, rtol=1e-12, atol=1e-12 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", *EXACT])
+@given(problem=problems())
+def test_finite_differences_agree(kind, problem):
+    options, batch = problem
+    layer = trained(kind, **options)
+    x, _ = inputs(layer, batch)
+    with norms_that_differences_can_see(layer):
+        mg.gradcheck(lambda x, *_: layer(x), x, *layer.trainable_parameters(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", DETACHED)
+@given(problem=problems())
+def test_finite_differences_agree_when_they_too_hold_the_norm_constant(kind, problem):
+    options, batch = problem
+    layer = trained(kind, **options)
+    x, G = inputs(layer, batch)
+    W0, b, s = layer.base_layer.weight.data, layer.base_layer.bias.data, layer.scaling
+    with norms_that_differences_can_see(layer):
+        norm = np.linalg.norm(W0 + s * layer.B.data @ layer.A.data, axis=layer.norm_axis)
+
+    def held(x, A, B, m):
+        c = m / norm
+        W = (c[:, None] if layer.norm_axis == 1 else c) * (W0 + s * (B @ A))
+        return x @ W.T + b
+
+    arrays = {"x": x} | {n: p.data for n, p in layer.named_parameters() if p.requires_grad}
+    mg.gradcheck(held, *arrays.values(), rtol=1e-5, atol=1e-7)
+    tensors = [mg.Tensor(a, requires_grad=True) for a in arrays.values()]
+    expected = mg.grad(held(*tensors), tensors, G)
+    found = gradients(layer, x, G)[1]
+    for name, g in zip(arrays, expected):
+        size = max(1, np.abs(g.data).max(initial=0))
+        assert_allclose(found[name], g.data, rtol=1e-12, atol=1e-12 * size, err_msg=name)
+
+
+@contextlib.contextmanager
+def norms_that_differences_can_see(layer):
+    """Leave out norms so near to 0 that a step of a difference walks around them."""
+    if isinstance(layer, ld.DoRALinear):
+        assume(layer.norm().data.min() > 0.05)
+    yield
+
+
+@pytest.mark.parametrize("kind", DETACHED)
+def test_the_default_is_not_the_derivative_and_finite_differences_say_so(kind):
+    layer = trained(kind)
+    x, _ = inputs(layer)
+    with pytest.raises(mg.GradcheckError, match=r"argument [12]"):
+        mg.gradcheck(lambda x, *_: layer(x), x, *layer.trainable_parameters())
+
+
+@norm_axes
+@given(problem=problems())
+def test_holding_the_norm_constant_changes_the_gradients_of_A_and_B_alone(norm_axis, problem):
+    options, batch = problem
+    held = trained("DoRA", norm_axis=norm_axis, **options)
+    exact = trained("exact DoRA", norm_axis=norm_axis, **options)
+    x, G = inputs(held, batch)
+    (y, found), (exact_y, exact_found) = gradients(held, x, G), gradients(exact, x, G)
+    for name in ("m", "x"):
+        size = max(1, np.abs(found[name]).max(initial=0))
+        assert_allclose(found[name], exact_found[name], rtol=1e-12, atol=1e-12 * size)
+    assert_allclose(y, exact_y, rtol=1e-12, atol=1e-12)
+
+
+def test_holding_the_norm_constant_does_change_the_gradients_of_A_and_B():
+    held, exact = trained("DoRA"), trained("exact DoRA")
+    x, G = inputs(held)
+    found, exact_found = gradients(held, x, G)[1], gradients(exact, x, G)[1]
+    for name in ("A", "B"):
+        assert np.abs(found[name] - exact_found[name]).max() > 0.01 * np.abs(found[name]).max()
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@given(seed=st.integers(0, 2**16))
+def test_the_exact_gradient_of_V_is_orthogonal_to_V(kind, seed):
+    """With r = in and A the identity, the gradient of B is s times that of V."""
+    layer = trained(kind, (3, 4), r=3, seed=seed)
+    layer.A.data = np.eye(3)
+    V = layer.base_layer.weight.data + layer.scaling * layer.B.data
+    V_bar = gradients(layer, *inputs(layer, seed=seed))[1]["B"]
+    lengths = np.linalg.norm(V, axis=layer.norm_axis) * np.linalg.norm(V_bar, axis=layer.norm_axis)
+    assert np.all(np.abs(np.sum(V_bar * V, layer.norm_axis)) <= 1e-12 * (1 + lengths))
+
+
+# ----------------------------------------------------------------------------- the start
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("scheme", [True, "gaussian"])
+@given(problem=problems())
+def test_at_the_start_the_layer_is_the_base_bit_by_bit(kind, dtype, scheme, problem):
+    options, batch = problem
+    layer = fresh(kind, dtype=dtype, init_lora_weights=scheme, **options)
+    x, _ = inputs(layer, batch)
+    expected = layer.base_layer(x).data
+    for mode in (True, False):
+        assert layer.train(mode)(x).data.tobytes() == expected.tobytes()
+
+
+@every_kind
+def test_the_base_and_the_layer_share_one_read_only_array(kind):
+    base = ld.Linear(3, 4)
+    cls, options = KINDS[kind]
+    layer = cls(base, r=2, lora_alpha=4, **options)
+    for shared, own in ((layer.base_layer.weight, base.weight), (layer.bias, base.bias)):
+        assert shared.data is own.data
+        assert not own.data.flags.writeable
+        assert not shared.requires_grad
+        assert own.requires_grad
+
+
+@every_kind
+def test_training_leaves_W0_as_it_was_byte_by_byte(kind):
+    layer = fresh(kind, (6, 5), dtype=np.float32)
+    W0, b = layer.base_layer.weight.data.tobytes(), layer.bias.data.tobytes()
+    optimizer = ld.AdamW(layer.parameters(), lr=0.1)
+    x, G = inputs(layer)
+    for _ in range(20):
+        optimizer.zero_grad()
+        layer(x).backward(G)
+        optimizer.step()
+    assert layer.base_layer.weight.data.tobytes() == W0
+    assert layer.bias.data.tobytes() == b
+    assert layer.base_layer.weight.grad is None
+    with pytest.raises(ValueError, match="read-only"):
+        layer.base_layer.weight.data[0] = 1
+
+
+@every_kind
+def test_no_gradient_is_ever_computed_for_a_frozen_weight(kind, monkeypatch):
+    layer = trained(kind)
+    W0, weights = layer.base_layer.weight.data, []
+    for_x, for_w, for_b = mg.ops.linear.vjps
+
+    def spy(g, y, x, w, b=None):
+        weights.append(w)
+        return for_w(g, y, x, w, b)
+
+    monkeypatch.setattr(mg.ops.linear, "vjps", (for_x, spy, for_b))
+    gradients(layer, *inputs(layer))
+    assert len(weights) == 2, "those of A and B"
+    assert not any(w is W0 for w in weights)
+
+
+# ----------------------------------------------------------------------------- the norm
+
+EXPONENTS = {
+    np.float64: [-200, -5, 0, 5, 140],
+    np.float32: [-30, -5, 0, 4, 17],
+    np.float16: [-3, 0, 1],
+}
+RTOL = {np.float64: 1e-13, np.float32: 1e-5, np.float16: 5e-2}
+
+
+def norms(W0, A, B, s):
+    """Return the norms of the rows of W0 + s B A as computed, and by definition."""
+    definition = mg.norm(mg.Tensor(W0) + s * (mg.Tensor(B) @ mg.Tensor(A)), axis=1)
+    with np.errstate(all="ignore"):
+        return row_norm(W0, A, B, s, row_squares(W0)).data, definition.data
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@given(data=st.data())
+def test_row_norm_is_its_definition(dtype, data):
+    """Also for entries whose squares overflow or vanish, and for rows of zeros."""
+    out, r, n = (data.draw(st.integers(1, 6)) for _ in range(3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    powers = st.sampled_from(EXPONENTS[dtype])
+    W0 = (
+        rng.normal(size=(out, n))
+        * 10.0 ** np.array(data.draw(st.lists(powers, min_size=out, max_size=out)))[:, None]
+    )
+    W0[rng.random(out) < 0.2] = 0
+    B = rng.normal(size=(out, r))
+    B[rng.random(out) < 0.2] = 0
+    W0, A, B = W0.astype(dtype), rng.normal(size=(r, n)).astype(dtype), B.astype(dtype)
+    s = data.draw(st.sampled_from([1.0, 0.5, 4 / math.sqrt(3)]))
+    found, expected = norms(W0, A, B, s)
+    assert found.dtype == dtype
+    assert_allclose(found, expected, rtol=RTOL[dtype], atol=0)
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@given(data=st.data())
+def test_row_norm_survives_cancellation(dtype, data):
+    """B A = −W0/s up to a little: small integers make all products exact, so no digit is excused."""
+    integers = st.integers(0, 2**16)
+    rng = np.random.default_rng(data.draw(integers))
+    A, B = rng.integers(-4, 5, (2, 6)), rng.integers(-4, 5, (5, 2))
+    little = rng.integers(-1, 2, (5, 6)) * (rng.random((5, 6)) < data.draw(st.floats(0, 1)))
+    found, expected = norms(
+        (little - 2 * B @ A).astype(dtype), A.astype(dtype), B.astype(dtype), 2.0
+    )
+    assert_allclose(expected, np.sqrt(np.sum(little**2, 1)), rtol=RTOL[dtype], atol=0)
+    assert_allclose(found, expected, rtol=RTOL[dtype], atol=0)
+
+
+@given(seed=st.integers(0, 2**16), part=st.floats(-4, -0.5))
+def test_row_norm_cancels_as_the_definition_does_in_float32(seed, part):
+    """B A = −W0/s · (1 + 10^part): what is left has lost as many digits as W0 + s B A has."""
+    rng = np.random.default_rng(seed)
+    A, B = rng.normal(size=(2, 40)).astype(np.float32), rng.normal(size=(9, 2)).astype(np.float32)
+    W0 = (-B.astype(np.float64) @ A * (1 + 10**part)).astype(np.float32)
+    found, expected = norms(W0, A, B, 1.0)
+    rounding = np.finfo(np.float32).eps * np.linalg.norm(W0, axis=1)
+    assert np.all(np.abs(found - expected) <= 1e-5 * expected + rounding)
+
+
+def test_row_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
+    rng = np.random.default_rng(0)
+    A, B = rng.normal(size=(2, 4)), rng.normal(size=(4, 2))
+    W0 = rng.normal(size=(4, 4))
+    W0[1] = 1e-3 * W0[1] - B[1] @ A
+    W0[2], B[2] = 0, 0
+    W0[3] *= 1e-170
+    B[3] *= 1e-170
+    G = rng.normal(size=4)
+    tensors = [mg.Tensor(A, requires_grad=True), mg.Tensor(B, requires_grad=True)]
+    found = mg.grad(row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
+    expected = mg.grad(mg.norm(W0 + tensors[1] @ tensors[0], axis=1), tensors, G)
+    for g, e in zip(found, expected):
+        assert_allclose(g.data, e.data, rtol=1e-9)
+    assert_array_equal(found[1].data[2], 0)
+
+
+@every_dora
+@pytest.mark.parametrize("B", ["B is zero, too", "B is not zero"])
+def test_a_row_without_length_has_scale_0_and_no_gradient_is_nan(kind, B):
+    layer = fresh(kind, (3, 4), bias=False)
+    base = ld.Linear(3, 4, bias=False, dtype=np.float64)
+    weight = base.weight.data.copy()
+    weight[2], weight[:, 1] = 0, 0
+    base.weight.data = weight
+    cls, options = KINDS[kind]
+    layer = cls(base, r=2, lora_alpha=4, **options)
+    empty = 2 if layer.norm_axis == 1 else 1
+    assert layer.m.data[empty] == 0
+    layer.m.data = np.ones(layer.m.shape)
+    if B == "B is not zero":  # but A is: V stays W0
+        layer.A.data = np.zeros(layer.A.shape)
+        layer.B.data = np.ones(layer.B.shape)
+    x, G = inputs(layer)
+    y, found = gradients(layer, x, G)
+    assert layer.scale().data[empty] == 0
+    assert all(np.all(np.isfinite(a)) for a in (y, *found.values()))
+    assert found["m"][empty] == 0
+    merged = layer.merge().weight.data
+    assert np.all(np.isfinite(merged))
+    assert not np.any(merged[2])
+    assert_allclose(merged @ x.T, y.T, atol=1e-12)
+
+
+def test_a_row_without_length_learns_once_B_gives_it_a_direction():
+    base = ld.Linear(3, 2, dtype=np.float64)
+    base.weight.data = np.zeros((2, 3))
+    layer = ld.DoRALinear(base, r=1, lora_alpha=1, rng=np.random.default_rng(0))
+    layer.B.data = np.ones((2, 1))
+    found = gradients(layer, *inputs(layer))[1]
+    assert np.all(found["m"] != 0)
+
+
+@every_dora
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_entries_whose_squares_leave_float32_do_no_harm(kind, size):
+    base = ld.Linear(5, 4, rng=np.random.default_rng(0))
+    base.weight.data = base.weight.data * np.float32(size)
+    cls, options = KINDS[kind]
+    layer = cls(base, r=2, lora_alpha=4, **options)
+    x, G = inputs(layer)
+    y, found = gradients(layer, x, G)
+    assert np.all(layer.m.data > 0)
+    assert_array_equal(y, base(x).data)
+    assert all(np.all(np.isfinite(g)) for g in found.values())
+
+
+def test_the_norm_of_many_float16_entries_does_not_overflow():
+    base = ld.Linear(9000, 1, dtype=np.float16)
+    base.weight.data = np.full((1, 9000), 64, np.float16)
+    assert_allclose(ld.DoRALinear(base, r=1, lora_alpha=1).m.data, 64 * math.sqrt(9000), rtol=1e-3)
+
+
+# ----------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Return the list of calls of row_norm."""
+    found = []
+
+    def spy(*args):
+        found.append(args)
+        return row_norm(*args)
+
+    monkeypatch.setattr(adapters, "row_norm", spy)
+    return found
+
+
+@pytest.mark.parametrize("kind", DETACHED)
+def test_evaluation_computes_the_norm_once(kind, calls):
+    layer = trained(kind).eval()
+    x, _ = inputs(layer)
+    calls.clear()
+    outputs = [layer(x).data for _ in range(5)]
+    assert len(calls) == 1
+    assert_array_equal(outputs[0], outputs[-1])
+    assert_allclose(in_training(layer, x), outputs[0], rtol=1e-12)
+
+
+def in_training(layer, x):
+    """Return what the layer computes in training mode, where nothing is cached."""
+    return copy.deepcopy(layer).train()(x).data
+
+
+CHANGES = {
+    "by assignment": lambda p: setattr(p, "data", p.data + 1),
+    "in place": lambda p: np.add(p.data, 1, out=p.data),
+    "of one entry": lambda p: p.data.__setitem__((0, 0), 7),
+}
+
+
+@pytest.mark.parametrize("kind", DETACHED)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_the_cached_norm_is_never_stale_after_a_change(kind, change, name):
+    layer = trained(kind).eval()
+    x, _ = inputs(layer)
+    layer(x)
+    CHANGES[change](getattr(layer, name))
+    assert_allclose(layer(x).data, in_training(layer, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", DETACHED)
+def test_the_cached_norm_is_never_stale_after_a_step_or_a_load(kind):
+    layer = trained(kind).eval()
+    x, G = inputs(layer)
+    state = trained(kind, seed=5).state_dict()
+    layer(x).backward(G)
+    for change in (
+        ld.SGD(layer.parameters(), lr=0.1).step,
+        lambda: layer.load_state_dict(state),
+        lambda: setattr(layer.base_layer.weight, "data", 2 * layer.base_layer.weight.data),
+    ):
+        layer(x)
+        change()
+        assert_allclose(layer(x).data, in_training(layer, x), rtol=1e-12)
+
+
+@every_dora
+def test_the_cached_norm_is_no_parameter(kind):
+    layer = trained(kind)
+    names = list(layer.state_dict())
+    layer.eval()(inputs(layer)[0])
+    assert list(layer.state_dict()) == names
+
+
+# ----------------------------------------------------------------------------- shapes and dtypes
+
+
+@every_kind
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (3,), (2, 3), (2, 0, 3)])
+def test_leading_axes_are_kept(kind, batch):
+    layer = trained(kind, (3, 4))
+    x, _ = inputs(layer, batch)
+    assert layer(x).shape == (*batch, 4)
+    assert layer.merge()(x).shape == (*batch, 4)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_everything_keeps_the_dtype_of_the_layer(kind, dtype):
+    layer = trained(kind, dtype=dtype, lora_dropout=0.5)
+    x, G = inputs(layer)
+    y, found = gradients(layer, x, G)
+    merged = layer.merge()
+    assert {a.dtype for a in (y, *found.values(), merged.weight, merged.bias)} == {np.dtype(dtype)}
+
+
+@every_kind
+def test_a_float64_array_does_not_widen_a_float32_layer(kind):
+    layer = trained(kind, dtype=np.float32)
+    assert layer(np.ones((2, 3))).dtype == np.float32
+    assert layer([[1, 2, 3]]).dtype == np.float32
+
+
+@every_kind
+def test_an_input_of_another_length_is_refused(kind):
+    with pytest.raises(ValueError, match=r"\(2, 7\)"):
+        trained(kind)(np.ones((2, 7)))
+
+
+# ----------------------------------------------------------------------------- dropout
+
+
+@every_kind
+def test_dropout_thins_the_input_of_the_correction_as_in_peft(kind):
+    layer = trained(kind, (30, 4), lora_dropout=0.4)
+    x, _ = inputs(layer, (6,))
+    dropped = copy.deepcopy(layer.lora_dropout)(x).data
+    W0, b = layer.base_layer.weight.data, layer.bias.data
+    sBA = layer.scaling * layer.B.data @ layer.A.data
+    if kind == "LoRA":
+        expected = x @ W0.T + b + dropped @ sBA.T
+    else:
+        axis = layer.norm_axis
+        c = np.expand_dims(layer.m.data / np.linalg.norm(W0 + sBA, axis=axis), axis)
+        expected = x @ W0.T + b + dropped @ ((c - 1) * W0).T + dropped @ (c * sBA).T
+    assert np.any(dropped == 0)
+    assert_allclose(layer(x).data, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_kind
+def test_dropout_is_reproducible_by_its_generator_and_off_in_evaluation(kind):
+    x = np.ones((4, 3))
+    one, same, other = (trained(kind, lora_dropout=0.5, seed=0) for _ in range(3))
+    assert_array_equal(one(x).data, same(x).data)
+    assert not np.array_equal(one(x).data, other(x).data), "a second draw"
+    assert_array_equal(one.eval()(x).data, trained(kind).eval()(x).data)
+    assert_array_equal(one.eval()(x).data, one(x).data)
+
+
+@every_kind
+def test_dropout_leaves_a_fresh_layer_at_the_base(kind):
+    layer = fresh(kind, lora_dropout=0.5)
+    x, _ = inputs(layer)
+    assert_allclose(layer(x).data, layer.base_layer(x).data, rtol=1e-14, atol=1e-15)
+
+
+# ----------------------------------------------------------------------------- merging
+
+
+@every_kind
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+@given(seed=st.integers(0, 2**16))
+def test_merged_is_live(kind, dtype, rtol, seed):
+    layer = trained(kind, (7, 6), dtype=dtype, seed=seed)
+    x, _ = inputs(layer)
+    live, merged = layer(x).data, layer.merge()
+    assert type(merged) is ld.Linear
+    assert np.abs(merged(x).data - live).max() <= rtol * (1 + np.abs(live).max())
+
+
+@every_kind
+def test_merging_changes_nothing_and_shares_nothing(kind):
+    layer = trained(kind)
+    before = layer.state_dict()
+    first = layer.merge()
+    first.weight.data[:], first.bias.data[:] = 0, 0
+    assert_state_equal(layer.state_dict(), before)
+    second = layer.merge()
+    assert np.any(second.weight.data)
+
+
+def assert_state_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+@every_kind
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_merge_with_nan_is_refused_and_names_the_tensor(kind, value):
+    for name, p in trained(kind).named_parameters():
+        if p.requires_grad:
+            layer = trained(kind)
+            tensor = dict(layer.named_parameters())[name]
+            tensor.data.flat[0] = value
+            before = layer.state_dict()
+            with pytest.raises(ValueError, match=f"{name} holds NaN or infinity"):
+                layer.merge()
+            assert_state_equal(layer.state_dict(), before)
+
+
+@every_kind
+def test_a_merge_with_nan_is_refused_for_a_frozen_adapter_too(kind):
+    layer = trained(kind)
+    layer.A.data[0, 0] = np.nan
+    layer.requires_grad_(False)
+    with pytest.raises(ValueError, match="A holds NaN or infinity"):
+        layer.merge()
+
+
+def test_loras_can_be_stacked():
+    rng = np.random.default_rng(0)
+    base = ld.Linear(3, 4, rng=rng, dtype=np.float64)
+    lower = ld.LoRALinear(base, r=2, lora_alpha=4, rng=rng, lora_bias=True)
+    upper = ld.LoRALinear(lower, r=1, lora_alpha=3, rng=rng)
+    for p in upper.trainable_parameters():
+        p.data = rng.normal(size=p.shape)
+    V = base.weight.data + sum(t.scaling * t.B.data @ t.A.data for t in (lower, upper))
+    b = base.bias.data + lower.scaling * lower.B_bias.data
+    x, G = inputs(lower)
+    y, found = gradients(upper, x, G)
+    assert_allclose(y, x @ V.T + b, rtol=1e-12)
+    assert_allclose(upper.merge()(x).data, y, rtol=1e-12)
+    assert found.keys() == {"x", "A", "B", "base_layer.A", "base_layer.B", "base_layer.B_bias"}
+
+
+def test_lora_bias_is_scaled_and_differentiated():
+    layer = trained("LoRA", lora_bias=True)
+    x, G = inputs(layer)
+    y, found = gradients(layer, x, G)
+    plain = trained("LoRA")
+    assert_allclose(y - layer.scaling * layer.B_bias.data, plain(x).data, rtol=1e-12, atol=1e-12)
+    assert_allclose(found["B_bias"], layer.scaling * G.sum(0), rtol=1e-12)
+    assert_allclose(layer.merge()(x).data, y, rtol=1e-12)
+
+
+def test_a_lora_bias_cannot_be_merged_into_a_layer_without_a_bias():
+    layer = trained("LoRA", bias=False, lora_bias=True)
+    layer(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="lora_bias into a layer without a bias"):
+        layer.merge()
+
+
+# ----------------------------------------------------------------------------- initialisation
+
+
+def assert_uniform(values, bound):
+    """The extremes and the second moment of a uniform distribution on ±bound."""
+    assert np.abs(values).max() <= bound
+    assert np.abs(values).max() > 0.99 * bound
+    assert abs(values.mean()) < 0.03 * bound
+    assert_allclose(values.std(), bound / math.sqrt(3), rtol=0.03)
+
+
+@every_kind
+def test_by_default_A_is_uniform_and_B_zero(kind):
+    layer = fresh(kind, (400, 30), r=50)
+    assert_uniform(layer.A.data, 1 / math.sqrt(400))
+    assert not np.any(layer.B.data)
+
+
+@every_kind
+def test_gaussian_A_has_standard_deviation_1_over_r_and_B_is_zero(kind):
+    A = fresh(kind, (400, 30), r=50, init_lora_weights="gaussian").A.data * 50
+    assert_allclose([A.mean(), A.std(), (A**4).mean()], [0, 1, 3], atol=0.2)
+    assert abs(A.std() - 1) < 0.02
+    assert not np.any(fresh(kind, init_lora_weights="gaussian").B.data)
+
+
+@every_kind
+def test_without_initialisation_B_is_random_and_the_adapter_acts_at_once(kind):
+    layer = fresh(kind, (400, 300), r=50, init_lora_weights=False)
+    assert_uniform(layer.A.data, 1 / math.sqrt(400))
+    assert_uniform(layer.B.data, 1 / math.sqrt(50))
+    if kind != "LoRA":
+        assert_allclose(layer.m.data, layer.norm().data)
+        assert_allclose(layer.scale().data, 1, rtol=1e-12)
+
+
+@every_kind
+def test_orthogonal_factors_are_not_zero_but_their_product_is(kind):
+    layer = fresh(kind, (40, 30), r=6, init_lora_weights="orthogonal")
+    assert min(np.abs(layer.A.data).mean(), np.abs(layer.B.data).mean()) > 0.01
+    assert np.abs(layer.B.data @ layer.A.data).max() < 1e-15
+
+
+def test_orthogonal_needs_an_even_rank():
+    with pytest.raises(ValueError, match="even r, not 3"):
+        fresh("LoRA", r=3, init_lora_weights="orthogonal")
+
+
+@every_kind
+@pytest.mark.parametrize("scheme", ["pissa", "olora"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_pissa_and_olora_take_a_part_out_of_W0_and_keep_the_function(kind, scheme, use_rslora):
+    rng = np.random.default_rng(0)
+    base = ld.Linear(7, 6, rng=rng, dtype=np.float64)
+    W0 = base.weight.data.copy()
+    cls, options = KINDS[kind]
+    layer = cls(base, r=3, lora_alpha=2, use_rslora=use_rslora, init_lora_weights=scheme, **options)
+    x = rng.normal(size=(5, 7))
+    assert_allclose(layer(x).data, base(x).data, rtol=1e-12, atol=1e-13)
+    assert_array_equal(base.weight.data, W0)
+    part = layer.scaling * layer.B.data @ layer.A.data
+    assert_allclose(layer.base_layer.weight.data, W0 - part, rtol=1e-12, atol=1e-15)
+    if scheme == "pissa":
+        U, S, Vt = np.linalg.svd(W0)
+        assert_allclose(part, U[:, :3] * S[:3] @ Vt[:3], atol=1e-13)
+    else:
+        assert_allclose(layer.B.data.T @ layer.B.data, np.eye(3), atol=1e-13)
+        assert_array_equal(layer.A.data, np.triu(layer.A.data))
+
+
+@pytest.mark.parametrize("scheme", ["pissa", "olora"])
+@pytest.mark.parametrize("options", [{"r": 4}, {"lora_alpha": 0}, {"lora_alpha": -1}])
+def test_pissa_and_olora_need_a_rank_that_W0_has_and_a_positive_scaling(scheme, options):
+    with pytest.raises(ValueError, match=f"'{scheme}' takes"):
+        fresh("LoRA", (3, 4), init_lora_weights=scheme, **options)
+
+
+@pytest.mark.parametrize("scheme", ["pissa", "olora"])
+def test_a_part_of_W0_can_not_be_taken_out_from_under_another_lora(scheme):
+    lower = trained("LoRA", (7, 6))
+    with pytest.raises(ValueError, match=scheme):
+        ld.LoRALinear(lower, r=2, lora_alpha=2, init_lora_weights=scheme)
+
+
+def test_a_seed_determines_the_start():
+    for scheme in (True, False, "gaussian", "orthogonal"):
+        one, same, other = (
+            fresh("LoRA", seed=seed, init_lora_weights=scheme).state_dict() for seed in (0, 0, 1)
+        )
+        assert_state_equal(one, same)
+        assert not np.array_equal(one["A"], other["A"])
+
+
+# ----------------------------------------------------------------------------- what is refused
+
+REFUSED = [
+    ({"r": 0}, ValueError, "r must be at least 1, not 0"),
+    ({"r": -1}, ValueError, "r must be at least 1, not -1"),
+    ({"r": True}, TypeError, "r must be an integer, not True"),
+    ({"r": 2.0}, TypeError, r"r must be an integer, not 2\.0"),
+    ({"r": "4"}, TypeError, "r must be an integer, not '4'"),
+    ({"lora_alpha": math.nan}, ValueError, "lora_alpha must be a finite number, not nan"),
+    ({"lora_alpha": math.inf}, ValueError, "lora_alpha must be a finite number, not inf"),
+    ({"lora_alpha": True}, ValueError, "lora_alpha must be a finite number, not True"),
+    ({"lora_dropout": -0.1}, ValueError, r"dropout rate must lie in \[0, 1\), not -0\.1"),
+    ({"lora_dropout": 1.0}, ValueError, r"dropout rate must lie in \[0, 1\), not 1\.0"),
+    ({"lora_dropout": math.nan}, ValueError, r"dropout rate must lie in \[0, 1\), not nan"),
+    ({"init_lora_weights": "eva"}, ValueError, "init_lora_weights must be one of .* not 'eva'"),
+    ({"init_lora_weights": 1}, ValueError, "init_lora_weights must be one of .* not 1"),
+    ({"base": ld.ReLU()}, TypeError, "adapts a Linear layer, not ReLU"),
+    ({"base": np.ones((3, 3))}, TypeError, "adapts a Linear layer, not ndarray"),
+]
+
+
+@pytest.mark.parametrize("cls", [ld.LoRALinear, ld.DoRALinear])
+@pytest.mark.parametrize(("wrong", "error", "message"), REFUSED, ids=lambda v: str(v)[:30])
+def test_bad_options_are_refused_by_name_and_value(cls, wrong, error, message):
+    options = {"base": ld.Linear(3, 4), "r": 2, "lora_alpha": 4, **wrong}
+    with pytest.raises(error, match=message):
+        cls(options.pop("base"), **options)
+
+
+@pytest.mark.parametrize("norm_axis", [2, -1, None])
+def test_an_unknown_norm_axis_is_refused(norm_axis):
+    with pytest.raises(ValueError, match=f"norm_axis must be 1 .* not {norm_axis}"):
+        fresh("DoRA", norm_axis=norm_axis)
+
+
+def test_dora_on_top_of_lora_is_refused():
+    with pytest.raises(TypeError, match="not LoRALinear"):
+        ld.DoRALinear(fresh("LoRA"), r=2, lora_alpha=4)

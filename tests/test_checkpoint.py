@@ -1,0 +1,708 @@
+"""Files hold what PEFT's hold, load only if all of it fits, and are never executed or half written."""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzz_adapter_files import fuzz
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import loradora as ld
+from loradora import CheckpointError, checkpoint
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+KINDS = {
+    "LoRA": {},
+    "DoRA": {"use_dora": True},
+    "rsLoRA": {"use_rslora": True, "lora_alpha": 3},
+    "rsDoRA": {"use_rslora": True, "use_dora": True},
+    "biases of adapted layers": {"bias": "lora_only", "target_modules": ["0"]},
+    "all biases": {"bias": "all", "target_modules": ["0"], "use_dora": True},
+    "a whole layer": {"target_modules": ["0"], "modules_to_save": ["2"]},
+    "a bias in B": {"lora_bias": True},
+    "ranks and alphas": {"rank_pattern": {"0": 3}, "alpha_pattern": {"2": 1}},
+    "pissa": {"init_lora_weights": "pissa"},
+    "dropout": {"lora_dropout": 0.25, "task_type": "CAUSAL_LM"},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def safetensors():
+    return pytest.importorskip("safetensors.numpy", reason="PEFT's file format needs safetensors")
+
+
+def base(dtype=np.float32):
+    return ld.MLP([3, 4, 2], rng=np.random.default_rng(0), dtype=dtype)
+
+
+def trained(kind="LoRA", name="default"):
+    """Return a model whose adapter's tensors are random."""
+    options = {"r": 2, "target_modules": ["0", "2"]} | KINDS[kind]
+    rng = np.random.default_rng(1)
+    model = ld.get_peft_model(base(), ld.LoraConfig(**options), name, rng=rng)
+    for p in model.trainable_parameters():
+        p.data = rng.normal(size=p.shape).astype(p.dtype)
+    return model.eval()
+
+
+def load(source, net=None, **options):
+    return ld.PeftModel.from_pretrained(base() if net is None else net, source, **options)
+
+
+def refuse(source, message, **options):
+    """Loading is refused with a clear message; the base and a model with adapters stay as they are."""
+    net, model = base(), trained()
+    before, expected = state_of(net), model(X).data
+    for attempt in (
+        lambda: load(source, net, **options),
+        lambda: model.load_adapter(source, "new", **options),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            attempt()
+    assert state_of(net) == before
+    assert list(model.peft_config) == ["default"]
+    assert_array_equal(model(X).data, expected)
+
+
+def state_of(model):
+    return {name: (a.dtype, a.tobytes()) for name, a in model.state_dict().items()}
+
+
+def read(file):
+    with np.load(file) as archive:
+        return dict(archive)
+
+
+def rewritten(folder, kind="LoRA", drop=(), config=None, **arrays):
+    """Return an ``.npz`` file of an adapter with some tensors and config values replaced."""
+    trained(kind).save_adapter(folder / "a.npz")
+    values = read(folder / "a.npz") | {
+        name if name == CONFIG else PREFIX + name: a for name, a in arrays.items()
+    }
+    if config is not None:
+        text = json.dumps(json.loads(values[CONFIG].tobytes()) | config)
+        values[CONFIG] = np.frombuffer(text.encode(), np.uint8)
+    for name in drop:
+        del values[name if name in values else PREFIX + name]
+    np.savez(folder / "a.npz", **values)
+    return folder / "a.npz"
+
+
+A, B, M = (
+    "layers.0." + name for name in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+)
+
+# ----------------------------------------------------------------------------- round trips
+
+
+@every_kind
+def test_npz_restores_the_adapter_bit_by_bit(kind, tmp_path):
+    model = trained(kind)
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = load(tmp_path / "a.npz")
+    assert_array_equal(loaded(X).data, model(X).data)
+    assert state_of(loaded) == state_of(model)
+
+
+@every_kind
+def test_a_folder_restores_the_adapter_bit_by_bit(kind, tmp_path, safetensors):
+    model = trained(kind)
+    model.save_pretrained(tmp_path / "new" / "folder")
+    loaded = load(tmp_path / "new" / "folder")
+    assert_array_equal(loaded(X).data, model(X).data)
+    assert state_of(loaded) == state_of(model)
+
+
+@every_kind
+def test_both_formats_hold_the_same(kind, tmp_path, safetensors):
+    model = trained(kind)
+    model.save_pretrained(tmp_path)
+    model.save_adapter(tmp_path / "a.npz")
+    arrays = read(tmp_path / "a.npz")
+    assert arrays.pop(CONFIG).tobytes() == (tmp_path / CONFIG).read_bytes()
+    tensors = safetensors.load_file(tmp_path / WEIGHTS)
+    assert arrays.keys() == tensors.keys()
+    assert all(arrays[name].tobytes() == tensors[name].tobytes() for name in arrays)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_loaded_adapter_is_frozen_and_evaluated_unless_asked_for_training(trainable, tmp_path):
+    trained("DoRA").save_adapter(tmp_path / "a.npz")
+    model = load(tmp_path / "a.npz", is_trainable=trainable)
+    assert bool(model.trainable_parameters()) is trainable
+    assert not any(m.training for _, m in model.named_modules())
+
+
+def test_every_adapter_has_a_folder_of_its_name(tmp_path, safetensors):
+    model = trained()
+    model.add_adapter("second", ld.LoraConfig(r=1, target_modules=["2"]))
+    model.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", CONFIG, WEIGHTS, "second"]
+    assert sorted(p.name for p in (tmp_path / "second").iterdir()) == ["README.md", CONFIG, WEIGHTS]
+    assert load(tmp_path / "second", adapter_name="x").peft_config["x"].r == 1
+
+
+def test_a_model_is_saved_and_loaded_by_name(tmp_path):
+    net, other = base(), ld.MLP([3, 4, 2])
+    ld.save_model(tmp_path / "net.npz", net)
+    ld.load_model(tmp_path / "net.npz", other)
+    assert state_of(other) == state_of(net)
+    assert read(tmp_path / "net.npz").keys() == net.state_dict().keys()
+
+
+def test_a_model_saved_by_another_library_is_loaded_from_safetensors(tmp_path, safetensors):
+    net, other = base(), ld.MLP([3, 4, 2])
+    safetensors.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    ld.load_model(tmp_path / "net.safetensors", other)
+    assert state_of(other) == state_of(net)
+
+
+def test_a_model_that_does_not_fit_is_refused_and_stays(tmp_path):
+    ld.save_model(tmp_path / "net.npz", ld.MLP([3, 5, 2]))
+    net = base()
+    before = state_of(net)
+    with pytest.raises(
+        CheckpointError, match=r"layers.0.weight has shape \(5, 3\), expected \(4, 3\)"
+    ):
+        ld.load_model(tmp_path / "net.npz", net)
+    assert state_of(net) == before
+
+
+# ----------------------------------------------------------------------------- what is on disk
+
+KEYS = {
+    "LoRA": {A, B, "layers.2.lora_A.weight", "layers.2.lora_B.weight"},
+    "biases of adapted layers": {A, B, "layers.0.base_layer.bias"},
+    "all biases": {A, B, M, "layers.0.base_layer.bias", "layers.2.bias"},
+    "a whole layer": {A, B, "layers.2.weight", "layers.2.bias"},
+    "a bias in B": {
+        f"layers.{i}.lora_{part}" for i in (0, 2) for part in ("A.weight", "B.weight", "B.bias")
+    },
+    "DoRA": {
+        f"layers.{i}.lora_{part}"
+        for i in (0, 2)
+        for part in ("A.weight", "B.weight", "magnitude_vector")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("name", ["default", "custom"])
+def test_tensors_have_the_names_and_shapes_of_peft(kind, name, tmp_path):
+    trained(kind, name).save_adapter(tmp_path / "a.npz")
+    arrays = read(tmp_path / "a.npz")
+    assert arrays.keys() == {CONFIG} | {PREFIX + key for key in KEYS[kind]}
+    shapes = {A: (2, 3), B: (4, 2), M: (4,), "layers.0.lora_B.bias": (4,)}
+    for key in KEYS[kind] & shapes.keys():
+        assert arrays[PREFIX + key].shape == shapes[key]
+
+
+def test_the_safetensors_file_is_sorted_contiguous_float32_with_the_format_of_pytorch(
+    tmp_path, safetensors
+):
+    model = trained("DoRA")
+    transposed = model.trainable_parameters()[0]
+    transposed._data = np.asfortranarray(transposed.data)
+    model.save_pretrained(tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    assert header.pop("__metadata__") == {"format": "pt"}
+    assert list(header) == sorted(header)
+    assert {entry["dtype"] for entry in header.values()} == {"F32"}
+    assert_array_equal(load(tmp_path)(X).data, model(X).data)
+
+
+def test_the_config_has_the_values_of_the_adapter_and_is_ready_for_inference(tmp_path, safetensors):
+    trained("rsDoRA").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert list(config) == sorted(ld.LoraConfig().to_dict())
+    chosen = ("inference_mode", "use_dora", "use_rslora", "r", "target_modules", "peft_type")
+    assert [config[key] for key in chosen] == [True, True, True, 2, ["0", "2"], "LORA"]
+
+
+# ----------------------------------------------------------------------------- other dtypes
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("layer", [np.float32, np.float64])
+def test_float_tensors_load_into_the_dtype_of_the_layer(dtype, layer, tmp_path):
+    value = np.arange(6, dtype=dtype).reshape(2, 3) / 4
+    file = rewritten(tmp_path, **{A: value})
+    loaded = dict(load(file, base(layer)).named_parameters())["base_model.layers.0.A"]
+    assert loaded.dtype == layer
+    assert_array_equal(loaded.data, value)
+
+
+def test_float16_and_bfloat16_safetensors_load_into_the_dtype_of_the_layer(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    value = np.array([[1, -2.5, 3], [0.15625, 0, 256]], np.float32)
+    for dtype, data in (
+        ("F16", value.astype(np.float16).tobytes()),
+        ("BF16", (value.view(np.uint32) >> 16).astype(np.uint16).tobytes()),
+    ):
+        replace_tensor(tmp_path / WEIGHTS, PREFIX + A, dtype, data)
+        loaded = dict(load(tmp_path).named_parameters())["base_model.layers.0.A"]
+        assert loaded.dtype == np.float32
+        assert_array_equal(loaded.data, value)
+
+
+def parts(file):
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def assemble(file, header, data, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def replace_tensor(file, name, dtype, data):
+    """Put a tensor of another dtype in the place of one, at the end of the file."""
+    header, old = parts(file)
+    header.pop("__metadata__", None)
+    tensors = {n: old[slice(*entry["data_offsets"])] for n, entry in header.items()} | {name: data}
+    header[name]["dtype"] = dtype
+    at = 0
+    for n, content in tensors.items():
+        header[n]["data_offsets"] = [at, at + len(content)]
+        at += len(content)
+    assemble(file, header, b"".join(tensors.values()))
+
+
+def test_a_value_too_large_for_the_layer_is_refused(tmp_path):
+    file = rewritten(tmp_path, **{A: np.full((2, 3), 1e300)})
+    refuse(file, "NaN or infinity in layers.0.lora_A.weight")
+
+
+# ----------------------------------------------------------------------------- what does not fit
+
+SHAPELESS = np.ones((2, 3), np.float32)
+
+MISFITS = {
+    "A is missing": ({"drop": [A]}, r"missing layers.0.lora_A.weight \(2, 3\)"),
+    "m is missing": (
+        {"kind": "DoRA", "drop": [M]},
+        r"missing layers.0.lora_magnitude_vector \(4,\)",
+    ),
+    "m is too much": ({M: np.ones(4)}, r"unexpected layers.0.lora_magnitude_vector \(4,\)"),
+    "another layer": ({"layers.1.lora_A.weight": SHAPELESS}, "unexpected layers.1.lora_A.weight"),
+    "transposed": ({A: SHAPELESS.T}, r"lora_A.weight has shape \(3, 2\), expected \(2, 3\)"),
+    "a scalar": ({A: np.float32(1)}, r"has shape \(\), expected \(2, 3\)"),
+    "int32": ({A: np.ones((2, 3), np.int32)}, "lora_A.weight has dtype int32, expected a float"),
+    "bool": ({A: np.ones((2, 3), bool)}, "lora_A.weight has dtype bool, expected a float"),
+    "complex": ({A: np.ones((2, 3), complex)}, "has dtype complex128, expected a float"),
+    "text": ({A: np.array([["a"] * 3] * 2)}, "has dtype <U1, expected a float"),
+    "NaN": (
+        {A: SHAPELESS * np.nan},
+        r"NaN or infinity in layers.0.lora_A.weight \(see allow_nan\)",
+    ),
+    "infinity": ({B: np.full((4, 2), np.inf)}, "NaN or infinity in layers.0.lora_B.weight"),
+    "a rank too high": ({"config": {"r": 4}}, r"has shape \(2, 3\), expected \(4, 3\)"),
+    "a rank too low": ({"config": {"r": 1}}, r"has shape \(2, 3\), expected \(1, 3\)"),
+    "an absurd rank": ({"config": {"r": 10**12}}, "r=1000000000000 for layers.0, but the largest"),
+    "fewer targets": ({"config": {"target_modules": ["0"]}}, "unexpected layers.2.lora_A.weight"),
+    "other targets": ({"config": {"target_modules": ["1"]}}, r"not layers.1 \(ReLU\)"),
+    "unknown targets": (
+        {"config": {"target_modules": ["q"]}},
+        "matches no Linear layer; there are: lay",
+    ),
+    "no targets": ({"config": {"target_modules": None}}, "target_modules is not set"),
+    "DoRA in the config": (
+        {"config": {"use_dora": True}},
+        r"missing layers.0.lora_magnitude_vector",
+    ),
+    "LoRA in the config": (
+        {"kind": "DoRA", "config": {"use_dora": False}},
+        "unexpected layers.0.lora_m",
+    ),
+    "a bias in the config": (
+        {"config": {"lora_bias": True}},
+        r"missing layers.0.lora_B.bias \(4,\)",
+    ),
+    "biases in the config": ({"config": {"bias": "all"}}, "missing layers.0.base_layer.bias"),
+    "another kind": ({"config": {"peft_type": "LOHA"}}, "peft_type must be 'LORA', not 'LOHA'"),
+    "an absent option": ({"config": {"use_qalora": True}}, "use_qalora=True is not implemented"),
+    "a bad rank": ({"config": {"r": 0}}, "r must be at least 1, not 0"),
+    "a rank in words": ({"config": {"r": "two"}}, "r must be an integer, not 'two'"),
+    "alpha NaN": ({"config": {"lora_alpha": float("nan")}}, "lora_alpha must be finite, not nan"),
+    "no dict": ({"config": {"rank_pattern": None}}, "rank_pattern must be a dict"),
+    "no expression": ({"config": {"target_modules": "("}}, "no regular expression"),
+    "no config": ({"drop": [CONFIG]}, f"holds no adapter: it has no {CONFIG}"),
+    "no JSON": (
+        {CONFIG: np.frombuffer(b"{", np.uint8)},
+        f"{CONFIG} in .*: Expecting property name",
+    ),
+    "no object": ({CONFIG: np.frombuffer(b"[1]", np.uint8)}, "expected an object, got list"),
+    "no text": ({CONFIG: np.frombuffer(b"\xff", np.uint8)}, "can't decode byte 0xff"),
+    "deep JSON": (
+        {CONFIG: np.frombuffer(b"[" * 10**5, np.uint8)},
+        "maximum recursion depth|Expecting",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_file_that_does_not_fit_is_refused(name, tmp_path):
+    changes, message = MISFITS[name]
+    refuse(rewritten(tmp_path, **changes), message)
+
+
+def test_all_problems_are_listed_at_once(tmp_path):
+    file = rewritten(tmp_path, drop=[B], **{A: SHAPELESS.T, "more": np.ones(1)})
+    with pytest.raises(CheckpointError) as caught:
+        load(file)
+    for problem in ("missing layers.0.lora_B.weight", "has shape (3, 2)", "unexpected more (1,)"):
+        assert problem in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_tensors_without_the_prefix_of_peft_are_refused(tmp_path):
+    trained().save_adapter(tmp_path / "a.npz")
+    arrays = read(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **arrays, stray=np.ones(1))
+    refuse(tmp_path / "a.npz", "tensors without the prefix 'base_model.model.': stray")
+
+
+def test_nan_is_accepted_if_asked_for_but_not_merged(tmp_path):
+    model = load(rewritten(tmp_path, **{A: SHAPELESS * np.nan}), allow_nan=True)
+    assert np.all(np.isnan(dict(model.named_parameters())["base_model.layers.0.A"].data))
+    with pytest.raises(ValueError, match="cannot merge: A holds NaN"):
+        model.merge_and_unload()
+
+
+def test_unknown_keys_of_a_newer_file_warn(tmp_path):
+    file = rewritten(tmp_path, config={"brand_new": 1})
+    with pytest.warns(UserWarning, match=r"unknown keys in the adapter config: \['brand_new'\]"):
+        load(file)
+
+
+def test_a_config_of_five_keys_and_a_file_without_metadata_load(tmp_path, safetensors):
+    model = trained()
+    model.save_pretrained(tmp_path)
+    values = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 8,
+        "target_modules": ["0", "2"],
+        "bias": "none",
+    }
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    safetensors.save_file(safetensors.load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS)
+    assert_array_equal(load(tmp_path)(X).data, model(X).data)
+
+
+# ----------------------------------------------------------------------------- damage
+
+
+class Trap:
+    """Unpickling this creates a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_the_trap_snaps(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("key", [PREFIX + A, CONFIG, "stray"])
+def test_a_pickled_object_is_refused_and_never_unpickled(key, tmp_path):
+    trap = np.array([Trap(tmp_path / "sprung")], object)
+    trained().save_adapter(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", allow_pickle=True, **read(tmp_path / "a.npz") | {key: trap})
+    refuse(tmp_path / "a.npz", "is not a valid .npz file: .*allow_pickle=False")
+    (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    refuse(tmp_path / "a.npz", "is not a valid .npz file")
+    with pytest.raises(CheckpointError, match=r"is not a valid \.npz file"):
+        ld.load_model(tmp_path / "a.npz", base())
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_npz_cut_anywhere_is_refused(tmp_path):
+    config = ld.LoraConfig(r=1, target_modules=["0"])
+    net = ld.MLP([1, 1])
+    ld.get_peft_model(net, config).save_adapter(tmp_path / "a.npz")
+    data = (tmp_path / "a.npz").read_bytes()
+    for length in range(len(data)):
+        (tmp_path / "a.npz").write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            load(tmp_path / "a.npz", net)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_folder_with_a_file_cut_anywhere_is_refused(file, tmp_path, safetensors):
+    net = ld.MLP([1, 1])
+    ld.get_peft_model(net, ld.LoraConfig(r=1, target_modules=["0"])).save_pretrained(tmp_path)
+    data = (tmp_path / file).read_bytes()
+    for length in range(len(data) - 1):  # the last byte of the JSON is a line feed
+        (tmp_path / file).write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            load(tmp_path, net)
+
+
+@given(
+    flips=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_flipped_bytes_are_refused_by_their_checksum(flips, tmp_path):
+    file = tmp_path / "a.npz"
+    trained().save_adapter(file)
+    data, expected = bytearray(file.read_bytes()), trained()(X).data
+    for at, mask in flips:
+        data[int(at * len(data))] ^= mask
+    file.write_bytes(data)
+    try:
+        loaded = load(file)
+    except CheckpointError:
+        return
+    assert_array_equal(loaded(X).data, expected)  # it was a byte without a meaning
+
+
+def test_damaged_files_are_refused_clearly_or_load_soundly(tmp_path):
+    counts = fuzz(200, tmp_path)
+    assert counts.total() == 200
+    assert {result for _, result in counts} == {"loaded", "refused"}
+
+
+def test_a_zip_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(CONFIG, json.dumps(ld.LoraConfig(target_modules=["0"]).to_dict()))
+    refuse(tmp_path / "a.npz", f"is not a valid .npz file: not an array: {CONFIG}")
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path):
+    trained().save_adapter(tmp_path / "a.npz")
+    file = io.BytesIO()
+    np.save(file, np.ones((2, 3), np.float32))
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        archive.writestr(f"{PREFIX}{A}.npy", file.getvalue())
+    refuse(tmp_path / "a.npz", "a name occurs twice")
+
+
+def test_a_single_array_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(3))
+    refuse(tmp_path / "a.npy", "is not a valid .npz file: it is a single array")
+
+
+def header(entry=None, **changes):
+    return {"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+FALSIFIED = {
+    "empty": (b"", b"", 0),
+    "no length": (None, b"\x01\x02", None),
+    "a length of 2⁶³": (header(), bytes(8), 2**63),
+    "a length of 2⁶⁴ − 1": (header(), bytes(8), 2**64 - 1),
+    "a length beyond the file": (header(), bytes(8), 1000),
+    "a length too short": (header(), bytes(8), 10),
+    "no JSON": (b"{{{", b"", None),
+    "no object": (b"[]", b"", None),
+    "a negative offset": (header(data_offsets=[-8, 0]), bytes(8), None),
+    "offsets the wrong way": (header(data_offsets=[8, 0]), bytes(8), None),
+    "an offset beyond the file": (header(data_offsets=[0, 800], shape=[200]), bytes(8), None),
+    "offsets that disagree with the shape": (header(shape=[3]), bytes(8), None),
+    "a hole": (header(data_offsets=[4, 12]), bytes(12), None),
+    "bytes too many": (header(), bytes(9), None),
+    "bytes too few": (header(), bytes(7), None),
+    "overlapping tensors": (
+        {**header(), "u": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
+        bytes(12),
+        None,
+    ),
+    "an unknown dtype": (header(dtype="F33"), bytes(8), None),
+    "a shape that overflows": (header(shape=[2**32, 2**32]), bytes(8), None),
+    "a negative shape": (header(shape=[-2]), bytes(8), None),
+    "a name twice": (
+        b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+        bytes(8),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALSIFIED)
+def test_a_falsified_safetensors_file_is_refused(name, tmp_path, safetensors):
+    text, data, length = FALSIFIED[name]
+    trained().save_pretrained(tmp_path)
+    if text is None:
+        (tmp_path / WEIGHTS).write_bytes(data)
+    else:
+        assemble(tmp_path / WEIGHTS, text, data, length)
+    refuse(tmp_path, "is not a valid safetensors file|tensors without the prefix")
+
+
+def test_an_intact_file_of_the_same_make_is_read(tmp_path, safetensors):
+    """What was falsified above is refused for its fault, not for the way it was written."""
+    assemble(tmp_path / "t.safetensors", header(), np.array([1, 2], np.float32).tobytes())
+    assert_array_equal(checkpoint._read_safetensors(tmp_path / "t.safetensors")["t"], [1, 2])
+
+
+@pytest.mark.parametrize("dtype", ["I32", "I64", "BOOL", "U8"])
+def test_safetensors_that_hold_no_floats_are_refused(dtype, tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    size = {"I32": 4, "I64": 8, "BOOL": 1, "U8": 1}[dtype]
+    replace_tensor(tmp_path / WEIGHTS, PREFIX + A, dtype, bytes(6 * size))
+    refuse(tmp_path, f"expected floating-point tensors, but {PREFIX}{A} has dtype {dtype}")
+
+
+# ----------------------------------------------------------------------------- the file system
+
+
+def test_what_is_not_there_is_named(tmp_path, safetensors):
+    refuse(tmp_path / "none.npz", "cannot read .*none.npz: No such file")
+    refuse(tmp_path, f"cannot read .*{WEIGHTS}: No such file")
+    trained().save_pretrained(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    refuse(tmp_path, f"cannot read .*{CONFIG}: No such file")
+    (tmp_path / CONFIG).mkdir()
+    refuse(tmp_path, f"cannot read .*{CONFIG}: Is a directory")
+
+
+def test_a_directory_in_the_place_of_a_file_is_left_alone(tmp_path, safetensors):
+    model = trained()
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot write .*a.npz: it is a directory"):
+        model.save_adapter(tmp_path / "a.npz")
+    with pytest.raises(CheckpointError, match=r"cannot write .*a.npz: it is a directory"):
+        ld.save_model(tmp_path / "a.npz", base())
+    (tmp_path / WEIGHTS).mkdir()
+    with pytest.raises(CheckpointError, match=f"cannot write .*{WEIGHTS}: it is a directory"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", "a\\b", "C:\\x", ""])
+def test_a_name_that_leaves_the_folder_is_refused(name, tmp_path):
+    model = trained()
+    model.save_adapter(tmp_path / "a.npz")
+    for attempt in (
+        lambda: model.load_adapter(tmp_path / "a.npz", name),
+        lambda: load(tmp_path / "a.npz", adapter_name=name),
+        lambda: trained(name=name),
+    ):
+        with pytest.raises(ValueError, match="an adapter's name becomes a folder"):
+            attempt()
+
+
+def failing_replace(monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+
+
+def failing_write(monkeypatch):
+    """The disk is full after 100 bytes."""
+    open_file = os.fdopen
+
+    class Full(io.BufferedWriter):
+        def write(self, data):
+            if self.tell() + len(data) > 100:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(os, "fdopen", lambda *args: Full(open_file(*args).detach()))
+
+
+def failing_sync(monkeypatch):
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+@pytest.mark.parametrize("fail", [failing_replace, failing_write, failing_sync])
+@pytest.mark.parametrize("save", ["save_adapter", "save_model"])
+def test_a_save_that_fails_midway_leaves_the_old_file_and_no_other(
+    fail, save, tmp_path, monkeypatch
+):
+    def write(model):
+        if save == "save_model":
+            ld.save_model(tmp_path / "a.npz", model)
+        else:
+            model.save_adapter(tmp_path / "a.npz")
+
+    write(trained())
+    old = (tmp_path / "a.npz").read_bytes()
+    fail(monkeypatch)
+    with pytest.raises(OSError, match=r"No space left|Input/output"):
+        write(trained("DoRA"))
+    assert (tmp_path / "a.npz").read_bytes() == old
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("fail", [failing_replace, failing_write, failing_sync])
+def test_a_folder_whose_save_fails_midway_keeps_its_files(fail, tmp_path, monkeypatch, safetensors):
+    trained().save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    fail(monkeypatch)
+    with pytest.raises(OSError, match=r"No space left|Input/output"):
+        trained("DoRA").save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_saved_file_replaces_the_old_one(tmp_path):
+    for kind in ("LoRA", "DoRA"):
+        trained(kind).save_adapter(tmp_path / "a.npz")
+        assert_array_equal(load(tmp_path / "a.npz")(X).data, trained(kind)(X).data)
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+# ----------------------------------------------------------------------------- without safetensors
+
+
+@pytest.mark.parametrize("missing", ["the module", "its import"])
+def test_without_safetensors_the_error_names_the_extra_and_the_alternative(
+    missing, tmp_path, monkeypatch
+):
+    (tmp_path / CONFIG).write_text("{}")
+    if missing == "the module":
+        for name in ("safetensors", "safetensors.numpy"):
+            monkeypatch.setitem(sys.modules, name, None)
+    else:
+        monkeypatch.setattr(builtins, "__import__", importing_no_safetensors(builtins.__import__))
+    for attempt, alternative in (
+        (lambda: trained().save_pretrained(tmp_path / "new"), "save_adapter"),
+        (lambda: load(tmp_path), "reads .npz files"),
+        (lambda: ld.load_model(Path("net.safetensors"), base()), "reads .npz files"),
+    ):
+        with pytest.raises(
+            ImportError, match=rf"pip install 'minigrad-loradora\[peft\]' .*{alternative}"
+        ):
+            attempt()
+    assert not (tmp_path / "new").exists()
+    trained().save_adapter(tmp_path / "a.npz")
+    load(tmp_path / "a.npz")
+
+
+def importing_no_safetensors(real):
+    def without(name, *args, **kwargs):
+        if name.startswith("safetensors"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    return without

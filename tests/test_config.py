@@ -1,0 +1,327 @@
+"""``LoraConfig`` understands what PEFT's does, says what it does not, and never ignores an option."""
+
+import dataclasses
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from loradora import LoraConfig
+from loradora.config import ABSENT
+
+KEYS = """
+    alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias
+    corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode
+    init_lora_weights kasa_config layer_replication layers_pattern layers_to_transform loftq_config
+    lora_alpha lora_bias lora_dropout lora_ga_config megatron_config megatron_core modules_to_save
+    monteclora_config peft_type peft_version qalora_group_size r rank_pattern revision target_modules
+    target_parameters task_type trainable_token_indices use_bdlora use_dora use_qalora use_rslora
+    velora_config
+"""
+
+# ----------------------------------------------------------------------------- options
+
+
+def test_the_defaults_are_those_of_peft():
+    config = LoraConfig()
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 8, 0.0, "none")
+    assert (config.init_lora_weights, config.rank_pattern, config.alpha_pattern) == (True, {}, {})
+    unset = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
+    assert {getattr(config, name) for name in (*unset, "layers_pattern", "task_type")} == {None}
+    assert not any(getattr(config, name) for name in ("use_rslora", "use_dora", "lora_bias"))
+
+
+def test_two_configs_share_no_patterns():
+    assert LoraConfig().rank_pattern is not LoraConfig().rank_pattern
+
+
+ACCEPTED = [
+    {"r": 1},
+    {"r": np.int64(4)},
+    {"lora_alpha": 0.5},
+    {"lora_alpha": 0},
+    {"lora_alpha": -3},
+    {"lora_dropout": 0},
+    {"lora_dropout": 0.999},
+    {"target_modules": ["q", "v"]},
+    {"target_modules": ("q", "v")},
+    {"target_modules": {"q", "v"}},
+    {"target_modules": r".*\.q"},
+    {"target_modules": "all-linear"},
+    {"exclude_modules": ["q"]},
+    {"exclude_modules": "q.*"},
+    *[{"bias": bias} for bias in ("none", "all", "lora_only")],
+    *[{"init_lora_weights": s} for s in (True, False, "gaussian", "orthogonal", "pissa", "olora")],
+    *[{"task_type": t} for t in (None, "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")],
+    *[{"task_type": t} for t in ("QUESTION_ANS", "FEATURE_EXTRACTION")],
+    {"target_modules": ["q"], "layers_to_transform": 1},
+    {"target_modules": ["q"], "layers_to_transform": [0, 2]},
+    {"target_modules": ["q"], "layers_to_transform": range(2), "layers_pattern": "layers"},
+    {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    {"modules_to_save": ["head"]},
+    {"rank_pattern": {"q": 4, r"^v\.0": 2}},
+    {"alpha_pattern": {"q": 0.5}},
+    {"use_dora": True, "use_rslora": True},
+    {"lora_bias": True},
+]
+
+
+@pytest.mark.parametrize("options", ACCEPTED, ids=str)
+def test_what_is_valid_is_accepted_and_survives_its_file(options):
+    config = LoraConfig(**options)
+    values = json.loads(json.dumps(config.to_dict()))
+    again = LoraConfig.from_dict(values)
+    assert again.to_dict() == config.to_dict()
+    for name, value in options.items():
+        plain = value if isinstance(value, (str, dict)) or not np.iterable(value) else sorted(value)
+        assert values[name] == plain
+
+
+REFUSED = [
+    ({"r": 0}, ValueError, "r must be at least 1, not 0"),
+    ({"r": -1}, ValueError, "r must be at least 1, not -1"),
+    ({"r": True}, TypeError, "r must be an integer, not True"),
+    ({"r": 2.0}, TypeError, r"r must be an integer, not 2\.0"),
+    ({"r": "4"}, TypeError, "r must be an integer, not '4'"),
+    ({"r": None}, TypeError, "r must be an integer, not None"),
+    ({"lora_alpha": math.nan}, ValueError, "lora_alpha must be finite, not nan"),
+    ({"lora_alpha": -math.inf}, ValueError, "lora_alpha must be finite, not -inf"),
+    ({"lora_alpha": 10**400}, ValueError, "lora_alpha must be finite, not 1000"),
+    ({"lora_alpha": True}, TypeError, "lora_alpha must be a number, not True"),
+    ({"lora_alpha": "16"}, TypeError, "lora_alpha must be a number, not '16'"),
+    ({"lora_dropout": -0.1}, ValueError, r"lora_dropout must lie in \[0, 1\), not -0\.1"),
+    ({"lora_dropout": 1.0}, ValueError, r"lora_dropout must lie in \[0, 1\), not 1\.0"),
+    ({"lora_dropout": math.nan}, ValueError, "lora_dropout must be finite, not nan"),
+    ({"lora_dropout": "0.1"}, TypeError, r"lora_dropout must be a number, not '0\.1'"),
+    ({"lora_dropout": None}, TypeError, "lora_dropout must be a number, not None"),
+    ({"lora_dropout": False}, TypeError, "lora_dropout must be a number, not False"),
+    ({"bias": "some"}, ValueError, "bias must be one of .* not 'some'"),
+    ({"bias": None}, ValueError, "bias must be one of .* not None"),
+    ({"init_lora_weights": "eva"}, ValueError, "init_lora_weights must be one of .* not 'eva'"),
+    ({"init_lora_weights": 1}, ValueError, "init_lora_weights must be one of .* not 1"),
+    ({"task_type": "CHAT"}, ValueError, "task_type must be one of .* not 'CHAT'"),
+    ({"peft_type": "LOHA"}, ValueError, "peft_type must be one of .* not 'LOHA'"),
+    ({"use_dora": 1}, ValueError, "use_dora must be one of .* not 1"),
+    ({"use_rslora": "yes"}, ValueError, "use_rslora must be one of .* not 'yes'"),
+    ({"inference_mode": None}, ValueError, "inference_mode must be one of .* not None"),
+    ({"fan_in_fan_out": True}, ValueError, r"fan_in_fan_out .* weights are \(out, in\)"),
+    ({"lora_bias": True, "use_dora": True}, ValueError, "lora_bias does not go with use_dora"),
+    ({"init_lora_weights": "orthogonal", "r": 3}, ValueError, "needs an even r, not 3"),
+    ({"target_modules": "q", "layers_to_transform": 1}, ValueError, "goes with a list"),
+    ({"target_modules": ["q"], "layers_pattern": "h"}, ValueError, "goes with layers_to_transform"),
+    ({"layers_to_transform": "1"}, TypeError, "must be a list of integers, not '1'"),
+    ({"layers_to_transform": [0.5]}, TypeError, r"must be a list of integers, not \[0\.5\]"),
+    ({"layers_to_transform": True}, TypeError, "must be a list of integers, not True"),
+    ({"target_modules": 5}, TypeError, "target_modules must be a list of names, not 5"),
+    ({"target_modules": [5]}, TypeError, r"target_modules must be a list of names, not \[5\]"),
+    ({"target_modules": {"q": 1}}, TypeError, "target_modules must be a list of names"),
+    ({"target_modules": "("}, ValueError, r"'\(' is no regular expression: missing \)"),
+    ({"exclude_modules": 5}, TypeError, "exclude_modules must be a list of names, not 5"),
+    ({"exclude_modules": "*"}, ValueError, r"'\*' is no regular expression"),
+    ({"modules_to_save": "head"}, TypeError, "modules_to_save must be a list of names, not 'head'"),
+    ({"modules_to_save": [None]}, TypeError, "modules_to_save must be a list of names"),
+    ({"layers_pattern": 5, "layers_to_transform": 1}, TypeError, "layers_pattern must be a list"),
+    ({"layers_pattern": ["["], "layers_to_transform": 1}, ValueError, "no regular expression"),
+    ({"rank_pattern": None}, TypeError, "rank_pattern must be a dict .* not None"),
+    ({"rank_pattern": ["q"]}, TypeError, "rank_pattern must be a dict"),
+    ({"rank_pattern": {3: 4}}, TypeError, "rank_pattern must be a dict from names"),
+    ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\] must be at least 1, not 0"),
+    ({"rank_pattern": {"q": 1.5}}, TypeError, r"rank_pattern\['q'\] must be an integer, not 1\.5"),
+    ({"rank_pattern": {"(": 4}}, ValueError, r"'\(' is no regular expression"),
+    ({"alpha_pattern": [("q", 1)]}, TypeError, "alpha_pattern must be a dict"),
+    ({"alpha_pattern": {"q": math.nan}}, ValueError, r"alpha_pattern\['q'\] must be finite"),
+    ({"alpha_pattern": {"q": "1"}}, TypeError, r"alpha_pattern\['q'\] must be a number, not '1'"),
+    ({"alpha_pattern": {"[": 1}}, ValueError, r"'\[' is no regular expression"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED, ids=lambda v: str(v)[:60])
+def test_what_is_not_valid_is_refused_by_name_and_value(options, error, message):
+    with pytest.raises(error, match=message):
+        LoraConfig(**options)
+
+
+def test_every_option_has_a_row_among_those_accepted_or_refused():
+    tried = {name for options in ACCEPTED for name in options}
+    tried |= {name for options, *_ in REFUSED for name in options}
+    assert {f.name for f in dataclasses.fields(LoraConfig)} - tried == {"peft_version"}
+
+
+# ----------------------------------------------------------------------------- the file
+
+
+def test_a_file_has_exactly_the_keys_of_peft():
+    assert list(LoraConfig().to_dict()) == sorted(KEYS.split())
+
+
+LABELS = {"auto_mapping", "base_model_name_or_path", "revision"} | {
+    "qalora_group_size",
+    "megatron_core",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ABSENT.keys() - LABELS))
+def test_an_option_that_is_not_implemented_is_refused_with_the_reason(name):
+    values = LoraConfig().to_dict()
+    assert values[name] == ABSENT[name][0]
+    with pytest.raises(ValueError, match=f"{name}='set' is not implemented: it {ABSENT[name][1]}"):
+        LoraConfig.from_dict(values | {name: "set"})
+
+
+@pytest.mark.parametrize("name", sorted(ABSENT))
+def test_an_option_that_is_not_implemented_cannot_be_passed_either(name):
+    with pytest.raises(TypeError, match=name):
+        LoraConfig(**{name: "set"})
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+def test_keys_that_only_say_where_a_file_came_from_are_accepted(name):
+    LoraConfig.from_dict(LoraConfig().to_dict() | {name: "somewhere"})
+
+
+def test_a_key_of_the_future_warns_and_is_named():
+    with pytest.warns(UserWarning, match=r"unknown keys .*\['brand_new', 'use_tomorrow'\]"):
+        config = LoraConfig.from_dict({"peft_type": "LORA", "use_tomorrow": 1, "brand_new": 2})
+    assert config == LoraConfig()
+
+
+def test_five_keys_are_a_config():
+    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = LoraConfig.from_dict(values | {"use_dora": True})
+    assert config == LoraConfig(r=4, lora_alpha=8, target_modules=["q"], use_dora=True)
+
+
+@pytest.mark.parametrize("values", [{}, {"peft_type": "LOHA"}, {"r": 8}], ids=str)
+def test_a_file_of_another_kind_of_adapter_is_refused(values):
+    with pytest.raises(ValueError, match="peft_type must be 'LORA', not"):
+        LoraConfig.from_dict(values)
+
+
+# ----------------------------------------------------------------------------- which layers
+
+A_LIST = ["q", "v"]
+
+TARGETS = [
+    # a list names whole trailing parts of a path
+    ({"target_modules": ["q"]}, "q", True),
+    ({"target_modules": ["q"]}, "layer.0.q", True),
+    ({"target_modules": ["q"]}, "layer.0.seq", False),
+    ({"target_modules": ["q"]}, "layer.0.q_proj", False),
+    ({"target_modules": ["q"]}, "q.0", False),
+    ({"target_modules": ["0.q"]}, "layer.0.q", True),
+    ({"target_modules": ["0.q"]}, "layer.10.q", False),
+    ({"target_modules": ["layer.0.q"]}, "layer.0.q", True),
+    ({"target_modules": A_LIST}, "layer.0.v", True),
+    ({"target_modules": A_LIST}, "layer.0.k", False),
+    ({"target_modules": []}, "q", False),
+    ({"target_modules": ["."]}, "q", False),
+    ({"target_modules": ["q.*"]}, "qx", False),  # no expression
+    # a string is an expression for the whole path
+    ({"target_modules": "q"}, "q", True),
+    ({"target_modules": "q"}, "layer.0.q", False),
+    ({"target_modules": r".*\.q"}, "layer.0.q", True),
+    ({"target_modules": r".*\.q"}, "q", False),
+    ({"target_modules": r".*\.(q|v)"}, "layer.0.v", True),
+    ({"target_modules": r".*\.(q|v)"}, "layer.0.vo", False),
+    ({"target_modules": r"layer\.[0-3]\.q"}, "layer.3.q", True),
+    ({"target_modules": r"layer\.[0-3]\.q"}, "layer.4.q", False),
+    ({"target_modules": r".*"}, "anything.at.all", True),
+    ({"target_modules": "all-linear"}, "anything.at.all", True),
+    # exclusion goes first
+    ({"target_modules": ["q"], "exclude_modules": ["0.q"]}, "layer.0.q", False),
+    ({"target_modules": ["q"], "exclude_modules": ["0.q"]}, "layer.1.q", True),
+    ({"target_modules": ["q"], "exclude_modules": r"layer\.0\..*"}, "layer.0.q", False),
+    ({"target_modules": ["q"], "exclude_modules": "q"}, "layer.0.q", True),
+    ({"target_modules": ".*", "exclude_modules": ["q"]}, "layer.0.q", False),
+    ({"target_modules": "all-linear", "exclude_modules": ["head"]}, "head", False),
+    ({"target_modules": ["q"], "exclude_modules": ["q"]}, "q", False),
+    # modules that train whole are no targets
+    ({"target_modules": "all-linear", "modules_to_save": ["head"]}, "head", False),
+    ({"target_modules": "all-linear", "modules_to_save": ["head"]}, "head.0", False),
+    ({"target_modules": "all-linear", "modules_to_save": ["head"]}, "model.head.0", False),
+    ({"target_modules": "all-linear", "modules_to_save": ["head"]}, "overhead", True),
+    # layer numbers
+    ({"target_modules": ["q"], "layers_to_transform": 1}, "model.layers.1.q", True),
+    ({"target_modules": ["q"], "layers_to_transform": 1}, "model.layers.11.q", False),
+    ({"target_modules": ["q"], "layers_to_transform": [0, 2]}, "model.layers.2.q", True),
+    ({"target_modules": ["q"], "layers_to_transform": [0, 2]}, "model.layers.1.q", False),
+    ({"target_modules": ["q"], "layers_to_transform": [1]}, "model.q", False),
+    ({"target_modules": ["q"], "layers_to_transform": [1]}, "model.layers.1.experts.0.q", True),
+    ({"target_modules": ["q"], "layers_to_transform": [0]}, "model.layers.1.experts.0.q", False),
+    ({"target_modules": ["q"], "layers_to_transform": []}, "model.layers.7.q", True),
+    ({"target_modules": ["model.q"], "layers_to_transform": [1]}, "model.q", True),
+    *[
+        (
+            {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": pattern},
+            path,
+            hit,
+        )
+        for pattern, path, hit in [
+            ("layers", "layers.1.q", True),
+            ("layers", "model.layers.1.q", True),
+            ("layers", "model.h.1.q", False),
+            (["h", "layers"], "model.h.1.q", True),
+            (["h", "layers"], "model.layers.2.q", False),
+            ("experts", "model.layers.0.experts.1.q", True),
+            ("layers", "model.layers.0.experts.1.q", False),
+            ("", "model.h.1.q", True),
+        ]
+    ],
+]
+
+
+@pytest.mark.parametrize(("options", "path", "hit"), TARGETS, ids=str)
+def test_which_layers_are_targets(options, path, hit):
+    assert LoraConfig(**options).targets(path) is hit
+
+
+def test_without_targets_there_is_nothing_to_match():
+    with pytest.raises(ValueError, match="target_modules is not set: name the Linear layers"):
+        LoraConfig().targets("q")
+
+
+PATTERNS = [
+    ("foo", "foo", True),
+    ("foo", "x.foo", True),
+    ("foo", "barfoo", False),
+    ("foo", "foo.x", False),
+    ("^foo", "foo", True),
+    ("^foo", "x.foo", False),
+    ("0.foo", "x.0.foo", True),
+    (r"layer\.\d+\.foo", "x.layer.12.foo", True),
+    ("foo|bar", "x.bar", True),
+    ("foo|bar", "x.barn", False),
+    (".*foo", "barfoo", True),
+]
+
+
+@pytest.mark.parametrize(("pattern", "path", "hit"), PATTERNS)
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
+def test_patterns_match_whole_trailing_parts(option, pattern, path, hit):
+    options = LoraConfig(r=8, lora_alpha=16, **{option: {pattern: 3}}).options(path)
+    name, default = {"rank_pattern": ("r", 8), "alpha_pattern": ("lora_alpha", 16)}[option]
+    assert options[name] == (3 if hit else default)
+
+
+def test_the_first_pattern_that_matches_wins_and_the_two_do_not_mix():
+    config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"q": 2, ".*": 4}, alpha_pattern={"v": 5})
+    found = {path: config.options(path) for path in ("x.q", "x.v")}
+    assert [(o["r"], o["lora_alpha"]) for o in found.values()] == [(2, 16), (4, 5)]
+
+
+def test_layers_get_the_options_of_the_config():
+    config = LoraConfig(
+        r=2, lora_alpha=5, use_rslora=True, lora_dropout=0.25, init_lora_weights="gaussian"
+    )
+    assert config.options("q") == {
+        "r": 2,
+        "lora_alpha": 5,
+        "use_rslora": True,
+        "lora_dropout": 0.25,
+        "init_lora_weights": "gaussian",
+    }
+    assert LoraConfig(lora_bias=True).options("q")["lora_bias"] is True

@@ -1,0 +1,551 @@
+"""The chain rule: what a graph remembers, when it forgets, and which work is not done."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad as mg
+
+DEEP = 100_000
+
+
+def leaf(value):
+    return mg.Tensor(np.asarray(value, dtype=float), requires_grad=True)
+
+
+def chain(x, length):
+    for _ in range(length):
+        x = x + 1
+    return x
+
+
+@pytest.fixture
+def no_gc():
+    """The garbage collector off: what disappears now was freed by its reference count alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Return a function that notes, for an op, the argument positions whose rules are called."""
+
+    def watch(op):
+        called = []
+
+        def watched(position, rule):
+            def noting(*args, **params):
+                called.append(position)
+                return rule(*args, **params)
+
+            return noting
+
+        monkeypatch.setattr(op, "vjps", tuple(watched(i, rule) for i, rule in enumerate(op.vjps)))
+        return called
+
+    return watch
+
+
+# ----------------------------------------------------------------------------- sums over paths
+
+
+def test_a_tensor_used_twice_receives_both_cotangents():
+    a = leaf(3.0)
+    b = a + a
+    c = b + b
+    c.backward()
+    assert a.grad == 4
+
+
+def test_every_path_counts_and_only_once():
+    x = leaf(2.0)
+    h = x * x
+    y = h * x + h  # x³ + x²
+    y.backward()
+    assert x.grad == 3 * 2**2 + 2 * 2
+
+
+def test_sixty_doublings_walk_sixty_tensors_not_two_to_the_sixty_paths():
+    x = leaf(1.0)
+    y = x
+    for _ in range(60):
+        y = y + y
+    y.backward()
+    assert y.item() == x.grad == 2.0**60
+
+
+def test_gradients_add_up_over_backward_calls():
+    x = leaf([1.0, 2.0])
+    (3 * x).sum().backward()
+    (x * x).sum().backward()
+    assert_array_equal(x.grad, [3 + 2 * 1, 3 + 2 * 2])
+
+
+def test_adding_to_a_gradient_leaves_the_earlier_array_alone():
+    x = leaf([1.0, 2.0])
+    (3 * x).sum().backward()
+    earlier = x.grad
+    (3 * x).sum().backward()
+    assert_array_equal(earlier, [3, 3])
+    assert_array_equal(x.grad, [6, 6])
+
+
+def test_two_leaves_with_the_same_cotangent_own_their_gradients():
+    a, b, upstream = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.ones(2)
+    (a + b).backward(upstream)
+    a.grad[0] = upstream[1] = 99
+    assert_array_equal(b.grad, [1, 1])
+    assert_array_equal(a.grad, [99, 1])
+
+
+def test_a_leaf_is_its_own_result():
+    x = leaf(5.0)
+    x.backward()
+    assert x.grad == 1
+
+
+def test_a_broadcast_argument_sums_over_its_repetitions():
+    column, row = leaf([[1.0], [2.0]]), leaf([10.0, 20.0, 30.0])
+    (column * row).sum().backward()
+    assert_array_equal(column.grad, [[60], [60]])
+    assert_array_equal(row.grad, [3, 3, 3])
+
+
+# ----------------------------------------------------------------------------- depth and memory
+
+
+def test_a_deep_chain_goes_forward_and_back_without_recursion():
+    x = leaf(0.0)
+    y = chain(x, DEEP)
+    y.backward()
+    assert y.item() == DEEP
+    assert x.grad == 1
+
+
+def test_a_deep_chain_can_be_dropped_without_going_back(no_gc):
+    start = leaf(0.0) + 1
+    memory = weakref.ref(start)
+    y = chain(start, DEEP)
+    del start
+    assert memory() is not None
+    del y
+    assert memory() is None
+
+
+def test_a_dropped_graph_is_freed_without_the_garbage_collector(no_gc):
+    x = leaf([1.0, 2.0])
+    h = mg.exp(x)
+    y = (h * h).sum()
+    memories = [weakref.ref(h), weakref.ref(y)]
+    del h, y
+    assert [memory() for memory in memories] == [None, None]
+
+
+def test_a_recorded_backward_pass_is_freed_without_the_garbage_collector(no_gc):
+    x = leaf([1.0, 2.0])
+    slope = mg.grad((x**3).sum(), x, create_graph=True)
+    memory = weakref.ref(slope)
+    del slope
+    assert memory() is None
+
+
+def test_backward_frees_the_graph_while_the_result_lives_on(no_gc):
+    x = leaf([1.0, 2.0])
+    h = mg.exp(x)
+    y = h.sum()
+    memory = weakref.ref(h)
+    del h
+    assert memory() is not None
+    y.backward()
+    assert memory() is None
+    assert y.item() == np.exp([1, 2]).sum()
+
+
+# ----------------------------------------------------------------------------- released graphs
+
+
+def test_a_second_backward_is_refused_and_names_the_way_out():
+    x = leaf(3.0)
+    y = x * x
+    y.backward()
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        y.backward()
+    assert x.grad == 6
+
+
+def test_a_retained_graph_can_be_walked_again():
+    x = leaf(3.0)
+    y = x * x
+    y.backward(retain_graph=True)
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad == 3 * 6
+    with pytest.raises(RuntimeError, match="released"):
+        y.backward()
+
+
+def test_results_that_share_a_released_part_are_refused_before_any_gradient_is_written():
+    x, w = leaf(2.0), leaf(5.0)
+    shared = x * x
+    first, second = shared * 3, shared * w
+    first.backward()
+    with pytest.raises(RuntimeError, match="released"):
+        second.backward()
+    with pytest.raises(RuntimeError, match="released"):
+        mg.grad(second, w)
+    assert x.grad == 12
+    assert w.grad is None
+
+
+def test_results_that_share_a_retained_part_add_up():
+    x, w = leaf(2.0), leaf(5.0)
+    shared = x * x
+    first, second = shared * 3, shared * w
+    first.backward(retain_graph=True)
+    second.backward()
+    assert x.grad == 3 * 4 + 5 * 4
+    assert w.grad == 4
+
+
+# ----------------------------------------------------------------------------- refusals
+
+
+def constant():
+    return mg.Tensor([1.0, 2.0]).sum(), None
+
+
+def vector():
+    return leaf([1.0, 2.0]) * 2, None
+
+
+def wrong_shape(gradient_shape):
+    return lambda: (leaf(np.ones((2, 3))) * 2, np.ones(gradient_shape))
+
+
+REFUSALS = [
+    pytest.param(constant, RuntimeError, "requires a gradient", id="needs no gradient"),
+    pytest.param(vector, RuntimeError, r"\(2,\)", id="vector without a gradient"),
+    pytest.param(wrong_shape(()), ValueError, r"\(\).*\(2, 3\)", id="scalar gradient"),
+    pytest.param(wrong_shape((3,)), ValueError, r"\(3,\).*\(2, 3\)", id="row gradient"),
+    pytest.param(wrong_shape((1, 3)), ValueError, r"\(1, 3\).*\(2, 3\)", id="stretched gradient"),
+    pytest.param(wrong_shape((1, 2, 3)), ValueError, r"\(1, 2, 3\)", id="one axis more"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSALS)
+def test_backward_refuses(make, error, message):
+    y, gradient = make()
+    with pytest.raises(error, match=message):
+        y.backward(gradient)
+
+
+@pytest.mark.parametrize(("make", "error", "message"), REFUSALS)
+def test_grad_refuses(make, error, message):
+    y, gradient = make()
+    with pytest.raises(error, match=message):
+        mg.grad(y, [], gradient)
+
+
+def test_a_refused_backward_leaves_the_graph_and_every_gradient_untouched():
+    x = leaf([1.0, 2.0])
+    x.grad = kept = np.array([7.0, 7.0])
+    y = x * x
+    with pytest.raises(RuntimeError):
+        y.backward()
+    with pytest.raises(ValueError, match="shape"):
+        y.backward(np.ones(3))
+    assert x.grad is kept
+    y.backward(np.ones(2))
+    assert_array_equal(x.grad, [7 + 2, 7 + 4])
+
+
+def test_the_gradient_weights_the_entries_of_the_result():
+    x = leaf([1.0, 2.0, 3.0])
+    (x * x).backward([1, 0, -1])
+    assert_array_equal(x.grad, [2, 0, -6])
+
+
+def test_a_single_number_of_any_shape_needs_no_gradient():
+    x = leaf([[[3.0]]])
+    (x * x).backward()
+    assert_array_equal(x.grad, [[[6]]])
+
+
+# ----------------------------------------------------------------------------- grad
+
+
+def test_grad_differentiates_to_leaves_intermediates_and_the_result_itself():
+    x = leaf(2.0)
+    h = x * x
+    y = 3 * h
+    assert [g.item() for g in mg.grad(y, [x, h, y])] == [12, 3, 1]
+
+
+def test_grad_returns_a_tensor_for_a_tensor_and_a_list_for_several():
+    x = leaf([1.0, 2.0])
+    y = (x * x).sum()
+    assert isinstance(mg.grad(y, x), mg.Tensor)
+    assert isinstance(mg.grad(y, [x]), list)
+    assert mg.grad(y, ()) == []
+
+
+def test_the_gradient_of_what_was_not_used_is_zeros_of_its_shape_and_dtype():
+    x, unused = leaf(2.0), mg.Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    after = x * 5
+    _, g, of_later = mg.grad(x * x, [x, unused, after])
+    assert_array_equal(g.data, np.zeros((2, 3), np.float32), strict=True)
+    assert of_later.item() == 0
+
+
+def test_grad_writes_to_no_tensor_and_keeps_the_graph():
+    x = leaf(3.0)
+    y = x * x
+    first, second = mg.grad(y, x), mg.grad(y, x)
+    assert first.item() == second.item() == 6
+    assert x.grad is None
+    y.backward()
+    assert x.grad == 6
+
+
+def test_grad_refuses_what_requires_no_gradient_and_says_which():
+    x, frozen = leaf(2.0), mg.Tensor(np.ones((4, 5)))
+    with pytest.raises(RuntimeError, match=r"tensor 1 .*\(4, 5\)"):
+        mg.grad((x * frozen).sum(), [x, frozen])
+
+
+def test_the_gradients_share_no_memory():
+    a, b, upstream = leaf([1.0, 2.0]), leaf([1.0, 2.0]), np.ones(2)
+    left, right = mg.grad(a + b, [a, b], upstream)
+    assert not np.shares_memory(left.data, right.data)
+    assert not np.shares_memory(left.data, upstream)
+
+
+# ----------------------------------------------------------------------------- work not done
+
+
+def test_grad_does_no_work_outside_the_path(spy):
+    called, elsewhere = spy(mg.mul), spy(mg.exp)
+    x, w = leaf(2.0), leaf(3.0)
+    y = mg.exp(w) + x * x
+    assert mg.grad(y, x).item() == 4
+    assert called == [0, 1]
+    assert elsewhere == []
+
+
+def test_grad_stops_at_the_intermediate_that_was_asked_for(spy):
+    called = spy(mg.exp)
+    h = mg.exp(leaf(0.0))
+    assert mg.grad(h * 5, h).item() == 5
+    assert called == []
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_the_rule_of_a_frozen_argument_is_never_called(spy, trained):
+    called = spy(mg.matmul)
+    arguments = [mg.Tensor(np.ones((2, 2)), requires_grad=i == trained) for i in (0, 1)]
+    mg.matmul(*arguments).sum().backward()
+    assert called == [trained]
+    assert arguments[1 - trained].grad is None
+
+
+def test_a_computation_on_frozen_tensors_leaves_no_trace(no_gc):
+    frozen = mg.Tensor([1.0, 2.0])
+    h = mg.exp(frozen)
+    memory = weakref.ref(h)
+    y = h * leaf([1.0, 1.0])
+    del h
+    assert memory() is None
+    assert y.requires_grad
+
+
+# ----------------------------------------------------------------------------- no_grad
+
+
+def records():
+    return (leaf(1.0) * 2).requires_grad
+
+
+def test_no_grad_records_nothing_and_keeps_no_memory(no_gc):
+    x = leaf([1.0, 2.0])
+    with mg.no_grad():
+        h = x * x
+        y = h.sum()
+    memory = weakref.ref(h)
+    del h
+    assert memory() is None
+    assert y.item() == 5
+    assert not y.requires_grad
+    assert records()
+
+
+def test_no_grad_nests():
+    with mg.no_grad():
+        with mg.no_grad():
+            assert not records()
+        assert not records()
+    assert records()
+
+
+def test_no_grad_ends_on_an_exception():
+    with pytest.raises(KeyError), mg.no_grad():
+        raise KeyError
+    assert records()
+
+
+def test_no_grad_decorates():
+    @mg.no_grad()
+    def recording():
+        return records()
+
+    assert [recording(), recording(), records()] == [False, False, True]
+
+
+def test_no_grad_concerns_its_own_thread_only():
+    elsewhere = []
+    with mg.no_grad():
+        thread = threading.Thread(target=lambda: elsewhere.append(records()))
+        thread.start()
+        thread.join()
+        assert not records()
+    assert elsewhere == [True]
+
+
+def test_a_constant_made_under_no_grad_is_a_constant_of_a_later_graph():
+    x = leaf(3.0)
+    with mg.no_grad():
+        square = x * x
+    (square * x).backward()
+    assert x.grad == 9
+
+
+def test_threads_walk_their_own_graphs_over_shared_leaves():
+    x, found = leaf(2.0), {}
+    start = threading.Barrier(4)
+
+    def walk(n):
+        start.wait()
+        found[n] = [mg.grad(chain(x * n, 200), x).item() for _ in range(10)]
+
+    threads = [threading.Thread(target=walk, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [n] * 10 for n in range(4)}
+
+
+# ----------------------------------------------------------------------------- values under a graph
+
+
+def test_detach_shares_memory_and_stops_the_gradient():
+    x = leaf([1.0, 2.0])
+    stopped = x.detach()
+    assert np.shares_memory(stopped.data, x.data)
+    assert not stopped.requires_grad
+    (x * stopped).sum().backward()
+    assert_array_equal(x.grad, [1, 2])
+
+
+def test_detach_of_a_result_frees_its_graph(no_gc):
+    h = mg.exp(leaf(1.0))
+    memory = weakref.ref(h)
+    h = h.detach()
+    assert memory() is None
+    assert h.item() == np.exp(1.0)
+
+
+def test_a_leaf_assigned_between_forward_and_backward_does_not_corrupt_the_graph():
+    x = leaf([1.0, 2.0])
+    y = (x * x).sum()
+    x.data = np.array([100.0, 200.0])
+    y.backward()
+    assert_array_equal(x.grad, [2, 4])
+
+
+RESULTS = {
+    "arithmetic": lambda x: x * 2,
+    "view of a leaf": lambda x: x.reshape(2, 1),
+    "slice": lambda x: x[:1],
+    "reduction": lambda x: x.sum(),
+    "constant": lambda x: x.detach() * 2,
+}
+
+
+@pytest.mark.parametrize("f", RESULTS.values(), ids=RESULTS)
+def test_results_are_read_only(f):
+    y = f(leaf([1.0, 2.0]))
+    with pytest.raises(ValueError, match="read-only"):
+        y.data[...] = 0
+
+
+def test_a_view_being_read_only_leaves_its_leaf_writable():
+    x = leaf([1.0, 2.0])
+    x.reshape(2, 1)
+    x.data[0] = 5
+    assert_array_equal(x.data, [5, 2])
+
+
+# ----------------------------------------------------------------------------- higher derivatives
+
+
+def test_a_third_derivative():
+    x = leaf([1.0, -2.0, 0.5])
+    y = (x**4).sum()
+    for expected in (4 * x.data**3, 12 * x.data**2, 24 * x.data):
+        g = mg.grad(y, x, create_graph=True)
+        assert_allclose(g.data, expected, rtol=1e-14)
+        y = g.sum()
+
+
+def test_without_create_graph_a_gradient_is_a_constant():
+    x = leaf(2.0)
+    assert not mg.grad(x**3, x).requires_grad
+
+
+def test_backward_through_a_gradient_fills_the_leaf():
+    x = leaf(2.0)
+    slope = mg.grad(x**3, x, create_graph=True)
+    (slope * slope).backward()  # d(9x⁴)/dx
+    assert x.grad == 36 * 2**3
+
+
+def test_the_gradient_itself_can_be_differentiated_by_its_upstream():
+    x, v = leaf([1.0, 2.0]), leaf([3.0, 5.0])
+    g = mg.grad(x * x, x, v, create_graph=True)  # 2xv
+    assert_array_equal(mg.grad(g.sum(), v).data, 2 * x.data)
+
+
+class TestHessianVectorProduct:
+    """The Hessian of logistic regression is Xᵀ diag(p(1 − p)) X / n, p = σ(Xw)."""
+
+    n = 7
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3))
+    t = rng.integers(0, 2, n).astype(float)
+    w = rng.normal(size=3)
+    v = rng.normal(size=3)
+
+    def gradient(self, w, create_graph=False):
+        p = mg.sigmoid(self.X @ w)
+        loss = -mg.mean(self.t * mg.log(p) + (1 - self.t) * mg.log(1 - p))
+        return mg.grad(loss, w, create_graph=create_graph)
+
+    def product(self):
+        w = leaf(self.w)
+        return mg.grad(mg.sum(self.gradient(w, create_graph=True) * self.v), w).data
+
+    def test_is_the_closed_form(self):
+        p = 1 / (1 + np.exp(-self.X @ self.w))
+        expected = self.X.T @ (p * (1 - p) * (self.X @ self.v)) / self.n
+        assert_allclose(self.product(), expected, rtol=1e-12)
+
+    def test_is_the_slope_of_the_gradient(self):
+        h = 6e-6
+        up, down = (self.gradient(leaf(self.w + s * h * self.v)).data for s in (1, -1))
+        assert_allclose(self.product(), (up - down) / (2 * h), rtol=1e-7)

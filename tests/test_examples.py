@@ -1,0 +1,196 @@
+"""The course: every lesson runs on its own, prints what it promises, and needs NumPy only."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+#: What each lesson has to print: patterns in this order.
+LESSONS = {
+    "01_backward": [
+        r"by hand +0\.16005131677195 +0\.20998717080701",
+        r"by differences +0\.1600513167",
+        r"by minigrad +0\.16005131677195 +0\.20998717080701",
+        r"L +=.*\n.*├─ tanh.*\n.*└─ mul",
+        r"together \+0\.1601",
+    ],
+    "02_gradcheck": [
+        r"mg\.tanh : passed",
+        r"wrong +: refused\n.*\n.*analytic.*numeric",
+        r"6e-06 is best",
+        r"finite differences need float64",
+        r"relu'\(0\) by minigrad 0, by differences 0\.5",
+        r"a kink",
+        r"0\.001 : passed",
+    ],
+    "03_add_an_op": [
+        r"1000 +1000 +1 +0",
+        r"the largest difference is 0e\+00|the largest difference is \de-1\d",
+        r"In the table of operations: True",
+        r"gradients \(3, 1\) and \(4,\)",
+        r"result float32, gradient float32",
+        r"gradcheck and gradgradcheck: passed",
+        r"passes softplus and refuses relu",
+    ],
+    "04_mlp": [
+        r"layers\.4\.bias +\(10,\) +gradient \(10,\)",
+        r"together 235,146 numbers",
+        r"\n +4 +0\.\d+ +9\d\.\d %",
+        r"MNIST +9\d\.\d %\n +optical digits +[4-7]\d\.\d %",
+    ],
+    "05_lora": [
+        r"the frozen one, bit by bit: True",
+        r"‖Ā‖ = 0\.0000",
+        r"largest difference of A and B after \d+ steps: \de-1[2-9]",
+        r"live and merged layer: \de-1[2-9]",
+        r"\n +2 +\S+e-[2-3]\d .* 1\.93\n",
+        r"r = 4 +6,248 +2\.66 %",
+        r"The base has not changed: True",
+    ],
+    "06_dora": [
+        r"equal to the base, bit by bit: +True",
+        r"exact, eq\. 6 +A: \de-1[2-9] +B: \de-1[2-9] +m: \de-1[2-9]",
+        r"eq\. 11 +A: \de-1[2-9] +B: \de-1[2-9] +m: \de-1[2-9]",
+        r"exact \de-1[4-9] +held \de-01",
+        r"exact gradient: +passed",
+        r"‖V‖ held: +refused\n +argument 0",
+        r"in the differences, too: +passed",
+        r"held and exact agree up to \de-1[2-9]",
+    ],
+    "07_magnitude_and_direction": [
+        r"\n +full .*-0\.62\n +LoRA .*\+0\.83\n +DoRA .*-0\.31\n",
+        r"Here the highest is LoRA\.",
+        r"Here, negative: ",
+    ],
+    "08_share_adapters": [
+        r"the base +9\d\.\d %",
+        r"\n +optical +\d\d\.\d % .* [89]\d\.\d %",
+        r"off equals the base bit by bit: True; the base has not changed: True",
+        r"optical-dora +MLP, largest difference of a logit \de-0[4-9]",
+        r"base\.npz +\d{3},\d{3} bytes",
+        r"optical\.npz +\d\d,\d{3} bytes",
+        r"the same logits bit by bit: True",
+        r"PEFT's folder: (.*the same logits: True|.*minigrad-loradora\[peft\])",
+        r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d ± \d\.\d",
+        r"rate 0\.02 +DoRA, m at 0\.2 +\d\d\.\d %",
+    ],
+}
+
+#: Prepended to a lesson: afterwards it says which modules from outside it has imported.
+SPY = """
+import json, pathlib, runpy, sys
+file, report = sys.argv[1:3]
+sys.argv = [file, *sys.argv[3:]]
+sys.path[0] = file.rpartition("/")[0]
+before = set(sys.modules)
+try:
+    runpy.run_path(file, run_name="__main__")
+finally:
+    found = {name.partition(".")[0] for name in set(sys.modules) - before}
+    found = {name for name in found if "cython_" not in name}  # what NumPy is made with
+    outside = sorted(found - sys.stdlib_module_names)
+    pathlib.Path(report).write_text(json.dumps(outside))
+"""
+
+
+def run(*arguments, cwd):
+    """Run Python in a subprocess; products this small are slower with several threads."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def files():
+    return sorted(path for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
+
+
+def test_every_lesson_is_tested_and_numbered_in_order():
+    assert [path.stem for path in files()] == list(LESSONS)
+    assert [int(path.stem[:2]) for path in files()] == list(range(1, len(LESSONS) + 1))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_a_lesson_opens_with_what_why_and_what_next(path):
+    text = path.read_text(encoding="utf-8")
+    number = int(path.stem[:2])
+    opening = text.split('"""')[1]
+    assert opening.startswith(f"Lesson {number}: ")
+    for part in ("What you will see: ", "Why it matters: ", "Read next: "):
+        assert f"\n\n{part}" in opening
+    named = re.findall(r"[\w/]+\.py\b", opening.partition("Read next: ")[2])
+    assert named
+    following = [path.name for path in files() if path.stem.startswith(f"{number + 1:02}")]
+    assert set(following) <= set(named)
+    places = [EXAMPLES, EXAMPLES.parent, EXAMPLES.parent / "loradora", EXAMPLES.parent / "minigrad"]
+    for name in named:
+        assert any((place / name).exists() for place in places), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_lesson_runs_anywhere_prints_its_point_and_needs_only_numpy(name, tmp_path):
+    report = tmp_path / "imports.json"
+    result = run("-W", "error", "-c", SPY, EXAMPLES / f"{name}.py", report, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    rest = result.stdout
+    for pattern in LESSONS[name]:
+        found = re.search(pattern, rest)
+        assert found, f"{name} does not print {pattern!r} (in this order):\n{result.stdout}"
+        rest = rest[found.end() - 1 :]
+    assert max(map(len, result.stdout.splitlines())) <= 110
+    allowed = {"digits", "loradora", "minigrad", "numpy"}
+    if name == "08_share_adapters":
+        allowed.add("safetensors")  # PEFT's folder, if the extra is there
+    assert set(json.loads(report.read_text())) <= allowed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["imports.json"]
+
+
+def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
+    result = run(EXAMPLES / "01_backward.py", "--svg", "new/graph.svg", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    root = ElementTree.parse(tmp_path / "new" / "graph.svg").getroot()
+    text = "".join(root.itertext())
+    assert root.tag.endswith("svg")
+    for label in ("a", "b", "tanh", "mul", "L", "gradient +0.1601", "gradient +0.2100"):
+        assert label in text
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs the extra 'plot'")
+def test_the_figure_of_lesson_seven_is_drawn(tmp_path):
+    short = ["--epochs", "1", "--steps", "16", "--plot", "new/figure.png"]
+    result = run(EXAMPLES / "07_magnitude_and_direction.py", *short, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    picture = (tmp_path / "new" / "figure.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
+    code = """
+        import importlib.util, runpy, sys
+        sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name: None if name == "matplotlib" else find(name)
+        sys.argv = sys.argv[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    lesson = EXAMPLES / "07_magnitude_and_direction.py"
+    result = run("-c", textwrap.dedent(code), lesson, "--plot", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "pip install 'minigrad-loradora[plot]'" in result.stderr
+    assert "Traceback" not in result.stderr

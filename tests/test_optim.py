@@ -1,0 +1,247 @@
+"""SGD and AdamW are the textbook formulas with PyTorch's defaults, in place, for trained tensors."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+import loradora as ld
+import minigrad as mg
+from loradora.optim import constant, cosine, linear
+
+GRADIENTS = np.random.default_rng(0).normal(size=(7, 3, 2))
+START = np.random.default_rng(1).normal(size=(3, 2))
+
+
+def parameter(value=START, dtype=np.float64):
+    return mg.Tensor(np.asarray(value, dtype), requires_grad=True)
+
+
+def run(optimizer, p, gradients, factors=None):
+    for g, factor in zip(gradients, factors or [1.0] * len(gradients), strict=True):
+        p.grad = None if g is None else np.asarray(g, p.dtype)
+        optimizer.step(factor)
+    return p.data
+
+
+# ----------------------------------------------------------------------------- the formulas
+
+rates = st.floats(1e-4, 1)
+parts = st.floats(0, 0.99)
+
+
+@given(lr=rates, mu=parts)
+def test_sgd_is_its_formula(lr, mu):
+    p, v = START.copy(), 0
+    for g in GRADIENTS:
+        v = mu * v + g
+        p = p - lr * v
+    found = parameter()
+    run(ld.SGD([found], lr=lr, momentum=mu), found, GRADIENTS)
+    assert_allclose(found.data, p, rtol=1e-12, atol=1e-12)
+
+
+@given(lr=rates, beta1=parts, beta2=parts, eps=st.floats(1e-10, 1), decay=st.floats(0, 0.5))
+def test_adamw_is_its_formula(lr, beta1, beta2, eps, decay):
+    p, m, v = START.copy(), 0, 0
+    for t, g in enumerate(GRADIENTS, 1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        step = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        p = p - lr * decay * p - lr * step
+    found = parameter()
+    optimizer = ld.AdamW([found], lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+    run(optimizer, found, GRADIENTS)
+    assert_allclose(found.data, p, rtol=1e-10, atol=1e-12)
+
+
+#: After five steps on Σx²·t/10 + sin z from x = (1, −2, 3) and z = ½, as PyTorch 2.13 computes it.
+PYTORCH = {
+    "SGD": (
+        lambda x, z: ld.SGD([x, z], lr=0.1),
+        [0.732243456, -1.464486912, 2.196730368],
+        [0.02907307596361953],
+    ),
+    "SGD with momentum": (
+        lambda x, z: ld.SGD([x, z], lr=0.1, momentum=0.9),
+        [0.44376595199999985, -0.8875319039999997, 1.3312978559999995],
+        [-0.7220427327457374],
+    ),
+    "AdamW by default": (
+        lambda x, z: ld.AdamW([x, z]),
+        [0.9950985163287526, -1.9950488893915046, 2.994999014342545],
+        [0.4949748642235984],
+    ),
+    "AdamW": (
+        lambda x, z: ld.AdamW([x, z], 0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2),
+        [0.7102826537214889, -1.661726529130912, 2.6128713754196116],
+        [0.2302169380737132],
+    ),
+    "AdamW with groups": (
+        lambda x, z: ld.AdamW(
+            [{"params": [x], "lr": 0.02}, {"params": [z]}], lr=0.1, weight_decay=0
+        ),
+        [0.9026812403173868, -1.902833482369466, 2.9028837189651657],
+        [-0.0012556139657696336],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PYTORCH)
+def test_pytorch_takes_the_same_steps(name):
+    make, *expected = PYTORCH[name]
+    x, z = parameter([1.0, -2.0, 3.0]), parameter([0.5])
+    optimizer = make(x, z)
+    for t in range(5):
+        optimizer.zero_grad()
+        x_loss = (x * x).sum() * (t + 1) / 10
+        x_loss.backward()
+        z.grad = np.cos(z.data)
+        optimizer.step()
+    assert_allclose(x.data, expected[0], rtol=1e-14)
+    assert_allclose(z.data, expected[1], rtol=1e-13)
+
+
+def test_a_step_without_a_gradient_does_not_age_the_moments():
+    p = parameter([1.0, -2.0])
+    run(ld.AdamW([p], lr=0.1), p, [[1.0, 2.0], None, None, [0.5, -1.0], [3.0, 0.0]])
+    by_pytorch = [0.7190682626346174, -2.14100109779376]
+    assert_allclose(p.data, by_pytorch, rtol=1e-14)
+
+
+# ----------------------------------------------------------------------------- in place, and for whom
+
+OPTIMIZERS = {
+    "SGD": ld.SGD,
+    "SGD with momentum": lambda params, **o: ld.SGD(params, momentum=0.9, **o),
+    "AdamW": ld.AdamW,
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_step_writes_into_the_same_array_and_keeps_its_dtype(make, dtype):
+    p = parameter(dtype=dtype)
+    array = p.data
+    run(make([p], lr=0.1), p, GRADIENTS)
+    assert p.data is array
+    assert array.dtype == dtype
+    assert not np.any(array == START.astype(dtype))
+
+
+@every_optimizer
+def test_the_gradient_itself_is_not_changed(make):
+    p = parameter()
+    optimizer = make([p], lr=0.1)
+    for g in GRADIENTS:
+        p.grad = g.copy()
+        optimizer.step()
+        assert p.grad.tobytes() == g.tobytes()
+
+
+@every_optimizer
+def test_frozen_tensors_are_left_out_and_have_no_state(make):
+    trained, frozen = parameter(), mg.Tensor(START)
+    optimizer = make([frozen, trained], lr=0.1)
+    frozen.grad = np.ones(START.shape)
+    run(optimizer, trained, GRADIENTS)
+    assert list(optimizer.rates) == [trained]
+    assert frozen.data.tobytes() == START.tobytes()
+    for state in (getattr(optimizer, "moments", {}), getattr(optimizer, "velocity", {})):
+        assert set(state) <= {trained}
+
+
+@every_optimizer
+def test_a_tensor_without_a_gradient_stays_where_it_is(make):
+    p, idle = parameter(), parameter()
+    run(make([p, idle], lr=0.1), p, GRADIENTS)
+    assert idle.data.tobytes() == START.tobytes()
+
+
+@every_optimizer
+def test_a_shared_read_only_array_is_copied_before_the_first_step(make):
+    p = parameter()
+    shared = p.data
+    shared.setflags(write=False)
+    run(make([p], lr=0.1), p, GRADIENTS)
+    assert shared.tobytes() == START.tobytes()
+    assert not np.any(p.data == START)
+    own = p.data
+    run(make([p], lr=0.1), p, GRADIENTS)
+    assert p.data is own
+
+
+def test_zero_grad_forgets_all_gradients():
+    p, q = parameter(), parameter()
+    p.grad = np.ones(START.shape)
+    ld.SGD([p, q]).zero_grad()
+    assert p.grad is None
+    assert q.grad is None
+
+
+# ----------------------------------------------------------------------------- groups and schedules
+
+
+def test_each_group_has_its_own_rate_and_the_factor_multiplies_it():
+    p, q = parameter(np.zeros(2)), parameter(np.zeros(2))
+    optimizer = ld.SGD([{"params": [p], "lr": 0.5}, {"params": [q]}], lr=0.01)
+    p.grad = q.grad = np.ones(2)
+    optimizer.step()
+    assert_allclose(p.data, -0.5)
+    assert_allclose(q.data, -0.01)
+    optimizer.step(0.1)
+    assert_allclose(p.data, -0.55)
+    assert_allclose(q.data, -0.011)
+
+
+def test_a_schedule_scales_the_weight_decay_too():
+    p = parameter(np.ones(2))
+    run(ld.AdamW([p], lr=0.1, weight_decay=0.5), p, [np.zeros(2)], [0.5])
+    assert_allclose(p.data, 1 - 0.1 * 0.5 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "middle", "end"),
+    [(constant, 1, 1, 1), (linear, 1, 0.5, 0), (cosine, 1, 0.5, 0)],
+    ids=["constant", "linear", "cosine"],
+)
+def test_schedules_go_from_the_full_rate_to_their_end(schedule, start, middle, end):
+    assert_allclose([schedule(t) for t in (0, 0.5, 1)], [start, middle, end], atol=1e-15)
+    values = [schedule(t) for t in np.linspace(0, 1, 50)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_cosine_is_its_formula():
+    assert cosine(0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+
+
+# ----------------------------------------------------------------------------- what is refused
+
+REFUSED = {
+    "a negative rate": (lambda p: ld.SGD([p], lr=-0.1), "not -0.1"),
+    "an infinite rate": (lambda p: ld.AdamW([p], lr=math.inf), "not inf"),
+    "a rate that is no number": (lambda p: ld.AdamW([p], lr=math.nan), "not nan"),
+    "a bad rate of a group": (lambda p: ld.SGD([{"params": [p], "lr": -1}]), "not -1"),
+    "momentum 1": (lambda p: ld.SGD([p], momentum=1.0), "momentum must lie in .* not 1.0"),
+    "negative momentum": (lambda p: ld.SGD([p], momentum=-0.5), "not -0.5"),
+    "beta 1": (lambda p: ld.AdamW([p], betas=(0.9, 1.0)), r"betas must lie in .* not \(0.9, 1.0\)"),
+    "a negative beta": (lambda p: ld.AdamW([p], betas=(-0.1, 0.9)), "betas must lie in"),
+    "a negative eps": (lambda p: ld.AdamW([p], eps=-1e-8), "eps and .* must not be negative"),
+    "negative decay": (lambda p: ld.AdamW([p], weight_decay=-0.1), "must not be negative: .*-0.1"),
+    "a tensor twice": (lambda p: ld.SGD([p, p]), r"shape \(3, 2\) occurs twice"),
+    "a tensor in two groups": (lambda p: ld.SGD([{"params": [p]}, {"params": [p]}]), "twice"),
+    "an unknown option": (lambda p: ld.SGD([{"params": [p], "eps": 1}]), r"not \['eps'\]"),
+    "nothing to train": (lambda p: ld.AdamW([p.detach()]), "nothing to train"),
+    "nothing at all": (lambda p: ld.AdamW([]), "nothing to train"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_value_is_refused(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        make(parameter())

@@ -1,0 +1,785 @@
+"""An adapted model is a new one: the base it shares is never touched, and what it merges to is plain."""
+
+import copy
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import loradora as ld
+import minigrad as mg
+from loradora.adapters import LowRankLinear
+
+METHODS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+class Block(ld.Module):
+    """x + v(relu(q(x))): a residual block as users write them."""
+
+    def __init__(self, rng):
+        self.q, self.v = ld.Linear(4, 6, rng=rng), ld.Linear(6, 4, rng=rng, bias=False)
+
+    def forward(self, x):
+        return x + self.v(mg.relu(self.q(x)))
+
+
+class Net(ld.Module):
+    """Attributes, a list, a Sequential, a bare tensor, and one block under two names."""
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.scale = mg.Tensor(np.full(4, 0.5, np.float32), requires_grad=True)
+        self.blocks = [Block(rng), Block(rng)]
+        self.tied = self.blocks[0]
+        self.head = ld.Sequential(ld.Linear(4, 4, rng=rng), ld.ReLU(), ld.Linear(4, 3, rng=rng))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.tied(x) * self.scale)
+
+
+def config(method="LoRA", **options):
+    return ld.LoraConfig(
+        **{"r": 2, "lora_alpha": 3, "target_modules": ["q", "v"]} | METHODS[method] | options
+    )
+
+
+def adapted(method="LoRA", base=None, seed=0, trained=True, name="default", **options):
+    """Return a model with one adapter, all of whose tensors are random if ``trained``."""
+    base = Net() if base is None else base
+    model = ld.get_peft_model(
+        base, config(method, **options), name, rng=np.random.default_rng(seed)
+    )
+    return randomized(model, seed) if trained else model
+
+
+def randomized(model, seed=0):
+    """Give all trainable tensors random values near the old ones."""
+    rng = np.random.default_rng(seed + 100)
+    for p in model.trainable_parameters():
+        p.data = p.data + rng.normal(scale=0.3, size=p.shape).astype(p.dtype)
+    return model
+
+
+def add(model, name, seed=1, trained=True, **options):
+    """Add an adapter, random if ``trained``; leave the active one active."""
+    active = model.active_adapters
+    model.add_adapter(name, config(**options), rng=np.random.default_rng(seed))
+    if trained:
+        model.set_adapter(name)
+        randomized(model, seed)
+        model.set_adapter(active)
+    return model
+
+
+def bytes_of(model):
+    return {name: p.data.tobytes() for name, p in model.named_parameters()}
+
+
+def out(model):
+    return model(X).data
+
+
+def step(model, lr=0.1):
+    (model(X) * model(X)).mean().backward()
+    ld.SGD(model.parameters(), lr).step()
+
+
+# ----------------------------------------------------------------------------- the call everyone knows
+
+
+def test_the_call_of_the_peft_readme_works_on_a_model_with_q_and_v():
+    rng = np.random.default_rng(0)
+
+    class Attention(ld.Module):
+        def __init__(self):
+            self.q, self.k, self.v = (ld.Linear(64, 64, rng=rng) for _ in range(3))
+
+        def forward(self, x):
+            weights = mg.softmax(self.q(x) @ self.k(x).mT / 8)
+            return weights @ self.v(x)
+
+    base = Attention()
+    peft_config = ld.LoraConfig(
+        r=32,
+        lora_alpha=32,
+        target_modules=["q", "v"],
+        lora_dropout=0.05,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    model = ld.get_peft_model(base, peft_config)
+    adapted_paths = [path for path, m in model.named_modules() if isinstance(m, ld.LoRALinear)]
+    assert adapted_paths == ["base_model.q", "base_model.v"]
+    assert model.get_nb_trainable_parameters() == (4 * 32 * 64, 4 * 32 * 64 + 3 * 64 * 65)
+    x = rng.normal(size=(2, 10, 64)).astype(np.float32)
+    assert_array_equal(model.eval()(x).data, base(x).data)
+
+
+def test_the_trainable_parameters_are_printed_exactly_as_in_peft(capsys):
+    base = ld.MLP([784, 256, 128, 10])
+    targets = {"target_modules": ["0", "2", "4"]}
+    model = ld.get_peft_model(base, ld.LoraConfig(r=4, use_dora=True, **targets))
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out == (
+        "trainable params: 6,642 || all params: 241,788 || trainable%: 2.7470\n"
+    )
+    assert model.get_nb_trainable_parameters() == (6642, 241788)
+
+
+def test_importing_loradora_brings_in_numpy_and_nothing_else():
+    code = """
+        import sys
+        before = set(sys.modules)
+        import loradora
+        found = {name.partition('.')[0] for name in set(sys.modules) - before}
+        print(sorted(found - set(sys.stdlib_module_names)))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", re.sub(r"(?m)^ +", "", code)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "['loradora', 'minigrad', 'numpy']\n"
+
+
+# ----------------------------------------------------------------------------- the model
+
+
+@every_method
+def test_nested_and_tied_layers_are_adapted_where_they_are_named(method):
+    model = adapted(method)
+    found = [path for path, m in model.named_modules() if isinstance(m, LowRankLinear)]
+    assert found == [
+        f"base_model.{block}.{layer}"
+        for block in ("blocks.0", "blocks.1", "tied")
+        for layer in ("q", "v")
+    ]
+    modules = dict(model.named_modules())
+    assert modules["base_model.tied.q"] is modules["base_model.blocks.0.q"]
+
+
+@every_method
+@pytest.mark.parametrize(
+    "target_modules", [["q", "v"], "all-linear", ["tied.q", "head.2"], r"blocks\.0\..*"], ids=str
+)
+def test_live_is_merged_for_nested_and_tied_layers(method, target_modules):
+    base = Net()
+    model = adapted(method, base, target_modules=target_modules)
+    merged = model.merge_and_unload()
+    assert type(merged) is Net
+    assert not any(isinstance(m, LowRankLinear) for _, m in merged.named_modules())
+    assert merged.tied is merged.blocks[0]
+    assert merged.state_dict().keys() == base.state_dict().keys()
+    assert_allclose(out(merged), out(model), rtol=1e-4, atol=1e-5)
+    assert np.abs(out(merged) - out(base)).max() > 1e-3
+
+
+@every_method
+def test_the_merged_model_is_a_plain_trainable_model_that_shares_nothing(method):
+    base = Net()
+    model = adapted(method, base)
+    before, expected = bytes_of(base), out(model)
+    merged = model.merge_and_unload()
+    assert all(p.requires_grad for p in merged.parameters())
+    step(merged, lr=1.0)
+    assert bytes_of(base) == before
+    assert_array_equal(out(model), expected)
+    assert pickle.loads(pickle.dumps(merged))(X).shape == (5, 3)
+
+
+@every_method
+def test_the_base_is_untouched_byte_by_byte_and_usable_beside(method):
+    base = Net()
+    before, expected = bytes_of(base), out(base)
+    model = adapted(method, base, trained=False)
+    assert_array_equal(out(model), expected)
+    for _ in range(5):
+        step(model)
+    assert np.abs(out(model) - expected).max() > 1e-3
+    assert bytes_of(base) == before
+    assert_array_equal(out(base), expected)
+    assert model.get_base_model() is base
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_the_base_is_shared_not_copied():
+    base = Net()
+    model = adapted(base=base)
+    shared = {id(p.data) for p in base.parameters()}
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert {id(p.data) for p in frozen} == shared
+
+
+def test_only_the_adapter_is_trainable():
+    model = adapted(trained=False)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert {name.rpartition(".")[2] for name in trainable} == {"A", "B"}
+    assert len(trainable) == 2 * 4
+
+
+@every_method
+def test_an_optimizer_on_the_base_works_on_its_own_copy(method):
+    base = Net()
+    optimizer = ld.SGD(base.parameters(), lr=0.1)
+    model = adapted(method, base)
+    before, expected = bytes_of(model), out(model)
+    (base(X) * base(X)).mean().backward()
+    optimizer.step()
+    assert not np.array_equal(out(base), out(Net()))
+    assert bytes_of(model) == before
+    assert_array_equal(out(model), expected)
+
+
+def test_shared_arrays_cannot_be_written_to_by_mistake():
+    base = Net()
+    adapted(base=base)
+    for p in base.parameters():
+        with pytest.raises(ValueError, match="read-only"):
+            p.data[...] = 0
+
+
+def test_two_models_on_one_base_are_independent():
+    base = Net()
+    one, other = adapted(base=base, seed=0), adapted("DoRA", base=base, seed=1)
+    expected = out(one)
+    step(other)
+    assert_array_equal(out(one), expected)
+
+
+def test_a_seed_determines_the_adapters():
+    one, same, other = (adapted(seed=s, trained=False, init_lora_weights=False) for s in (0, 0, 1))
+    assert bytes_of(one) == bytes_of(same)
+    assert not np.array_equal(out(one), out(other))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+@every_method
+def test_a_copy_of_the_adapted_model_is_independent(method, copied):
+    model = adapted(method)
+    expected = out(model)
+    twin = copied(model)
+    assert_array_equal(out(twin), expected)
+    step(twin)
+    assert not np.array_equal(out(twin), expected)
+    assert_array_equal(out(model), expected)
+    with twin.disable_adapter():
+        assert_array_equal(out(twin), out(Net()))
+
+
+def test_ranks_and_alphas_may_differ_per_layer():
+    model = adapted(
+        trained=False,
+        rank_pattern={"blocks.1.q": 5, "v": 1},
+        alpha_pattern={"^blocks.1.v": 7},
+    )
+    found = {
+        path.removeprefix("base_model."): (m.r, m.scaling)
+        for path, m in model.named_modules()
+        if isinstance(m, LowRankLinear) and "tied" not in path
+    }
+    assert found == {
+        "blocks.0.q": (2, 1.5),
+        "blocks.0.v": (1, 3),
+        "blocks.1.q": (5, 0.6),
+        "blocks.1.v": (1, 7),
+    }
+
+
+def test_the_tree_shows_what_is_adapted_active_and_frozen():
+    shown = repr(adapted())
+    for part in (
+        "PeftModel(active: default, 80 of ",
+        "(head): Sequential(",
+        "(base_layer): Linear(4 → 6, frozen)",
+        "LoRALinear(r=2, scaling=1.5, 20 trainable",
+    ):
+        assert part in shown
+
+
+def test_training_mode_reaches_every_adapter():
+    model = add(adapted(lora_dropout=0.5), "other", lora_dropout=0.5)
+    model.eval()
+    assert_array_equal(out(model), out(model))
+    model.set_adapter("other")
+    assert_array_equal(out(model), out(model))
+    model.train()
+    assert not np.array_equal(out(model), out(model))
+
+
+@every_method
+def test_fifty_rounds_of_saving_loading_and_merging_leave_the_base_byte_by_byte(method, tmp_path):
+    base = Net()
+    before = bytes_of(base)
+    model = adapted(method, base)
+    expected = out(model.eval())
+    for _ in range(50):
+        model.save_adapter(tmp_path / "a.npz")
+        model = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", is_trainable=True)
+        model.merge_and_unload()
+    assert bytes_of(base) == before
+    assert_array_equal(out(model), expected)
+
+
+# ----------------------------------------------------------------------------- what does not match
+
+NOWHERE = [
+    (
+        {"target_modules": ["zz"]},
+        r"\['zz'\] matches no Linear layer; there are: blocks.0.q, blocks.0",
+    ),
+    ({"target_modules": "q"}, "'q' matches no Linear layer; there are: .*head.2"),
+    ({"target_modules": None}, "target_modules is not set"),
+    ({"target_modules": ["q"], "exclude_modules": ["q"]}, "matches no Linear layer"),
+    ({"target_modules": ["head"]}, r"only Linear layers can be adapted, not head \(Sequential\)"),
+    ({"target_modules": ["q", "1"]}, r"not blocks.1 \(Block\), head.1 \(ReLU\)"),
+    (
+        {"modules_to_save": ["tail"]},
+        "modules_to_save='tail' matches no module; there are: blocks.0",
+    ),
+    ({"modules_to_save": ["blocks.0"]}, "blocks.0.q.*named by both target_modules and modules_to"),
+    ({"rank_pattern": {"k": 2}}, "rank_pattern key 'k' matches none of blocks.0.q"),
+    ({"alpha_pattern": {"head.0": 2}}, "alpha_pattern key 'head.0' matches none of blocks.0.q"),
+    ({"r": 5, "init_lora_weights": "pissa"}, "needs a positive scaling and r ≤ 4, not 0.6 and 5"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), NOWHERE, ids=lambda v: str(v)[:60])
+def test_a_name_that_matches_nothing_is_refused_and_nothing_is_changed(options, message):
+    base = Net()
+    before = bytes_of(base)
+    with pytest.raises(ValueError, match=message):
+        adapted(base=base, **options)
+    assert bytes_of(base) == before
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_a_model_without_a_match_stays_writable():
+    base = Net()
+    with pytest.raises(ValueError, match="matches no Linear layer"):
+        adapted(base=base, target_modules=["zz"])
+    assert all(p.data.flags.writeable for p in base.parameters())
+
+
+def test_an_exclusion_that_excludes_nothing_warns():
+    with pytest.warns(UserWarning, match=r"exclude_modules=\['k'\] excludes nothing"):
+        adapted(exclude_modules=["k"])
+
+
+def test_a_model_with_adapters_is_not_adapted_again(tmp_path):
+    model = adapted()
+    model.save_adapter(tmp_path / "a.npz")
+    with pytest.raises(TypeError, match="has adapters already: use add_adapter"):
+        ld.get_peft_model(model, config())
+    with pytest.raises(TypeError, match="has adapters already: use add_adapter"):
+        ld.PeftModel.from_pretrained(model, tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../x", "/x", "a\\b", "C:x", "a\0b", None, 3]
+)
+def test_a_name_that_is_no_folder_name_is_refused(name):
+    model = adapted()
+    for attempt in (
+        lambda: adapted(name=name),
+        lambda: model.add_adapter(name, config()),
+        lambda: model.add_weighted_adapter(["default"], [1.0], name),
+    ):
+        with pytest.raises(ValueError, match=r"adapter's name becomes a folder: it cannot be"):
+            attempt()
+    assert list(model.peft_config) == ["default"]
+
+
+# ----------------------------------------------------------------------------- off and on
+
+
+@every_method
+def test_a_disabled_adapter_leaves_the_base(method):
+    model = adapted(method)
+    trained = out(model)
+    with model.disable_adapter():
+        assert_array_equal(out(model), out(Net()))
+        with model.disable_adapter():
+            assert_array_equal(out(model), out(Net()))
+        assert_array_equal(out(model), out(Net()))
+    assert_array_equal(out(model), trained)
+
+
+def test_an_adapter_is_enabled_again_after_an_error():
+    model = adapted()
+    trained = out(model)
+    with pytest.raises(KeyError), model.disable_adapter():
+        raise KeyError
+    assert_array_equal(out(model), trained)
+
+
+def test_an_adapter_chosen_while_disabled_is_active_afterwards():
+    model = add(adapted(), "other")
+    model.set_adapter("other")
+    expected = out(model)
+    model.set_adapter("default")
+    with model.disable_adapter():
+        model.set_adapter("other")
+        assert_array_equal(out(model), expected)
+    assert model.active_adapters == ["other"]
+    assert_array_equal(out(model), expected)
+
+
+# ----------------------------------------------------------------------------- several adapters
+
+
+def test_adapters_are_added_inactive_and_chosen_by_name():
+    model = adapted()
+    first = out(model)
+    add(model, "other", use_dora=True, r=1)
+    assert model.active_adapter == "default"
+    assert list(model.peft_config) == ["default", "other"]
+    assert_array_equal(out(model), first)
+    model.set_adapter("other")
+    assert model.active_adapters == ["other"]
+    assert not np.array_equal(out(model), first)
+    model.set_adapter("default")
+    assert_array_equal(out(model), first)
+
+
+def test_only_the_active_adapter_is_trainable():
+    model = add(adapted(), "other", r=1)
+    count = {"default": 80, "other": 40}
+    for name in ("default", "other", "default"):
+        model.set_adapter(name)
+        assert model.get_nb_trainable_parameters()[0] == count[name]
+    model.set_adapter(["default", "other"])
+    assert model.get_nb_trainable_parameters()[0] == 120
+
+
+def test_training_one_adapter_leaves_the_other():
+    model = add(adapted(), "other")
+    expected = out(model)
+    model.set_adapter("other")
+    before = out(model)
+    step(model)
+    assert not np.array_equal(out(model), before)
+    model.set_adapter("default")
+    assert_array_equal(out(model), expected)
+
+
+def test_an_adapter_made_for_inference_stays_frozen():
+    model = adapted(inference_mode=True, trained=False)
+    assert model.trainable_parameters() == []
+    model.set_adapter("default")
+    assert model.trainable_parameters() == []
+
+
+def test_two_active_loras_add_up():
+    base = Net()
+    model = add(
+        adapted(base=base, target_modules=["q"]),
+        "other",
+        use_rslora=True,
+        target_modules=["q", "head.0"],
+    )
+    model.set_adapter(["default", "other"])
+    assert model.active_adapters == ["default", "other"]
+    merged = model.merge_and_unload()
+    assert_allclose(out(merged), out(model), rtol=1e-4, atol=1e-5)
+    corrections = []
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        alone = model.merge_and_unload()
+        corrections.append({n: a - base.state_dict()[n] for n, a in alone.state_dict().items()})
+    for name, W in merged.state_dict().items():
+        expected = base.state_dict()[name] + sum(c[name] for c in corrections)
+        assert_allclose(W, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_two_active_loras_train_together():
+    model = add(adapted(), "other")
+    model.set_adapter(["default", "other"])
+    before = bytes_of(model)
+    step(model)
+    changed = {name for name, data in bytes_of(model).items() if data != before[name]}
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+    together = out(model)
+    model.set_adapter("default")
+    model.set_adapter(["default", "other"])
+    assert_array_equal(out(model), together)
+
+
+NOT_A_SUM = {
+    "DoRA": ({"use_dora": True}, "DoRA adapters do not add up"),
+    "whole modules": ({"modules_to_save": ["head.0"]}, "biases or whole modules do not add up"),
+    "lora_bias": ({"lora_bias": True}, "biases or whole modules do not add up"),
+    "pissa": ({"init_lora_weights": "pissa"}, "'pissa' adapters change W0"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_A_SUM)
+def test_adapters_that_do_not_add_up_are_not_added_up(kind):
+    options, message = NOT_A_SUM[kind]
+    model = add(adapted(), "other", trained=False, **options)
+    expected = out(model)
+    with pytest.raises(ValueError, match=message):
+        model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=message):
+        model.add_weighted_adapter(["default", "other"], [1, 1], "sum")
+    assert model.active_adapters == ["default"]
+    assert list(model.peft_config) == ["default", "other"]
+    assert_array_equal(out(model), expected)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda m: m.set_adapter("nobody"),
+        lambda m: m.set_adapter(["default", "nobody"]),
+        lambda m: m.delete_adapter("nobody"),
+        lambda m: m.add_weighted_adapter(["nobody"], [1.0], "sum"),
+        lambda m: m.save_adapter("a.npz", "nobody"),
+    ],
+)
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(attempt):
+    model = add(adapted(), "other")
+    with pytest.raises(ValueError, match="no adapter named 'nobody'; there are: default, other"):
+        attempt(model)
+    assert model.active_adapters == ["default"]
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path):
+    model = adapted()
+    model.save_adapter(tmp_path / "a.npz")
+    expected = out(model)
+    for attempt in (
+        lambda: model.add_adapter("default", config(r=1)),
+        lambda: model.add_weighted_adapter(["default"], [2.0], "default"),
+        lambda: model.load_adapter(tmp_path / "a.npz", "default"),
+    ):
+        with pytest.raises(ValueError, match="there is an adapter named 'default' already"):
+            attempt()
+    assert_array_equal(out(model), expected)
+
+
+def test_no_name_at_all_is_refused():
+    with pytest.raises(ValueError, match="name at least one adapter"):
+        adapted().set_adapter([])
+
+
+def test_a_deleted_adapter_is_gone_and_another_becomes_active():
+    model = add(add(adapted(), "b"), "c")
+    expected = out(model)
+    model.delete_adapter("b")
+    assert (model.active_adapters, list(model.peft_config)) == (["default"], ["default", "c"])
+    assert_array_equal(out(model), expected)
+    model.delete_adapter("default")
+    assert (model.active_adapters, list(model.peft_config)) == (["c"], ["c"])
+    assert model.get_nb_trainable_parameters()[0] == 80
+    with pytest.raises(
+        ValueError, match=r"'c' is the only adapter; the base is get_base_model\(\)"
+    ):
+        model.delete_adapter("c")
+    assert list(model.peft_config) == ["c"]
+
+
+def test_of_two_active_adapters_the_other_stays():
+    model = add(adapted(), "b")
+    model.set_adapter(["default", "b"])
+    model.delete_adapter("default")
+    assert model.active_adapters == ["b"]
+
+
+# ----------------------------------------------------------------------------- weighted sums
+
+
+def correction(model, name):
+    """Return what an adapter adds to each weight of the merged model."""
+    active = model.active_adapters
+    model.set_adapter(name)
+    base, merged = model.get_base_model().state_dict(), model.merge_and_unload().state_dict()
+    model.set_adapter(active)
+    return {n: merged[n].astype(np.float64) - base[n] for n in merged}
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [0.5, -2], [0, 1]], ids=str)
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+@pytest.mark.parametrize(
+    "other", [{}, {"use_rslora": True, "r": 1}, {"target_modules": ["head.0"]}], ids=str
+)
+def test_a_weighted_sum_is_the_sum_of_the_weighted_corrections(weights, kind, other):
+    model = add(adapted(), "other", **other)
+    options = {"svd_rank": 4} if kind == "svd" else {}
+    model.add_weighted_adapter(["default", "other"], weights, "sum", kind, **options)
+    parts = [correction(model, name) for name in ("default", "other")]
+    for name, found in correction(model, "sum").items():
+        expected = sum(w * c[name] for w, c in zip(weights, parts))
+        assert_allclose(found, expected, atol=2e-6)
+    assert model.active_adapters == ["default"]
+
+
+def test_an_svd_of_lower_rank_is_the_best_approximation():
+    model = add(adapted(), "other")
+    model.add_weighted_adapter(["default", "other"], [1, 1], "sum")
+    model.add_weighted_adapter(["default", "other"], [1, 1], "svd", "svd", svd_rank=1)
+    exact, found = correction(model, "sum"), correction(model, "svd")
+    for name in (n for n in exact if np.any(exact[n])):
+        U, S, Vt = np.linalg.svd(exact[name])
+        assert_allclose(found[name], S[0] * np.outer(U[:, 0], Vt[0]), atol=2e-6)
+
+
+def test_an_svd_has_the_largest_of_the_ranks_by_default():
+    model = add(adapted(r=1), "other", r=3)
+    model.add_weighted_adapter(["default", "other"], [1, 1], "svd", "svd")
+    assert model.peft_config["svd"].r == 3
+
+
+def test_a_sum_keeps_to_the_layers_of_its_parts():
+    """A top-level "q" must not bring in "layer.q", which ends in the same part."""
+
+    class Two(ld.Module):
+        def __init__(self):
+            self.q, self.layer = ld.Linear(4, 4), ld.Sequential()
+            self.layer.q = ld.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.q(x))
+
+    model = adapted(base=Two(), target_modules="q")
+    model.add_weighted_adapter(["default"], [2.0], "double")
+    single, double = correction(model, "default"), correction(model, "double")
+    assert_allclose(double["q.weight"], 2 * single["q.weight"], atol=1e-6)
+    assert not np.any(double["layer.q.weight"])
+
+
+@every_method
+def test_a_copy_with_weight_1_is_exact(method, tmp_path):
+    model = adapted(method)
+    model.add_weighted_adapter(["default"], [1.0], "copy")
+    expected = out(model)
+    model.set_adapter("copy")
+    assert_array_equal(out(model), expected)
+    step(model)
+    model.set_adapter("default")
+    assert_array_equal(out(model), expected)
+
+
+BAD_SUMS = [
+    ((["default"], [1, 2], "sum"), {}, "expected one weight per adapter"),
+    (([], [], "sum"), {}, "expected one weight per adapter"),
+    ((["default"], [float("nan")], "sum"), {}, "weights must be finite"),
+    ((["default"], [1], "sum", "linear"), {}, "must be 'cat' or 'svd', not 'linear'"),
+    ((["default"], [2], "sum", "svd"), {"svd_rank": 0}, "svd_rank must be at least 1, not 0"),
+    ((["default"], [2], "sum", "svd"), {"svd_rank": -1}, "svd_rank must be at least 1, not -1"),
+    ((["default"], [2], "sum", "cat"), {"svd_rank": 2}, "svd_rank=2 goes with combination_type"),
+]
+
+
+@pytest.mark.parametrize(("args", "options", "message"), BAD_SUMS, ids=lambda v: str(v)[:40])
+def test_a_sum_that_makes_no_sense_is_refused(args, options, message):
+    model = adapted()
+    with pytest.raises(ValueError, match=message):
+        model.add_weighted_adapter(*args, **options)
+    assert list(model.peft_config) == ["default"]
+
+
+# ----------------------------------------------------------------------------- biases and whole modules
+
+
+@pytest.mark.parametrize(
+    ("bias", "trained"),
+    [
+        ("none", set()),
+        ("lora_only", {"blocks.0.q", "blocks.1.q"}),
+        ("all", {"blocks.0.q", "blocks.1.q", "head.0", "head.2"}),
+    ],
+)
+@every_method
+def test_which_biases_train(method, bias, trained):
+    base = Net()
+    before = bytes_of(base)
+    model = adapted(method, base, bias=bias, trained=False)
+    found = {
+        name.removeprefix("base_model.").removesuffix(".bias").removesuffix(".base_layer")
+        for name, p in model.named_parameters()
+        if name.endswith("bias") and p.requires_grad
+    }
+    assert found == trained
+    step(model)
+    assert bytes_of(base) == before
+    assert_allclose(out(model.merge_and_unload()), out(model), rtol=1e-4, atol=1e-5)
+    with model.disable_adapter():
+        assert_array_equal(out(model), out(base))
+
+
+def test_there_is_only_one_adapter_if_biases_train(tmp_path):
+    free, bound = adapted(), adapted(bias="all")
+    bound.save_adapter(tmp_path / "a.npz")
+    for model, attempt in (
+        (free, lambda: free.add_adapter("b", config(bias="lora_only"))),
+        (free, lambda: free.load_adapter(tmp_path / "a.npz", "b")),
+        (bound, lambda: bound.add_adapter("b", config())),
+        (bound, lambda: bound.add_weighted_adapter(["default"], [1.0], "b")),
+    ):
+        with pytest.raises(ValueError, match="there can be only one adapter"):
+            attempt()
+        assert list(model.peft_config) == ["default"]
+
+
+@every_method
+def test_modules_to_save_train_whole_and_switch_with_their_adapter(method):
+    base = Net()
+    before = bytes_of(base)
+    model = adapted(method, base, modules_to_save=["head.2"], trained=False)
+    assert_array_equal(out(model), out(base))
+    randomized(model)
+    weight = dict(model.named_parameters())["base_model.head.2.weight"]
+    assert weight.requires_grad
+    assert not np.array_equal(weight.data, base.head[2].weight.data)
+    expected = out(model)
+    add(model, "other")
+    model.set_adapter("other")
+    assert (
+        dict(model.named_parameters())["base_model.head.2.weight"].data is base.head[2].weight.data
+    )
+    model.set_adapter("default")
+    assert_array_equal(out(model), expected)
+    assert_allclose(out(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
+    assert bytes_of(base) == before
+
+
+def test_a_module_to_save_may_be_a_tree():
+    model = adapted(modules_to_save=["head"], trained=False)
+    trained = {
+        n.removeprefix("base_model.") for n, p in model.named_parameters() if p.requires_grad
+    }
+    assert {n for n in trained if n.startswith("head")} == {
+        "head.0.weight",
+        "head.0.bias",
+        "head.2.weight",
+        "head.2.bias",
+    }
+
+
+def test_all_linear_leaves_modules_to_save_alone():
+    model = adapted(target_modules="all-linear", modules_to_save=["head"], trained=False)
+    paths = {p for p, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    assert not any("head" in path for path in paths)
+    assert len(paths) == 6
+
+
+@every_method
+def test_a_merge_with_nan_is_refused_and_the_model_stays(method):
+    model = adapted(method)
+    model.trainable_parameters()[0].data[:] = np.nan
+    before = bytes_of(model)
+    with pytest.raises(ValueError, match="cannot merge: A holds NaN"):
+        model.merge_and_unload()
+    assert bytes_of(model) == before

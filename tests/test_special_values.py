@@ -1,0 +1,412 @@
+"""The hard points: kinks, ties, zeros, infinities, NaN and nothing at all, as exact tables.
+
+Finite differences cannot judge a kink, so here every value and gradient is written down.  They are
+what NumPy says for the values and, where it has an opinion, what PyTorch says for the gradients.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad as mg
+
+inf, nan = np.inf, np.nan
+
+
+def value_and_gradients(f, *arrays, upstream=None):
+    """Return f of the arrays and its gradient for each of them, all as plain arrays."""
+    xs = [mg.Tensor(np.asarray(a, dtype=float), requires_grad=True) for a in arrays]
+    y = f(*xs)
+    gs = mg.grad(y, xs, np.ones(y.shape) if upstream is None else upstream)
+    return y.data, *(g.data for g in gs)
+
+
+# ----------------------------------------------------------------------------- elementwise, one operand
+
+POINTS = [nan, inf, -inf, 0.0, -1.0, 1e4, -1e4]
+
+# name: the function, the same in NumPy, and its derivative at POINTS
+UNARY = {
+    "neg": (mg.neg, np.negative, [-1, -1, -1, -1, -1, -1, -1]),
+    "abs": (mg.abs, np.abs, [0, 1, -1, 0, -1, 1, -1]),
+    "exp": (mg.exp, np.exp, [nan, inf, 0, 1, math.exp(-1), inf, 0]),
+    "log": (mg.log, np.log, [nan, 0, 0, inf, -1, 1e-4, -1e-4]),
+    "sqrt": (mg.sqrt, np.sqrt, [nan, 0, nan, inf, nan, 0.005, nan]),
+    "tanh": (mg.tanh, np.tanh, [nan, 0, 0, 1, 1 - math.tanh(1) ** 2, 0, 0]),
+    "sigmoid": (
+        mg.sigmoid,
+        lambda a: 1 / (1 + np.exp(-a)),
+        [nan, 0, 0, 0.25, math.e / (1 + math.e) ** 2, 0, 0],
+    ),
+    "relu": (mg.relu, lambda a: np.maximum(a, 0), [1, 1, 0, 0, 0, 1, 0]),
+    "clip": (lambda a: mg.clip(a, -1, 1), lambda a: np.clip(a, -1, 1), [0, 0, 0, 1, 1, 0, 0]),
+    "reciprocal": (lambda a: 1 / a, lambda a: 1 / a, [nan, 0, 0, -inf, -1, -1e-8, -1e-8]),
+    "a**0": (lambda a: a**0, lambda a: a**0, [0, 0, 0, 0, 0, 0, 0]),
+    "a**1": (lambda a: a**1, lambda a: a**1, [1, 1, 1, 1, 1, 1, 1]),
+    "a**2": (lambda a: a**2, lambda a: a**2, [nan, inf, -inf, 0, -2, 2e4, -2e4]),
+    "a**3": (lambda a: a**3, lambda a: a**3, [nan, inf, inf, 0, 3, 3e8, 3e8]),
+    "a**0.5": (lambda a: a**0.5, lambda a: a**0.5, [nan, 0, 0, inf, nan, 0.005, nan]),
+    "a**-1": (lambda a: a**-1, lambda a: a**-1, [nan, 0, 0, -inf, -1, -1e-8, -1e-8]),
+    "2**a": (lambda a: 2**a, lambda a: 2**a, [nan, inf, 0, math.log(2), math.log(2) / 2, inf, 0]),
+    "0**a": (lambda a: 0**a, lambda a: 0.0**a, [nan, 0, -inf, 0, -inf, 0, -inf]),
+}
+
+
+@pytest.mark.parametrize(("f", "in_numpy", "slopes"), UNARY.values(), ids=UNARY)
+def test_functions_of_one_number(f, in_numpy, slopes):
+    with np.errstate(all="ignore"):
+        expected = in_numpy(np.array(POINTS))
+    y, g = value_and_gradients(f, POINTS)
+    assert_allclose(y, expected, rtol=1e-15)
+    assert_allclose(g, slopes, rtol=1e-15)
+
+
+# ----------------------------------------------------------------------------- elementwise, two operands
+
+# (a, b): the gradients for a and b
+BINARY = {
+    "add": (mg.add, np.add, {(nan, 1): (1, 1), (inf, -inf): (1, 1)}),
+    "sub": (mg.sub, np.subtract, {(nan, 1): (1, -1), (inf, inf): (1, -1)}),
+    "mul": (
+        mg.mul,
+        np.multiply,
+        {(nan, 1): (1, nan), (inf, 1): (1, inf), (inf, 0): (0, inf), (0, 0): (0, 0)},
+    ),
+    "div": (
+        mg.div,
+        np.divide,
+        {
+            (1, 0): (inf, -inf),
+            (-2, 0): (inf, inf),
+            (0, 0): (inf, nan),
+            (0, 2): (0.5, 0),
+            (1, inf): (0, 0),
+            (inf, 1): (1, -inf),
+            (inf, inf): (0, nan),
+            (nan, 1): (1, nan),
+            (1, nan): (nan, nan),
+        },
+    ),
+    "pow": (
+        mg.pow,
+        np.power,
+        {
+            (0, 0): (0, 0),
+            (0, 1): (1, 0),
+            (0, 2): (0, 0),
+            (0, 0.5): (inf, 0),
+            (0, -1): (-inf, -inf),
+            (2, 0): (0, math.log(2)),
+            (-2, 0): (0, nan),
+            (-2, 3): (12, nan),
+            (-2, 0.5): (nan, nan),
+            (1, nan): (nan, 0),
+            (nan, 0): (0, nan),
+            (nan, 1): (1, nan),
+            (inf, 0): (0, inf),
+            (inf, 1): (1, inf),
+            (0.5, inf): (nan, 0),
+        },
+    ),
+    "maximum": (
+        mg.maximum,
+        np.maximum,
+        {
+            (2, 2): (0.5, 0.5),
+            (-0.0, 0.0): (0.5, 0.5),
+            (inf, inf): (0.5, 0.5),
+            (3, -2): (1, 0),
+            (-inf, 0): (0, 1),
+            (nan, 1): (1, 1),
+            (1, nan): (1, 1),
+        },
+    ),
+    "minimum": (
+        mg.minimum,
+        np.minimum,
+        {
+            (2, 2): (0.5, 0.5),
+            (-0.0, 0.0): (0.5, 0.5),
+            (inf, inf): (0.5, 0.5),
+            (3, -2): (0, 1),
+            (-inf, 0): (1, 0),
+            (nan, 1): (1, 1),
+            (1, nan): (1, 1),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("f", "in_numpy", "table"), BINARY.values(), ids=BINARY)
+def test_functions_of_two_numbers(f, in_numpy, table):
+    a, b = np.array(list(table), dtype=float).T
+    with np.errstate(all="ignore"):
+        expected = in_numpy(a, b)
+    y, ga, gb = value_and_gradients(f, a, b)
+    assert_array_equal(y, expected)
+    assert_allclose(np.stack([ga, gb], axis=1), list(table.values()), rtol=1e-15)
+
+
+# ----------------------------------------------------------------------------- kinks
+
+
+def test_clip_passes_the_gradient_on_the_closed_interval():
+    x = [-2, -1, 0, 1, 2, nan]
+    assert_array_equal(value_and_gradients(lambda x: mg.clip(x, -1, 1), x)[1], [0, 1, 1, 1, 0, 0])
+    assert_array_equal(value_and_gradients(lambda x: mg.clip(x, min=0), x)[1], [0, 0, 1, 1, 1, 0])
+    assert_array_equal(value_and_gradients(lambda x: mg.clip(x, max=0), x)[1], [1, 1, 1, 0, 0, 0])
+    assert_array_equal(value_and_gradients(mg.clip, x)[1], [1, 1, 1, 1, 1, 1])
+
+
+def test_an_infinite_upstream_gradient_is_stopped_by_what_was_not_chosen():
+    x = [-1.0, 2.0]
+    for f in (mg.relu, lambda x: mg.clip(x, min=0), lambda x: mg.maximum(x, 0)):
+        assert_array_equal(value_and_gradients(f, x, upstream=[inf, inf])[1], [0, inf])
+
+
+def test_where_passes_each_side_what_it_was_chosen_for_even_if_infinite():
+    _, a, b = value_and_gradients(
+        lambda a, b: mg.where([True, False, True], a, b),
+        [1, nan, 3],
+        [nan, 5, inf],
+        upstream=[inf, -inf, nan],
+    )
+    assert_array_equal(a, [inf, 0, nan])
+    assert_array_equal(b, [0, -inf, 0])
+
+
+def test_where_hides_a_constant_that_is_not_a_number():
+    y, g = value_and_gradients(lambda x: mg.where(x > 0, x, nan) * 2, [1, 2])
+    assert_array_equal(y, [2, 4])
+    assert_array_equal(g, [2, 2])
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize(("f", "sign"), [(mg.max, 1), (mg.min, -1)], ids=["max", "min"])
+@pytest.mark.parametrize(
+    ("a", "axis", "upstream", "gradient"),
+    [
+        pytest.param([1, 3, 3], None, 6, [0, 3, 3], id="two of three"),
+        pytest.param([[2, 2], [2, 2]], None, 1, [[0.25] * 2] * 2, id="all"),
+        pytest.param([[2, 2], [2, 1]], 0, [4, 8], [[2, 8], [2, 0]], id="columns"),
+        pytest.param([[2, 2], [2, 1]], 1, [4, 8], [[2, 2], [8, 0]], id="rows"),
+        pytest.param([[[5, 1], [5, 5]]], (0, 2), [1, 1], [[[1, 0], [0.5, 0.5]]], id="axis pair"),
+        pytest.param([-inf, -inf], None, 1, [0.5, 0.5], id="infinities"),
+        pytest.param([1, nan, 2], None, 1, [0, 1, 0], id="a NaN wins"),
+        pytest.param([nan, nan, 2], None, 1, [0.5, 0.5, 0], id="NaNs share"),
+    ],
+)
+def test_a_tie_shares_its_gradient_evenly(f, sign, keepdims, a, axis, upstream, gradient):
+    a = sign * np.array(a, dtype=float)
+    largest = np.max(sign * a, axis=axis, keepdims=keepdims)
+    y, g = value_and_gradients(
+        lambda a: f(a, axis, keepdims), a, upstream=np.reshape(upstream, largest.shape)
+    )
+    assert_array_equal(y, sign * largest)
+    assert_array_equal(g, gradient)
+
+
+# ----------------------------------------------------------------------------- norm
+
+ZERO_AXES = [None, 0, 1, -1, (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", ZERO_AXES)
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 0), (0, 0)])
+def test_the_zero_vector_has_norm_0_and_gradient_0(shape, axis, keepdims):
+    y, g = value_and_gradients(lambda a: mg.norm(a, axis, keepdims), np.zeros(shape))
+    expected = np.sum(np.zeros(shape), axis=axis, keepdims=keepdims)
+    assert_array_equal(y, expected, strict=True)
+    assert_array_equal(g, np.zeros(shape), strict=True)
+
+
+def test_a_row_of_zeros_has_gradient_0_and_its_neighbours_theirs():
+    y, g = value_and_gradients(lambda a: mg.norm(a, axis=1), [[0, 0], [3, 4], [0, -2]])
+    assert_array_equal(y, [0, 5, 2])
+    assert_array_equal(g, [[0, 0], [0.6, 0.8], [0, -1]])
+
+
+def test_the_norm_of_a_number_is_its_absolute_value():
+    assert [float(v) for v in value_and_gradients(mg.norm, -3.0)] == [3, -1]
+    assert [float(v) for v in value_and_gradients(mg.norm, 0.0)] == [0, 0]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-170, 1e-300, 2.0**-1060, 1.7e308 / 5])
+def test_the_norm_neither_overflows_nor_underflows(size):
+    a = np.array([3.0, -4.0, 0.0]) * size
+    y, g = value_and_gradients(mg.norm, a)
+    assert_allclose(y, 5 * size, rtol=2**-51)
+    assert_allclose(g, [0.6, -0.8, 0], rtol=2**-51)
+
+
+def test_the_smallest_number_there_is_has_a_norm_and_a_direction():
+    tiny = np.nextafter(0, 1)
+    assert [float(v) for v in value_and_gradients(mg.norm, -tiny)] == [tiny, -1]
+
+
+def test_huge_and_tiny_rows_do_not_disturb_each_other():
+    y, g = value_and_gradients(lambda a: mg.norm(a, axis=1), [[3e300, 4e300], [3e-300, 4e-300]])
+    assert_allclose(y, [5e300, 5e-300], rtol=1e-15)
+    assert_allclose(g, [[0.6, 0.8], [0.6, 0.8]], rtol=1e-15)
+
+
+def test_the_norm_of_infinities_and_nan():
+    for a, length, gradient in [
+        ([inf, 1], inf, [nan, 0]),
+        ([inf, -inf], inf, [nan, nan]),
+        ([nan, 1], nan, [nan, nan]),
+    ]:
+        y, g = value_and_gradients(mg.norm, a)
+        assert_array_equal(y, length)
+        assert_array_equal(g, gradient)
+
+
+# ----------------------------------------------------------------------------- softmax
+
+LN2 = math.log(2)
+
+# logits: log-softmax, softmax, and their gradients for the upstream gradient (1, 2, 4)
+SOFTMAX = {
+    "far apart": (
+        [1e4, -1e4, 0],
+        ([0, -2e4, -1e4], [-6, 2, 4]),
+        ([1, 0, 0], [0, 0, 0]),
+    ),
+    "huge and equal": (
+        [1e300, 1e300, -1e300],
+        ([-LN2, -LN2, -2e300], [-2.5, -1.5, 4]),
+        ([0.5, 0.5, 0], [-0.25, 0.25, 0]),
+    ),
+    "masked": (
+        [-inf, 0, 0],
+        ([-inf, -LN2, -LN2], [1, -1.5, 0.5]),
+        ([0, 0.5, 0.5], [0, -0.5, 0.5]),
+    ),
+    "all masked": ([-inf] * 3, ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
+    "infinite": ([inf, 0, 0], ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
+    "NaN": ([nan, 0, 0], ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
+}
+
+
+@pytest.mark.parametrize(("logits", "of_log", "of_softmax"), SOFTMAX.values(), ids=SOFTMAX)
+def test_softmax_of_extreme_logits(logits, of_log, of_softmax):
+    for f, expected in ((mg.log_softmax, of_log), (mg.softmax, of_softmax)):
+        found = value_and_gradients(f, logits, upstream=[1.0, 2.0, 4.0])
+        for array, wanted in zip(found, expected, strict=True):
+            assert_allclose(array, wanted, rtol=1e-15)
+
+
+def test_cross_entropy_never_overflows():
+    logits = [[1e4, -1e4], [1e4, -1e4], [-inf, 0], [1e308, -1e308]]
+    y, g = value_and_gradients(
+        lambda a: mg.cross_entropy(a, [0, 1, 1, 0], reduction="none"), logits
+    )
+    assert_array_equal(y, [0, 2e4, 0, 0])
+    assert_array_equal(g, [[0, 0], [1, -1], [0, 0], [0, 0]])
+
+
+def test_sigmoid_keeps_its_small_values():
+    y, g = value_and_gradients(mg.sigmoid, [-740.0, 740.0])
+    assert_allclose(y, [math.exp(-740), 1], rtol=1e-15)
+    assert_allclose(g, [math.exp(-740), 0], rtol=1e-15)
+
+
+# ----------------------------------------------------------------------------- one number, and nothing
+
+# what keeps the shape of its only tensor
+SAME_SHAPE = {name: f for name, (f, *_) in UNARY.items()} | {
+    "gelu": mg.gelu,
+    "softmax": mg.softmax,
+    "log_softmax": mg.log_softmax,
+    "where": lambda a: mg.where(a > 0, a, 0),
+    "mul": lambda a: a * a,
+    "maximum": lambda a: mg.maximum(a, 0),
+    "minimum": lambda a: mg.minimum(a, 0),
+    "reshape": lambda a: a.reshape(a.shape),
+    "transpose": lambda a: a.T.T,
+    "broadcast_to": lambda a: mg.broadcast_to(a, a.shape),
+    "astype": lambda a: a.astype(np.float32),
+    "getitem": lambda a: a[...],
+    "linear": lambda a: mg.linear(a, np.eye(a.shape[-1])) if a.ndim else 1 * a,
+}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize("f", SAME_SHAPE.values(), ids=SAME_SHAPE)
+def test_one_number_and_no_numbers_go_through(f, shape):
+    y, g = value_and_gradients(f, np.full(shape, 0.5))
+    assert y.shape == g.shape == shape
+    assert np.all(np.isfinite(y))
+    assert np.all(np.isfinite(g))
+
+
+# reduction: its value of nothing
+OF_NOTHING = {
+    "sum": (mg.sum, 0),
+    "mean": (mg.mean, nan),
+    "var": (mg.var, nan),
+    "norm": (mg.norm, 0),
+}
+
+
+@pytest.mark.parametrize(("f", "of_nothing"), OF_NOTHING.values(), ids=OF_NOTHING)
+def test_reductions_of_one_number_and_of_nothing(f, of_nothing):
+    one, slope = value_and_gradients(f, 2.0)
+    assert one == (0 if f is mg.var else 2)
+    assert slope == (0 if f is mg.var else 1)
+    y, g = value_and_gradients(lambda a: f(a, axis=1), np.ones((3, 0)))
+    assert_array_equal(y, [of_nothing] * 3)
+    assert g.shape == (3, 0)
+    y, g = value_and_gradients(lambda a: f(a, axis=0), np.ones((3, 0)))
+    assert y.shape == (0,)
+    assert g.shape == (3, 0)
+
+
+@pytest.mark.parametrize("f", [mg.max, mg.min], ids=["max", "min"])
+def test_nothing_has_no_extreme_but_no_columns_have_no_extremes(f):
+    with pytest.raises(ValueError, match="no identity"):
+        f(mg.Tensor(np.ones((3, 0))), axis=1)
+    y, g = value_and_gradients(lambda a: f(a, axis=0), np.ones((3, 0)))
+    assert y.shape == (0,)
+    assert g.shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "product"),
+    [
+        ((0, 2), (2, 3), (0, 3)),
+        ((2, 0), (0, 3), (2, 3)),
+        ((0,), (0,), ()),
+        ((0, 1, 2), (2,), (0, 1)),
+    ],
+    ids=str,
+)
+def test_products_with_an_empty_side(a, b, product):
+    y, ga, gb = value_and_gradients(mg.matmul, np.ones(a), np.ones(b))
+    assert_array_equal(y, np.zeros(product), strict=True)
+    assert_array_equal(ga, np.zeros(a), strict=True)
+    assert_array_equal(gb, np.zeros(b), strict=True)
+
+
+def test_joining_and_selecting_nothing():
+    none, some = np.ones((0, 2)), np.ones((3, 2))
+    y, g0, g1 = value_and_gradients(lambda a, b: mg.concatenate([a, b]), none, some)
+    assert (y.shape, g0.shape, g1.shape) == ((3, 2), (0, 2), (3, 2))
+    for index in ([], slice(0), np.zeros(3, bool)):
+        y, g = value_and_gradients(lambda a, index=index: a[index], some)
+        assert y.shape == (0, 2)
+        assert_array_equal(g, np.zeros((3, 2)))
+
+
+def test_losses_of_no_examples():
+    y, g = value_and_gradients(
+        lambda a: mg.cross_entropy(a, np.zeros(0, int), reduction="sum"), np.ones((0, 4))
+    )
+    assert y == 0
+    assert g.shape == (0, 4)
+    y, g = value_and_gradients(lambda a: mg.mse_loss(a, np.ones((0,))), np.ones((0,)))
+    assert np.isnan(y)
+    assert g.shape == (0,)

@@ -1,0 +1,217 @@
+"""What makes the arithmetic cheap, stated without a clock.
+
+A training step of a LoRA or a DoRA makes nothing of the size of W0, differentiates nothing that is
+frozen, records a handful of tensors per layer, and leaves nothing behind but its optimizer's moments,
+which belong to the trained tensors only.
+"""
+
+import gc
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+import loradora as ld
+import minigrad as mg
+from minigrad.engine import ancestry
+
+WIDE = 1024
+
+METHODS = [
+    pytest.param({}, id="LoRA"),
+    pytest.param({"use_dora": True}, id="DoRA"),
+]
+VARIANTS = [
+    pytest.param(ld.LoRALinear, {}, id="LoRA"),
+    pytest.param(ld.DoRALinear, {}, id="DoRA"),
+    pytest.param(ld.DoRALinear, {"detach_norm": False}, id="DoRA, exact"),
+    pytest.param(ld.DoRALinear, {"norm_axis": 0}, id="DoRA, columns"),
+    pytest.param(ld.DoRALinear, {"norm_axis": 0, "detach_norm": False}, id="DoRA, columns, exact"),
+]
+
+
+def adapted(sizes, seed=0, **options):
+    """Return an MLP with an adapter in every layer, in the middle of its training: B is not zero."""
+    rng = np.random.default_rng(seed)
+    config = ld.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", **options)
+    model = ld.get_peft_model(ld.MLP(sizes, rng=rng), config, rng=rng)
+    for name, p in model.named_parameters():
+        if name.endswith(".B"):
+            p.data = rng.standard_normal(p.shape, p.dtype) / 10
+    return model
+
+
+def batch(sizes, rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, sizes[0]), np.float32)
+    return x, rng.integers(sizes[-1], size=rows)
+
+
+def step(model, optimizer, x, labels):
+    loss = mg.cross_entropy(model(x), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def peak(work):
+    """Return the largest number of bytes that ``work`` held at once beyond those held before."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def recorded(y):
+    """Return the tensors that a result was computed through, oldest first, without the leaves."""
+    return [tensor for tensor in ancestry(y) if tensor._made is not None]
+
+
+@pytest.fixture
+def no_gc():
+    """The garbage collector off: what disappears now was freed by its reference count alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# ----------------------------------------------------------------------------- nothing like W0
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_a_training_step_makes_nothing_of_the_size_of_w0(options):
+    sizes = [WIDE, WIDE, WIDE]
+    model = adapted(sizes, **options)
+    optimizer = ld.AdamW(model.trainable_parameters())
+    x, labels = batch(sizes)
+    for _ in range(2):  # the first step makes the moments
+        assert peak(lambda: step(model, optimizer, x, labels)) < WIDE * WIDE  # not even of bools
+
+
+@pytest.mark.parametrize(("kind", "options"), VARIANTS)
+def test_a_layer_makes_nothing_of_the_size_of_w0_forward_or_back(kind, options):
+    layer = kind(ld.Linear(WIDE, WIDE), r=2, lora_alpha=4, **options)
+    layer.B.data = np.full_like(layer.B.data, 0.1)
+    x = mg.Tensor(np.ones((2, WIDE), np.float32), requires_grad=True)
+    assert peak(lambda: layer(x).sum().backward()) < WIDE * WIDE
+    layer.eval()
+    with mg.no_grad():
+        assert peak(lambda: layer(x)) < WIDE * WIDE
+
+
+def test_an_adapter_shares_the_weight_of_its_base():
+    base = ld.MLP([WIDE, WIDE])
+    config = ld.LoraConfig(r=2, target_modules=["0"])
+    models = []
+    assert peak(lambda: models.append(ld.get_peft_model(base, config))) < WIDE * WIDE
+    weights = [p.data for name, p in models[0].named_parameters() if name.endswith(".weight")]
+    assert np.shares_memory(*weights, base.parameters()[0].data)
+
+
+# ----------------------------------------------------------------------------- nothing frozen
+
+
+@pytest.fixture
+def differentiated(monkeypatch):
+    """Collect, for every rule that is called, the argument that it differentiates by."""
+    arguments = []
+
+    def watched(position, rule):
+        def noting(g, y, *args, **params):
+            arguments.append(args[position])
+            return rule(g, y, *args, **params)
+
+        return None if rule is None else noting
+
+    for op in mg.ops.OPS.values():
+        monkeypatch.setattr(op, "vjps", tuple(watched(i, rule) for i, rule in enumerate(op.vjps)))
+    return arguments
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_no_rule_is_called_for_what_is_frozen(differentiated, options):
+    sizes = [6, 5, 4]
+    model = adapted(sizes, **options)
+    x, labels = batch(sizes)
+    mg.cross_entropy(model(x), labels).backward()
+    by_name = dict(model.named_parameters())
+    called = {name for name, p in by_name.items() if any(a is p.data for a in differentiated)}
+    assert called == {name for name, p in by_name.items() if p.requires_grad}
+    assert not any(a is x for a in differentiated)
+
+
+# ----------------------------------------------------------------------------- a handful of tensors
+
+#: The ops that a layer records.  The frozen product, which comes first, is among them only if the input
+#: needs a gradient, as it does in every layer but the first.
+CORRECTION = ["linear", "mul", "linear"]  # s (x Aᵀ) Bᵀ, added to the frozen product
+RECORDED = {
+    ld.LoRALinear: ["linear", *CORRECTION],
+    ld.DoRALinear: ["known_linear", "div", *CORRECTION, "affine"],  # m/‖V‖ = c; c ∘ … + b
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+@pytest.mark.parametrize("first", [True, False], ids=["first layer", "inner layer"])
+def test_a_layer_records_these_ops_and_no_more(kind, first):
+    layer = kind(ld.Linear(6, 5), r=2, lora_alpha=4)
+    layer.B.data = np.full_like(layer.B.data, 0.1)
+    y = layer(mg.Tensor(np.ones((3, 6), np.float32), requires_grad=not first))
+    assert [tensor._made[0].name for tensor in recorded(y)] == RECORDED[kind][1 if first else 0 :]
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_evaluation_records_nothing(options):
+    sizes = [6, 5, 4]
+    model = adapted(sizes, **options).eval()
+    with mg.no_grad():
+        y = model(batch(sizes)[0])
+    assert not y.requires_grad
+    assert ancestry(y) == [y]
+
+
+# ----------------------------------------------------------------------------- nothing left behind
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_the_graph_is_gone_after_backward(no_gc, options):
+    sizes = [6, 5, 4]
+    model = adapted(sizes, **options)
+    x, labels = batch(sizes)
+    loss = mg.cross_entropy(model(x), labels)
+    graph = [weakref.ref(tensor) for tensor in recorded(loss) if tensor is not loss]
+    assert len(graph) > 6
+    loss.backward()
+    assert [memory() for memory in graph] == [None] * len(graph)
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_steps_leave_no_tensor_behind(no_gc, options):
+    sizes = [6, 5, 4]
+    model = adapted(sizes, **options)
+    optimizer = ld.AdamW(model.trainable_parameters())
+
+    def alive():
+        return sum(type(o) is mg.Tensor for o in gc.get_objects())
+
+    before = alive()
+    for _ in range(3):
+        step(model, optimizer, *batch(sizes))
+    assert alive() == before
+
+
+@pytest.mark.parametrize("options", METHODS)
+def test_the_optimizer_keeps_moments_for_trained_tensors_only(options):
+    sizes = [6, 5, 4]
+    model = adapted(sizes, **options)
+    optimizer = ld.AdamW(model.parameters())  # the frozen ones, too
+    step(model, optimizer, *batch(sizes))
+    assert list(optimizer.moments) == model.trainable_parameters()
+    for p, (m, v, *_) in optimizer.moments.items():
+        assert m.shape == v.shape == p.shape
+    assert [p.grad for p in model.parameters() if not p.requires_grad] == [None] * 4

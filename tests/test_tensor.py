@@ -1,0 +1,545 @@
+"""The Tensor as a citizen of NumPy: what it holds, how it mixes, and what it refuses."""
+
+import copy
+import operator
+import pickle
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad as mg
+
+FLOATS = [np.float16, np.float32, np.float64]
+
+
+def leaf(value, dtype=np.float64):
+    return mg.Tensor(np.asarray(value, dtype=dtype), requires_grad=True)
+
+
+# ----------------------------------------------------------------------------- construction
+
+
+def test_data_is_copied():
+    array = np.array([1.0, 2.0])
+    x, y = mg.Tensor(array), mg.Tensor(mg.Tensor(array))
+    array[0] = 99
+    assert_array_equal(x.data, [1, 2])
+    assert_array_equal(y.data, [1, 2])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_float_dtypes_are_kept(dtype):
+    assert mg.Tensor(np.ones(2, dtype)).dtype == dtype
+    assert mg.Tensor(dtype(1), requires_grad=True).dtype == dtype
+
+
+@pytest.mark.parametrize("data", [3, True, [1, 2], np.arange(3), np.array([True]), np.uint8(7)])
+def test_integers_and_bools_become_float64(data):
+    x = mg.Tensor(data)
+    assert_array_equal(x.data, np.asarray(data, np.float64), strict=True)
+
+
+@pytest.mark.parametrize("data", [3, True, [1, 2], np.arange(3)])
+def test_integers_cannot_require_a_gradient(data):
+    with pytest.raises(TypeError, match="floating-point"):
+        mg.Tensor(data, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (1j, TypeError, "complex128"),
+        (np.array([None, 1.0]), TypeError, "object"),
+        ("1.0", TypeError, "<U3"),
+        (None, TypeError, "object"),
+        (np.datetime64("2024-01-01"), TypeError, "datetime64"),
+        ([[1.0], [2.0, 3.0]], ValueError, "inhomogeneous"),
+    ],
+)
+def test_what_is_no_array_of_real_numbers_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        mg.Tensor(data)
+
+
+def test_it_describes_itself_as_an_array_does():
+    x = mg.Tensor(np.ones((2, 3), np.float32))
+    assert (x.shape, x.ndim, x.size, x.dtype, len(x)) == ((2, 3), 2, 6, np.float32, 2)
+    assert (x.requires_grad, x.grad) == (False, None)
+
+
+# ----------------------------------------------------------------------------- operators
+
+OPERATORS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "**": operator.pow,
+    "@": operator.matmul,
+}
+A, B = np.array([1.0, 2.0, 3.0]), np.array([0.5, 4.0, 2.0])
+OPERANDS = {
+    "Tensor": mg.Tensor(B),
+    "ndarray": B,
+    "list": B.tolist(),
+    "tuple": tuple(B),
+    "integer array": np.array([4, 1, 2]),
+    "Python float": 2.5,
+    "Python int": 2,
+    "bool": True,
+    "NumPy scalar": np.float64(2.5),
+    "NumPy integer": np.int64(2),
+    "0-d array": np.array(2.5),
+}
+
+
+MIXTURES = {
+    f"{symbol} {name}": (f, other)
+    for symbol, f in OPERATORS.items()
+    for name, other in OPERANDS.items()
+    if symbol != "@" or np.ndim(other) > 0  # a matrix product needs axes
+}
+
+
+@pytest.mark.parametrize(("f", "other"), MIXTURES.values(), ids=MIXTURES)
+def test_operators_give_tensors_from_both_sides(f, other):
+    x, plain = leaf(A), np.asarray(other)
+    for found, expected in ((f(x, other), f(A, plain)), (f(other, x), f(plain, A))):
+        assert isinstance(found, mg.Tensor)
+        assert found.requires_grad
+        assert_array_equal(found.data, expected)
+
+
+def test_signs_and_absolute_values():
+    x = leaf([-1.0, 2.0])
+    assert_array_equal((-x).data, [1, -2])
+    assert_array_equal(abs(x).data, [1, 2])
+
+
+COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@pytest.mark.parametrize("f", COMPARISONS.values(), ids=COMPARISONS)
+@pytest.mark.parametrize("other", [2, 2.0, np.array([1.0, 2.0, 4.0]), mg.Tensor([1.0, 2.0, 4.0])])
+def test_comparisons_give_bool_arrays_from_both_sides(f, other):
+    plain = np.asarray(other)
+    for found, expected in (
+        (f(leaf(A), other), f(A, plain)),
+        (f(other, leaf(A)), f(plain, A)),
+    ):
+        assert type(found) is np.ndarray
+        assert_array_equal(found, expected, strict=True)
+
+
+def test_a_comparison_with_a_python_number_is_made_in_the_tensors_dtype():
+    x = mg.Tensor(np.array([0.1], np.float32))
+    assert_array_equal(x <= 0.1, [True])
+    assert_array_equal(operator.le(0.1, x), [True])
+
+
+def test_tensors_are_equal_to_themselves_only_and_hash_by_identity():
+    x, same = leaf(A), leaf(A)
+    assert x == x
+    assert x != same
+    assert len({x, same, x}) == 2
+    assert x in [same, x]
+    assert x not in [same]
+
+
+def test_augmented_assignment_binds_the_name_to_a_new_tensor():
+    x = start = leaf(A)
+    x += 1
+    x *= x
+    assert x is not start
+    assert_array_equal(start.data, A)
+    x.sum().backward()
+    assert_array_equal(start.grad, 2 * (A + 1))
+
+
+def test_entries_cannot_be_assigned():
+    with pytest.raises(TypeError, match="item assignment"):
+        leaf(A)[0] = 1
+
+
+@pytest.mark.parametrize("f", [np.exp, np.negative, lambda x: np.add(x, x)])
+def test_numpy_functions_refuse_rather_than_drop_the_gradient(f):
+    with pytest.raises(TypeError, match="Tensor"):
+        f(leaf(A))
+
+
+# ----------------------------------------------------------------------------- conversions
+
+
+def test_a_single_number_converts_and_formats():
+    x = mg.Tensor([[2.5]])
+    assert (x.item(), float(x), bool(x), f"{x:.2f}") == (2.5, 2.5, True, "2.50")
+    assert type(x.item()) is float
+    assert not mg.Tensor(0.0)
+
+
+@pytest.mark.parametrize("f", [bool, float, mg.Tensor.item, lambda x: f"{x:.2f}"])
+def test_several_numbers_are_no_single_number(f):
+    with pytest.raises(ValueError, match=r"size 1|more than one element"):
+        f(leaf(A))
+
+
+def test_iteration_gives_the_rows_as_tensors_with_gradients():
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    first, second = x
+    (first * 10 + second).sum().backward()
+    assert_array_equal(x.grad, [[10, 10], [1, 1]])
+
+
+def test_a_0d_tensor_has_no_length_and_no_rows():
+    for f in (len, iter, list):
+        with pytest.raises(TypeError, match="unsized"):
+            f(mg.Tensor(1.0))
+
+
+def test_asarray_gives_the_array():
+    x = leaf(A)
+    assert np.asarray(x) is x.data
+    assert x.numpy() is x.data
+    assert np.asarray(x, np.float32).dtype == np.float32
+    assert not np.shares_memory(np.array(x), x.data)
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (mg.Tensor([1.0, 2.0]), "Tensor([1., 2.])"),
+        (mg.Tensor(1.5), "Tensor(1.5)"),
+        (mg.Tensor(np.zeros((0, 2))), "Tensor([])"),
+        (leaf([1.0]), "Tensor([1.], requires_grad=True)"),
+        (leaf([1.0], np.float32), "Tensor([1.], dtype=float32, requires_grad=True)"),
+        (leaf([1.0]) + 1, "Tensor([2.], op=add)"),
+        (mg.Tensor([1.0]) + 1, "Tensor([2.])"),
+        (mg.Tensor([[1.0], [2.0]]), "Tensor([[1.],\n        [2.]])"),
+    ],
+)
+def test_repr_shows_the_values_and_what_is_not_the_default(x, text):
+    assert repr(x) == str(x) == f"{x}" == text
+
+
+# ----------------------------------------------------------------------------- copies
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_copied_leaf_keeps_everything_and_owns_its_data(duplicate):
+    x = leaf(A, np.float32)
+    (x * x).sum().backward()
+    y = duplicate(x)
+    assert y is not x
+    assert y.requires_grad
+    assert_array_equal(y.data, x.data, strict=True)
+    assert_array_equal(y.grad, x.grad, strict=True)
+    y.data[0] = 99
+    assert x.data[0] == 1
+    (y * 2).sum().backward()
+    assert_array_equal(x.grad, 2 * A)
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_copied_constant_is_a_constant(duplicate):
+    x = duplicate(mg.Tensor(A) * 2)
+    assert not x.requires_grad
+    assert x.grad is None
+    assert_array_equal(x.data, 2 * A)
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_recorded_result_is_not_copied(duplicate):
+    with pytest.raises(RuntimeError, match=r"result of mul.*detach"):
+        duplicate(leaf(A) * 2)
+
+
+def test_a_deepcopy_keeps_shared_tensors_shared():
+    x = leaf(A)
+    first, second = copy.deepcopy([x, x])
+    assert first is second
+
+
+# ----------------------------------------------------------------------------- assignment to leaves
+
+
+def test_data_is_assigned_as_a_copy():
+    x, array = leaf(A), B.copy()
+    x.data = array
+    array[0] = 99
+    assert_array_equal(x.data, B)
+
+
+def test_assignment_replaces_the_array_and_leaves_the_old_one_alone():
+    x = leaf(A)
+    old = x.data
+    x.data = B
+    assert_array_equal(old, A)
+
+
+def test_data_can_be_changed_in_place_and_assigned_to_itself():
+    x = leaf(A)
+    x.data *= 2
+    x.data -= 1
+    assert_array_equal(x.data, [1, 3, 5])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.ones(2), ValueError, r"\(3,\).*\(2,\)"),
+        (np.ones((3, 1)), ValueError, r"\(3,\).*\(3, 1\)"),
+        (1.0, ValueError, r"\(3,\).*\(\)"),
+        (np.ones(3, np.float32), TypeError, "float64.*float32"),
+        (np.ones(3, int), TypeError, "float64.*int64"),
+    ],
+)
+def test_data_of_another_shape_or_dtype_is_refused(value, error, message):
+    x = leaf(A)
+    with pytest.raises(error, match=message):
+        x.data = value
+    assert_array_equal(x.data, A)
+
+
+def test_results_cannot_be_assigned_to():
+    y = leaf(A) * 2
+    with pytest.raises(RuntimeError, match=r"\.data of the result of mul"):
+        y.data = A
+    with pytest.raises(RuntimeError, match="requires_grad of the result of mul"):
+        y.requires_grad = False
+
+
+def test_a_leaf_can_be_frozen_and_thawed():
+    x = leaf(A)
+    x.requires_grad = False
+    assert not (x * 2).requires_grad
+    x.requires_grad = True
+    assert (x * 2).requires_grad
+
+
+# ----------------------------------------------------------------------------- dtypes
+
+NEIGHBOURS = {
+    "Python float": 2.5,
+    "Python int": 2,
+    "bool": True,
+    "float64 scalar": np.float64(2.5),
+    "int64 scalar": np.int64(2),
+    "float64 0-d array": np.array(2.5),
+    "integer array": np.array([1, 2, 3]),
+    "bool array": np.array([True, False, True]),
+    "float16 array": np.ones(3, np.float16),
+}
+DTYPE_KEEPERS = {
+    "+": lambda x, a: x + a,
+    "reflected -": lambda x, a: a - x,
+    "*": lambda x, a: x * a,
+    "reflected /": lambda x, a: a / x,
+    "**": lambda x, a: x**a,
+    "reflected **": lambda x, a: a**x,
+    "maximum": mg.maximum,
+    "minimum": lambda x, a: mg.minimum(a, x),
+    "where": lambda x, a: mg.where(x > 2, x, a),
+    "clip": lambda x, a: mg.clip(x, a, 3 * a),
+}
+
+
+@pytest.mark.parametrize("neighbour", NEIGHBOURS.values(), ids=NEIGHBOURS)
+@pytest.mark.parametrize("f", DTYPE_KEEPERS.values(), ids=DTYPE_KEEPERS)
+def test_float32_stays_float32_beside(f, neighbour):
+    x = leaf(A, np.float32)
+    y = f(x, neighbour)
+    assert y.dtype == np.float32
+    y.sum().backward()
+    assert x.grad.dtype == np.float32
+
+
+def test_joined_float32_stays_float32_beside_integers_and_numbers():
+    x, integers = leaf(A, np.float32), np.arange(3)
+    assert mg.concatenate([x, integers, integers]).dtype == np.float32
+    assert mg.stack([x, integers]).dtype == np.float32
+    assert mg.stack([x[0], 2.5]).dtype == np.float32
+
+
+def test_float64_arrays_and_tensors_widen_float32_and_the_gradient_comes_back_as_float32():
+    for wide in (np.ones(3), mg.Tensor(np.ones(3))):
+        x = leaf(A, np.float32)
+        y = x * wide
+        assert y.dtype == np.float64
+        y.sum().backward()
+        assert x.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_astype_changes_the_dtype_and_gives_the_gradient_back_in_its_own(dtype):
+    x = leaf(A)
+    y = x.astype(dtype)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert_array_equal(x.grad, np.ones(3), strict=True)
+
+
+@pytest.mark.parametrize("choose", [lambda: mg.where([True, False], 1, 2), lambda: mg.add(1, 2)])
+def test_ops_on_integers_alone_give_float64(choose):
+    assert choose().dtype == np.float64
+
+
+# ----------------------------------------------------------------------------- methods
+
+M = np.array([[1.0, 4.0, 2.0], [0.5, 3.0, 8.0]])
+METHODS = {
+    "sum": (lambda x: x.sum(1, keepdims=True), lambda x: mg.sum(x, 1, keepdims=True)),
+    "mean": (lambda x: x.mean(axis=0), lambda x: mg.mean(x, axis=0)),
+    "var": (lambda x: x.var(0, ddof=1), lambda x: mg.var(x, 0, ddof=1)),
+    "max": (lambda x: x.max(axis=1), lambda x: mg.max(x, axis=1)),
+    "min": (lambda x: x.min(1, keepdims=True), lambda x: mg.min(x, 1, keepdims=True)),
+    "clip": (lambda x: x.clip(1, 3), lambda x: mg.clip(x, 1, 3)),
+    "reshape to a tuple": (lambda x: x.reshape((3, 2)), lambda x: mg.reshape(x, (3, 2))),
+    "reshape to lengths": (lambda x: x.reshape(3, -1), lambda x: mg.reshape(x, (3, -1))),
+    "transpose": (lambda x: x.transpose(), mg.transpose),
+    "transpose of axes": (lambda x: x.transpose(1, 0), lambda x: mg.transpose(x, (1, 0))),
+    "swapaxes": (lambda x: x.swapaxes(0, 1), lambda x: mg.swapaxes(x, 0, 1)),
+    "astype": (lambda x: x.astype(np.float32), lambda x: mg.astype(x, np.float32)),
+    "indexing": (lambda x: x[[1, 1]], lambda x: mg.getitem(x, [1, 1])),
+    "T": (lambda x: x.T, mg.transpose),
+    "mT": (lambda x: x.mT, lambda x: mg.swapaxes(x, -2, -1)),
+}
+
+
+@pytest.mark.parametrize(("method", "function"), METHODS.values(), ids=METHODS)
+def test_methods_are_the_functions_and_what_ndarray_calls_them(method, function):
+    found, expected = method(leaf(M)), function(leaf(M))
+    assert_array_equal(found.data, expected.data, strict=True)
+    assert found.requires_grad
+    assert_allclose(found.data, method(M), rtol=1e-15, strict=True)
+
+
+def test_T_reverses_all_axes_and_mT_exchanges_the_last_two():
+    x = mg.Tensor(np.arange(24.0).reshape(2, 3, 4))
+    assert_array_equal(x.T.data, x.data.T)
+    assert_array_equal(x.mT.data, x.data.mT)
+    assert (x.T.shape, x.mT.shape) == ((4, 3, 2), (2, 4, 3))
+
+
+# ----------------------------------------------------------------------------- bad input
+
+V = mg.Tensor([1.0, 2.0, 3.0])
+W = mg.Tensor(M)
+LOGITS = mg.Tensor(np.zeros((2, 3)))
+
+# what is done, the error, and what its message must say
+BAD = {
+    "shapes that do not broadcast": (lambda: W + np.ones(2), ValueError, r"add .*\(2, 3\), \(2,\)"),
+    "matrices that do not match": (lambda: W @ W, ValueError, r"matmul .*\(2, 3\), \(2, 3\)"),
+    "a product with a number": (lambda: 2 @ V, ValueError, r"matmul .*\(3,\)"),
+    "linear of another width": (
+        lambda: mg.linear(V, W.T),
+        ValueError,
+        r"linear .*\(3,\), \(3, 2\)",
+    ),
+    "reshape to another size": (lambda: W.reshape(4), ValueError, r"reshape .*\(2, 3\)"),
+    "two unknown lengths": (lambda: W.reshape(-1, -1), ValueError, r"reshape .*\(2, 3\)"),
+    "broadcasting down": (lambda: mg.broadcast_to(V, (2, 2)), ValueError, r"broadcast_to .*\(3,\)"),
+    "an axis out of range": (lambda: W.sum(axis=2), ValueError, r"sum .*\(2, 3\).*axis 2"),
+    "an axis below range": (lambda: mg.norm(W, -3), ValueError, r"norm .*\(2, 3\).*axis -3"),
+    "a repeated axis": (lambda: mg.max(W, axis=(0, 0)), ValueError, r"max .*\(2, 3\).*duplicate"),
+    "one axis by two names": (lambda: mg.mean(W, axis=(0, -2)), ValueError, "mean .*duplicate"),
+    "an axis that is no integer": (lambda: mg.var(W, axis=0.5), TypeError, "var .*float"),
+    "a repeated axis in transpose": (lambda: W.transpose(0, 0), ValueError, "transpose .*repeated"),
+    "an axis missing in transpose": (lambda: W.transpose(0), ValueError, "transpose .*axes"),
+    "swapping with no axis": (lambda: W.swapaxes(0, 3), ValueError, "swapaxes .*axis 3"),
+    "mT of a vector": (lambda: V.mT, ValueError, r"swapaxes .*\(3,\)"),
+    "softmax along no axis": (lambda: mg.softmax(W, 2), ValueError, "log_softmax .*axis 2"),
+    "an index out of range": (lambda: V[3], IndexError, r"getitem .*\(3,\).*index 3"),
+    "too many indices": (lambda: V[0, 0], IndexError, r"getitem .*\(3,\).*too many"),
+    "an index array out of range": (lambda: V[[0, -4]], IndexError, r"getitem .*index -4"),
+    "a mask of another length": (lambda: V[[True, False]], IndexError, "getitem .*boolean"),
+    "a float index": (lambda: V[1.5], IndexError, "getitem .*only integers"),
+    "a string index": (lambda: V["a"], IndexError, "getitem .*only integers"),
+    "a string operand": (lambda: V + "a", TypeError, "real numbers.*str.*'a'"),
+    "a string on the left": (lambda: "a" * V, TypeError, "real numbers.*str.*'a'"),
+    "a string among numbers": (lambda: V * ["a", 1, 2], TypeError, "real numbers.*list"),
+    "a complex operand": (lambda: V * 1j, TypeError, "real numbers.*complex"),
+    "a complex array on the left": (lambda: np.ones(3) * 1j - V, TypeError, "real.*complex128"),
+    "an object array": (lambda: V / np.array([1, None, 2]), TypeError, "real numbers.*object"),
+    "None": (lambda: V + None, TypeError, "real numbers.*NoneType"),
+    "a matrix product with objects": (lambda: V @ np.array([None] * 3), TypeError, "object"),
+    "a ragged list": (lambda: V * [[1], [2, 3]], ValueError, "inhomogeneous"),
+    "strings to exp": (lambda: mg.exp("a"), TypeError, "real numbers.*str"),
+    "comparing with a string": (lambda: V < "a", TypeError, "real numbers.*str"),
+    "comparing with None": (lambda: V < None, TypeError, "real numbers.*NoneType"),
+    "astype to integers": (lambda: V.astype(int), TypeError, "astype .*int64"),
+    "astype to complex": (lambda: V.astype(complex), TypeError, "astype .*complex128"),
+    "the largest of nothing": (lambda: mg.max(mg.Tensor([])), ValueError, r"max .*\(0,\)"),
+    "a Tensor as lower bound": (lambda: V.clip(min=mg.Tensor(0.0)), TypeError, "clip .*array"),
+    "a Tensor as upper bound": (lambda: mg.clip(V, None, V), TypeError, "clip .*array"),
+    "a string as bound": (lambda: V.clip(min="a"), TypeError, r"clip .*\(3,\)"),
+    "a Tensor as axis": (lambda: W.sum(axis=mg.Tensor(0.0)), TypeError, "sum .*Tensor"),
+    "a Tensor as index": (lambda: V[mg.Tensor(0.0)], TypeError, "getitem .*Tensor"),
+    "a Tensor in an index": (lambda: W[0, mg.Tensor([0.0])], TypeError, "getitem .*Tensor"),
+    "a Tensor as condition": (lambda: mg.where(V, V, V), TypeError, "where .*Tensor"),
+    "a Tensor by keyword": (lambda: mg.add(V, b=V), TypeError, "add .*by position"),
+    "a missing operand": (lambda: mg.add(V), TypeError, "add .*missing"),
+    "concatenating nothing": (lambda: mg.concatenate([]), ValueError, "at least one"),
+    "concatenating vector and matrix": (
+        lambda: mg.concatenate([V, W]),
+        ValueError,
+        r"\(3,\), \(2, 3\)",
+    ),
+    "concatenating along no axis": (lambda: mg.concatenate([V, V], 1), ValueError, "axis 1"),
+    "concatenating numbers": (lambda: mg.concatenate([1.0, 2.0]), ValueError, "zero-dimensional"),
+    "stacking nothing": (lambda: mg.stack([]), ValueError, "stack"),
+    "stacking unequal shapes": (lambda: mg.stack([V, W]), ValueError, r"stack .*\(3,\), \(2, 3\)"),
+    "stacking along no axis": (lambda: mg.stack([V, V], 2), ValueError, "axis 2"),
+    "a label too large": (
+        lambda: mg.cross_entropy(LOGITS, [0, 3]),
+        IndexError,
+        "label 3 .*3 classes",
+    ),
+    "a negative label": (lambda: mg.cross_entropy(LOGITS, [-1, 0]), IndexError, "label -1 "),
+    "float labels": (lambda: mg.cross_entropy(LOGITS, [0.0, 1.0]), TypeError, "labels .*float64"),
+    "bool labels": (lambda: mg.cross_entropy(LOGITS, [True, False]), TypeError, "labels .*bool"),
+    "labels in a Tensor": (
+        lambda: mg.cross_entropy(LOGITS, mg.Tensor([0, 1])),
+        TypeError,
+        "softmax_nll .*Tensor",
+    ),
+    "too few labels": (lambda: mg.cross_entropy(LOGITS, [0]), ValueError, r"\(2, 3\) and \(1,\)"),
+    "one-hot labels": (lambda: mg.cross_entropy(LOGITS, np.eye(2, 3)), ValueError, r"\(2, 3\)"),
+    "logits of one axis": (lambda: mg.cross_entropy(V, 0), ValueError, r"\(3,\) and \(\)"),
+    "an unknown reduction": (
+        lambda: mg.cross_entropy(LOGITS, [0, 1], reduction="max"),
+        ValueError,
+        "'mean', 'sum' or 'none', not 'max'",
+    ),
+    "an unknown reduction of errors": (
+        lambda: mg.mse_loss(V, V, reduction="avg"),
+        ValueError,
+        "'mean', 'sum' or 'none', not 'avg'",
+    ),
+    "errors of unequal shapes": (
+        lambda: mg.mse_loss(V, V[:, None]),
+        ValueError,
+        r"\(3,\).*\(3, 1\)",
+    ),
+    "the exact gelu": (lambda: mg.gelu(V, approximate="none"), NotImplementedError, "'none'.*erf"),
+}
+
+
+@pytest.mark.parametrize(("do", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_with_a_message_that_helps(do, error, message):
+    with pytest.raises(error, match=message):
+        do()
+
+
+def test_a_failure_is_chained_to_what_numpy_said():
+    with pytest.raises(ValueError, match="matmul") as failure:
+        W @ W
+    assert isinstance(failure.value.__cause__, ValueError)
