@@ -61,9 +61,7 @@ class Optimizer:
         """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule)."""
         for p, rate in self.rates.items():
             if p.grad is not None:
-                if (
-                    not p.data.flags.writeable
-                ):  # shared with an adapter: go on with a copy of one's own
+                if not p.data.flags.writeable:  # an adapter relies on it: go on with a copy
                     p.data = p.data.copy()
                 self._update(p, p.data, p.grad, rate * factor)
 

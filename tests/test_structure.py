@@ -152,7 +152,7 @@ def test_no_rule_is_called_for_what_is_frozen(differentiated, options):
 CORRECTION = ["linear", "mul", "linear"]  # s (x Aᵀ) Bᵀ, added to the frozen product
 RECORDED = {
     ld.LoRALinear: ["linear", *CORRECTION],
-    ld.DoRALinear: ["known_linear", "div", *CORRECTION, "affine"],  # m/‖V‖ = c; c ∘ … + b
+    ld.DoRALinear: ["linear_beside", "div", *CORRECTION, "affine"],  # m/‖V‖ = c; c ∘ … + b
 }
 
 
