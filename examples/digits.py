@@ -56,8 +56,10 @@ def mnist(directory: Path | None = None) -> Split:
     Of the standard files, ``train-*`` is for pre-training, but for its last twelfth, which is the
     validation part (55,000 and 5,000 images), and ``t10k-*`` is the test part.
 
-    Raises:
-        ValueError: for standard files that are missing, damaged, or do not belong together.
+    Raises
+    ------
+    ValueError
+        For standard files that are missing, damaged, or do not belong together.
     """
     if directory is None:
         x, y = _archive("mnist10k.npz")
@@ -147,8 +149,10 @@ def read_idx(file: Path) -> Array:
     The format: two zero bytes, the type (8 is an unsigned byte), the number of axes, the length of each
     axis as four bytes, most significant first, and then the entries.
 
-    Raises:
-        ValueError: if the file is missing, damaged, or holds something else.
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, or holds something else.
     """
     zipped = file.with_name(f"{file.name}.gz")
     try:

@@ -262,9 +262,11 @@ def size(parameters: Iterable[mg.Tensor]) -> int:
 def check(runs: list[Run]) -> str:
     """Return in words that merging an adapter keeps its answers and switching it off undoes it.
 
-    Raises:
-        RuntimeError: if merged and live logits differ by more than rounding, or the model with its
-            adapter off differs from the base in a single bit.
+    Raises
+    ------
+    RuntimeError
+        If merged and live logits differ by more than rounding, or the model with its
+        adapter off differs from the base in a single bit.
     """
     same = total = 0
     furthest = 0.0

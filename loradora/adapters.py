@@ -60,18 +60,29 @@ from minigrad import Tensor
 class LowRankLinear(Module):
     """What LoRA and DoRA share: the frozen layer, A, B and their scale.
 
-    Args:
-        base: the layer to adapt.  Its arrays are shared and become read-only; it is not changed.
-        r: the rank, at least 1.
-        lora_alpha: α; the correction is scaled by s = α/r.
-        use_rslora: scale by α/√r instead (Kalajdzievski, arXiv:2312.03732).
-        lora_dropout: dropout rate on the input of the correction, in [0, 1).
-        init_lora_weights: how A and B start: see :mod:`loradora.init`.
-        rng: the source of randomness; a fresh, unseeded one by default.
+    Parameters
+    ----------
+    base
+        The layer to adapt.  Its arrays are shared and become read-only; it is not changed.
+    r
+        The rank, at least 1.
+    lora_alpha
+        α; the correction is scaled by s = α/r.
+    use_rslora
+        Scale by α/√r instead (Kalajdzievski, arXiv:2312.03732).
+    lora_dropout
+        Dropout rate on the input of the correction, in [0, 1).
+    init_lora_weights
+        How A and B start: see :mod:`loradora.init`.
+    rng
+        The source of randomness; a fresh, unseeded one by default.
 
-    Raises:
-        TypeError: if ``base`` is not a Linear, or ``r`` not an int.
-        ValueError: for r < 1, an α that is not finite, a dropout rate outside [0, 1).
+    Raises
+    ------
+    TypeError
+        If ``base`` is not a Linear, or ``r`` not an int.
+    ValueError
+        For r < 1, an α that is not finite, a dropout rate outside [0, 1).
     """
 
     def __init__(
@@ -134,8 +145,10 @@ class LowRankLinear(Module):
     def merge(self) -> Linear:
         """Return a plain Linear with the weight that this layer acts with; change nothing.
 
-        Raises:
-            ValueError: if an adapter tensor holds NaN or infinity, which would spread to all of W.
+        Raises
+        ------
+        ValueError
+            If an adapter tensor holds NaN or infinity, which would spread to all of W.
         """
         layers = [layer for _, layer in self.named_modules() if isinstance(layer, LowRankLinear)]
         for name, p in (part for layer in layers for part in layer._parts()):
@@ -151,10 +164,14 @@ class LowRankLinear(Module):
 class LoRALinear(LowRankLinear):
     """y = x W0ᵀ + b + s (x Aᵀ) Bᵀ (arXiv:2106.09685, eq. 3).
 
-    Args:
-        base: the layer to adapt; itself a LoRALinear, if corrections are to add up.
-        lora_bias: B has a trained bias, too: the correction is s (x Aᵀ Bᵀ + B_bias).
-        **options: those of :class:`LowRankLinear`.
+    Parameters
+    ----------
+    base
+        The layer to adapt; itself a LoRALinear, if corrections are to add up.
+    lora_bias
+        B has a trained bias, too: the correction is s (x Aᵀ Bᵀ + B_bias).
+    **options
+        Those of :class:`LowRankLinear`.
     """
 
     def __init__(
@@ -191,16 +208,21 @@ class LoRALinear(LowRankLinear):
 class DoRALinear(LowRankLinear):
     """y = (m/‖V‖) ∘ (x Vᵀ) + b with V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
-    Args:
-        base: the layer to adapt.
-        detach_norm: hold ‖V‖ constant in the backward pass (§4.3 of the paper; PEFT); False gives
-            the exact gradient.
-        norm_axis: 1 takes the norm of each row of V, per output (the authors' code, PEFT), and m is
-            (out,); 0 that of each column, per input, and m is (in,).
-        **options: those of :class:`LowRankLinear`.
-
     With dropout the dropped input also meets W0, as in PEFT: the base sees x, and the change of the
     weight, c∘V − W0, sees drop(x).
+
+    Parameters
+    ----------
+    base
+        The layer to adapt.
+    detach_norm
+        Hold ‖V‖ constant in the backward pass (§4.3 of the paper; PEFT); False gives
+        the exact gradient.
+    norm_axis
+        1 takes the norm of each row of V, per output (the authors' code, PEFT), and m is
+        (out,); 0 that of each column, per input, and m is (in,).
+    **options
+        Those of :class:`LowRankLinear`.
     """
 
     base_layer: Linear
@@ -307,16 +329,31 @@ def row_norm(
     which needs r columns where B A needs ``in``.  Where s B A nearly cancels W0, the sum of these large
     terms keeps few digits (it may even be negative); such rows are computed by the definition.
 
-    Args:
-        W0: shape (out, in).
-        A: shape (r, in), an array or, to be differentiated, a Tensor.
-        B: shape (out, r), likewise.
-        s: the scaling.
-        squares: :func:`row_squares` of W0, which is computed once.
-        AW0: A W0ᵀ, shape (r, out), if it is known.
+    Parameters
+    ----------
+    W0
+        Shape (out, in).
+    A
+        Shape (r, in), an array or, to be differentiated, a Tensor.
+    B
+        Shape (out, r), likewise.
+    s
+        The scaling.
+    squares
+        :func:`row_squares` of W0, which is computed once.
+    AW0
+        A W0ᵀ, shape (r, out), if it is known.
 
-    Returns:
-        A Tensor of shape (out,).
+    Returns
+    -------
+    Tensor
+        Shape (out,).
+
+    Examples
+    --------
+    >>> W0, A, B = np.diag([3.0, 1.0]), np.array([[0.0, 2.0]]), np.array([[2.0], [0.0]])
+    >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
+    Tensor([5., 1.])
     """
     W0A = W0 @ A.mT if AW0 is None else AW0.mT
     change = (2 * W0A + s * (B @ (A @ A.mT))) * B

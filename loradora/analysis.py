@@ -32,9 +32,12 @@ Matrix: TypeAlias = npt.ArrayLike | Tensor
 class Change(NamedTuple):
     """How far a weight has moved.
 
-    Attributes:
-        magnitude: ΔM ≥ 0, in the unit of the weight.
-        direction: ΔD, from 0 (no row has turned) to 2 (every row points the other way).
+    Attributes
+    ----------
+    magnitude
+        ΔM ≥ 0, in the unit of the weight.
+    direction
+        ΔD, from 0 (no row has turned) to 2 (every row points the other way).
     """
 
     magnitude: float
@@ -44,9 +47,12 @@ class Change(NamedTuple):
 class Count(NamedTuple):
     """How many numbers a layer has.
 
-    Attributes:
-        trainable: those that training changes.
-        total: all of them.
+    Attributes
+    ----------
+    trainable
+        Those that training changes.
+    total
+        All of them.
     """
 
     trainable: int
@@ -61,12 +67,18 @@ def magnitude_and_direction(W: Matrix) -> tuple[Array, Array]:
 
     A row of zeros has m = 0 and no direction: v̂ is 0 there.
 
-    Args:
-        W: shape (out, in), of any real dtype; the results are float64.
+    Parameters
+    ----------
+    W
+        Shape (out, in), of any real dtype; the results are float64.
 
-    Raises:
-        ValueError: if W is not a matrix.
+    Raises
+    ------
+    ValueError
+        If W is not a matrix.
 
+    Examples
+    --------
     >>> m, V = magnitude_and_direction([[3, 4], [0, -2]])
     >>> m
     array([5., 2.])
@@ -86,13 +98,20 @@ def change(W0: Matrix, W: Matrix) -> Change:
     two directions are nearly the same.  Rows of zeros, before or after, have no direction and are
     left out of ΔD, which is 0 if none is left.
 
-    Args:
-        W0: before, shape (out, in).
-        W: after, of the same shape.
+    Parameters
+    ----------
+    W0
+        Before, shape (out, in).
+    W
+        After, of the same shape.
 
-    Raises:
-        ValueError: for shapes that differ, or are not those of a matrix with rows.
+    Raises
+    ------
+    ValueError
+        For shapes that differ, or are not those of a matrix with rows.
 
+    Examples
+    --------
     One row becomes twice as long, one turns by 90°: one moves only ΔM, the other only ΔD.
 
     >>> change([[1, 0], [0, 1]], [[2, 0], [1, 0]])
@@ -108,14 +127,21 @@ def change(W0: Matrix, W: Matrix) -> Change:
 def weight_decomposition(before: Module, after: Module) -> dict[str, Change]:
     """Return ΔM and ΔD of every Linear layer of a model, by its path (eq. 3 and 4).
 
-    Args:
-        before: the base model.
-        after: the same architecture later: a trained copy, a merged model, or a PeftModel over it, whose
-            adapted layers count with the weight they act with.
+    Parameters
+    ----------
+    before
+        The base model.
+    after
+        The same architecture later: a trained copy, a merged model, or a PeftModel over it, whose
+        adapted layers count with the weight they act with.
 
-    Raises:
-        ValueError: if the models differ in their Linear layers or the shapes of these.
+    Raises
+    ------
+    ValueError
+        If the models differ in their Linear layers or the shapes of these.
 
+    Examples
+    --------
     >>> from loradora import MLP, LoraConfig, get_peft_model
     >>> base = MLP([3, 4, 2], rng=np.random.default_rng(0))
     >>> model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", use_dora=True))
@@ -138,9 +164,13 @@ def correlation(changes: Iterable[Change]) -> float:
     +1 means that whatever turns a weight changes its length in proportion.  The paper reports −0.62 for
     full fine-tuning, +0.83 for LoRA and −0.31 for DoRA.
 
-    Raises:
-        ValueError: for fewer than two points, or if ΔM or ΔD is the same at all of them.
+    Raises
+    ------
+    ValueError
+        For fewer than two points, or if ΔM or ΔD is the same at all of them.
 
+    Examples
+    --------
     >>> round(correlation([Change(1, 2), Change(2, 4), Change(3, 6)]), 9)
     1.0
     >>> round(correlation([Change(1, 6), Change(2, 4), Change(3, 2)]), 9)
@@ -164,9 +194,13 @@ def spectrum(dW: Matrix) -> Array:
     For LoRA ΔW = s B A, and all beyond the first r are 0 (up to rounding): the rank of a product is at
     most that of its factors (arXiv:2106.09685, eq. 3).
 
-    Raises:
-        ValueError: if ΔW is not a matrix.
+    Raises
+    ------
+    ValueError
+        If ΔW is not a matrix.
 
+    Examples
+    --------
     >>> B, A = np.array([[3.0], [4.0]]), np.array([[0.0, 2.0, 0.0]])
     >>> spectrum(B @ A)
     array([10.,  0.])
@@ -181,9 +215,13 @@ def effective_rank(dW: Matrix) -> float:
     1 ≤ effective rank ≤ rank.  0 for a matrix of zeros.  Source: O. Roy and M. Vetterli, "The effective
     rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
 
-    Raises:
-        ValueError: if ΔW is not a matrix.
+    Raises
+    ------
+    ValueError
+        If ΔW is not a matrix.
 
+    Examples
+    --------
     >>> round(effective_rank(np.diag([5.0, 5.0, 5.0, 0.0])), 9)
     3.0
     >>> round(effective_rank(np.diag([5.0, 0.1, 0.1, 0.0])), 2)
@@ -206,9 +244,13 @@ def adapter_size(out_features: int, in_features: int, r: int, *, use_dora: bool 
 
     Source: arXiv:2106.09685, §5.1 (|Θ| = 2 L d r, for L square weights); arXiv:2402.09353, eq. 5.
 
-    Raises:
-        ValueError, TypeError: for sizes that are not integers of at least 1.
+    Raises
+    ------
+    ValueError, TypeError
+        For sizes that are not integers of at least 1.
 
+    Examples
+    --------
     >>> adapter_size(256, 784, r=4), 256 * 784  # 2 % of the weight
     (4160, 200704)
     >>> adapter_size(256, 784, r=4, use_dora=True)

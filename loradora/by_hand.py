@@ -106,17 +106,19 @@ class DoRAGradients(NamedTuple):
 def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: float) -> Array:
     """Return y = x W0ᵀ + b + s (x Aᵀ) Bᵀ, shape (N, out) (arXiv:2106.09685, eq. 3).
 
-    Args:
-        x: inputs, shape (N, in); all arrays are of one floating dtype, which is also the result's.
-        W0: the frozen weight, shape (out, in).
-        b: the frozen bias, shape (out,), or 0.
-        A: shape (r, in).
-        B: shape (out, r).
-        s: the scaling, α/r.
+    Parameters
+    ----------
+    x, W0, b, A, B, s
+        Shapes (N, in), (out, in), (out,) or a number, (r, in), (out, r), a number; the arrays are of
+        one floating dtype, which is also the result's.
 
-    Raises:
-        ValueError: from NumPy, for shapes that do not fit.
+    Raises
+    ------
+    ValueError
+        From NumPy, for shapes that do not fit.
 
+    Examples
+    --------
     With B = 0 nothing is added; here W0 is the identity, and B A adds the first input to the second:
 
     >>> x, W0, A = np.array([[2.0, 3.0]]), np.eye(2), np.array([[1.0, 0.0]])
@@ -132,17 +134,20 @@ def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: f
 def lora_gradients(G: Array, x: Array, W0: Array, A: Array, B: Array, s: float) -> LoRAGradients:
     """Return the cotangents of x, A and B for the cotangent G of y: see the derivation above.
 
-    Args:
-        G: ∂L/∂y, shape (N, out).
-        x: as in :func:`lora_forward`, and so are the others.
-        W0: shape (out, in).
-        A: shape (r, in).
-        B: shape (out, r).
-        s: the scaling.
+    Parameters
+    ----------
+    G
+        ∂L/∂y, shape (N, out).
+    x, W0, A, B, s
+        As in :func:`lora_forward`.
 
-    Raises:
-        ValueError: from NumPy, for shapes that do not fit.
+    Raises
+    ------
+    ValueError
+        From NumPy, for shapes that do not fit.
 
+    Examples
+    --------
     At the start, B = 0, only B has a gradient:
 
     >>> G, x, W0 = np.array([[1.0, -1.0]]), np.array([[2.0, 3.0]]), np.eye(2)
@@ -163,18 +168,20 @@ def dora_forward(
 ) -> Array:
     """Return y = x Wᵀ + b with W = (m/‖V‖) ∘ V, V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
-    Args:
-        x: inputs, shape (N, in); all arrays are of one floating dtype, which is also the result's.
-        W0: the frozen weight, shape (out, in).
-        b: the frozen bias, shape (out,), or 0.
-        A: shape (r, in).
-        B: shape (out, r).
-        m: the magnitudes, shape (out,).
-        s: the scaling, α/r.
+    Parameters
+    ----------
+    x, W0, b, A, B, s
+        As in :func:`lora_forward`.
+    m
+        The magnitudes, shape (out,).
 
-    Raises:
-        ValueError: from NumPy, for shapes that do not fit.
+    Raises
+    ------
+    ValueError
+        From NumPy, for shapes that do not fit.
 
+    Examples
+    --------
     The length of a row of W is m, wherever B A turns it: (3, 0) + (0, 4) = (3, 4) points elsewhere,
     but still has the length 3.
 
@@ -200,19 +207,22 @@ def dora_gradients(
 ) -> DoRAGradients:
     """Return the cotangents of x, A, B, m and V for the cotangent G of y: see the derivation above.
 
-    Args:
-        G: ∂L/∂y, shape (N, out).
-        x: as in :func:`dora_forward`, and so are the others.
-        W0: shape (out, in).
-        A: shape (r, in).
-        B: shape (out, r).
-        m: shape (out,).
-        s: the scaling.
-        detach_norm: hold ‖V‖ constant (eq. 11); False gives the exact gradient (eq. 6).
+    Parameters
+    ----------
+    G
+        ∂L/∂y, shape (N, out).
+    x, W0, A, B, m, s
+        As in :func:`dora_forward`.
+    detach_norm
+        Hold ‖V‖ constant (eq. 11); False gives the exact gradient (eq. 6).
 
-    Raises:
-        ValueError: from NumPy, for shapes that do not fit.
+    Raises
+    ------
+    ValueError
+        From NumPy, for shapes that do not fit.
 
+    Examples
+    --------
     Exactly differentiated, V is pulled only across its row; with the norm held constant, also along it:
 
     >>> G, x, s = np.array([[1.0]]), np.array([[5.0, 10.0]]), 1

@@ -53,8 +53,10 @@ def save_model(file: str | Path, model: Module) -> None:
 def load_model(file: str | Path, model: Module) -> None:
     """Set the parameters of ``model`` from an ``.npz`` file, or a ``.safetensors`` file from PyTorch.
 
-    Raises:
-        CheckpointError: listing everything that is missing, unexpected or misshapen.
+    Raises
+    ------
+    CheckpointError
+        Listing everything that is missing, unexpected or misshapen.
     """
     path = Path(file)
     arrays = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
@@ -88,8 +90,10 @@ def save_folder(folder: Path, config: LoraConfig, arrays: Arrays) -> None:
 def load(source: str | Path) -> tuple[LoraConfig, Arrays]:
     """Return the config and the tensors, without prefix, of a PEFT folder or an ``.npz`` file.
 
-    Raises:
-        CheckpointError: for a file that is missing or damaged, or a config that is not valid.
+    Raises
+    ------
+    CheckpointError
+        For a file that is missing or damaged, or a config that is not valid.
     """
     path = Path(source)
     if path.is_dir():
@@ -124,8 +128,10 @@ def check(
 
     Unless ``allow_nan`` they must also be finite, in that dtype.
 
-    Raises:
-        CheckpointError: listing every name that is missing, unexpected, misshapen or not finite.
+    Raises
+    ------
+    CheckpointError
+        Listing every name that is missing, unexpected, misshapen or not finite.
     """
     try:
         check_state({key: p.shape for key, p in expected.items()}, arrays)

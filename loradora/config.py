@@ -49,33 +49,56 @@ ABSENT: dict[str, tuple[Any, str]] = {
 class LoraConfig:
     """Which layers get an adapter, and of what kind.
 
-    Args:
-        r: the rank.
-        lora_alpha: α of the scaling s = α/r.
-        target_modules: the Linear layers to adapt: a list of names, each matching whole trailing parts
-            of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
-            path; or "all-linear".
-        exclude_modules: layers not to adapt, in the same forms.
-        lora_dropout: dropout rate on the input of the correction, in [0, 1).
-        bias: which biases train along: "none", "all", or "lora_only", those of adapted layers.
-        use_rslora: scale by α/√r.
-        use_dora: DoRA in place of LoRA.
-        init_lora_weights: how A and B start: see :mod:`loradora.init`.
-        rank_pattern: path or regular expression → r for those layers.
-        alpha_pattern: path or regular expression → α for those layers.
-        layers_to_transform: adapt only layers with these numbers in their path; those named in full
-            are adapted in any case.
-        layers_pattern: the path part that such a number follows; by default any but the first.
-        modules_to_save: names of modules that train whole and are saved with the adapter.
-        fan_in_fan_out: only False: weights are (out, in) here.
-        lora_bias: B has a bias, too (LoRA only).
-        task_type: one of PEFT's task names; kept for the file.
-        inference_mode: the adapter is frozen.
-        peft_type: "LORA".
-        peft_version: kept for the file.
+    Parameters
+    ----------
+    r
+        The rank.
+    lora_alpha
+        α of the scaling s = α/r.
+    target_modules
+        The Linear layers to adapt: a list of names, each matching whole trailing parts
+        of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
+        path; or "all-linear".
+    exclude_modules
+        Layers not to adapt, in the same forms.
+    lora_dropout
+        Dropout rate on the input of the correction, in [0, 1).
+    bias
+        Which biases train along: "none", "all", or "lora_only", those of adapted layers.
+    use_rslora
+        Scale by α/√r.
+    use_dora
+        DoRA in place of LoRA.
+    init_lora_weights
+        How A and B start: see :mod:`loradora.init`.
+    rank_pattern
+        Path or regular expression → r for those layers.
+    alpha_pattern
+        Path or regular expression → α for those layers.
+    layers_to_transform
+        Adapt only layers with these numbers in their path; those named in full
+        are adapted in any case.
+    layers_pattern
+        The path part that such a number follows; by default any but the first.
+    modules_to_save
+        Names of modules that train whole and are saved with the adapter.
+    fan_in_fan_out
+        Only False: weights are (out, in) here.
+    lora_bias
+        B has a bias, too (LoRA only).
+    task_type
+        One of PEFT's task names; kept for the file.
+    inference_mode
+        The adapter is frozen.
+    peft_type
+        "LORA".
+    peft_version
+        Kept for the file.
 
-    Raises:
-        TypeError, ValueError: naming the option, what it was and what it may be.
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the option, what it was and what it may be.
     """
 
     r: int = 8
@@ -232,11 +255,15 @@ class LoraConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
         """Return the config that ``values``, the content of an ``adapter_config.json``, describes.
 
-        Raises:
-            ValueError: for an option of PEFT that is set and not implemented here, with the reason.
+        Raises
+        ------
+        ValueError
+            For an option of PEFT that is set and not implemented here, with the reason.
 
-        Warns:
-            UserWarning: for keys that neither side knows (a newer file).
+        Warns
+        -----
+        UserWarning
+            For keys that neither side knows (a newer file).
         """
         if values.get("peft_type") != "LORA":
             raise ValueError(f"peft_type must be 'LORA', not {values.get('peft_type')!r}")

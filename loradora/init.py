@@ -22,25 +22,32 @@ def initial_factors(
 ) -> tuple[Matrix, Matrix, Matrix | None]:
     """Return A (r, in), B (out, r) and the weight to freeze in place of W0, None for W0 itself.
 
-    Args:
-        scheme:
-            True: A uniform in ±1/√in, B = 0 (LoRA's reference code, Microsoft's loralib).
-            False: A and B both uniform, in ±1/√in and ±1/√r: an adapter that does something at once.
-            "gaussian": A normal with standard deviation 1/r, B = 0 (arXiv:2106.09685, §4.1).
-            "orthogonal": the rows of A and the columns of B are parts of one random rotation of ℝʳ such
-                that B A = 0; r must be even.
-            "pissa": s B A is the best rank-r approximation of W0, W0 − s B A is frozen
-                (Meng et al., arXiv:2404.02948).
-            "olora": B and A are the first r columns of Q and rows of R in W0 = Q R, W0 − s B A is
-                frozen (Büyükakyüz, arXiv:2406.01775).
-        W0: the weight, shape (out, in).
-        r: the rank.
-        s: the scaling of B A.
-        rng: the source of randomness.
+    Parameters
+    ----------
+    scheme
+        - True: A uniform in ±1/√in, B = 0 (LoRA's reference code, Microsoft's loralib).
+        - False: A and B uniform, in ±1/√in and ±1/√r: an adapter that does something at once.
+        - "gaussian": A normal with standard deviation 1/r, B = 0 (arXiv:2106.09685, §4.1).
+        - "orthogonal": the rows of A and the columns of B are parts of one random rotation of ℝʳ
+          such that B A = 0; r must be even.
+        - "pissa": s B A is the best rank-r approximation of W0, W0 − s B A is frozen
+          (Meng et al., arXiv:2404.02948).
+        - "olora": B and A are the first r columns of Q and rows of R in W0 = Q R, W0 − s B A is
+          frozen (Büyükakyüz, arXiv:2406.01775).
+    W0
+        The weight, shape (out, in).
+    r
+        The rank.
+    s
+        The scaling of B A.
+    rng
+        The source of randomness.
 
-    Raises:
-        ValueError: for an unknown scheme, an odd r with "orthogonal", or a rank that W0 does not have
-            with "pissa" and "olora".
+    Raises
+    ------
+    ValueError
+        For an unknown scheme, an odd r with "orthogonal", or a rank that W0 does not have
+        with "pissa" and "olora".
     """
     if not any(
         scheme is known or scheme == known for known in SCHEMES if type(known) is type(scheme)

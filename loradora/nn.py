@@ -102,8 +102,10 @@ class Module:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
-        Raises:
-            ValueError: listing every missing, unexpected, misshapen or non-float entry at once.
+        Raises
+        ------
+        ValueError
+            Listing every missing, unexpected, misshapen or non-float entry at once.
         """
         parameters = dict(self.named_parameters())
         values = check_state({n: p.shape for n, p in parameters.items()}, state)
@@ -136,8 +138,10 @@ def check_state(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return ``state`` as arrays if it has exactly the expected names, shapes and a float dtype.
 
-    Raises:
-        ValueError: listing everything that is wrong with it.
+    Raises
+    ------
+    ValueError
+        Listing everything that is wrong with it.
     """
     wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in state]
     arrays = {name: np.asarray(value) for name, value in state.items()}
@@ -160,16 +164,25 @@ class Linear(Module):
     uniformly from ±1/√in_features, which is PyTorch's default (He et al., arXiv:1502.01852, with
     gain a = √5).
 
-    Args:
-        in_features: the length of the last axis of x, at least 1.
-        out_features: the length of the last axis of y, at least 1.
-        bias: whether to add b.
-        rng: the source of randomness; a fresh, unseeded one by default.
-        dtype: of the parameters.
+    Parameters
+    ----------
+    in_features
+        The length of the last axis of x, at least 1.
+    out_features
+        The length of the last axis of y, at least 1.
+    bias
+        Whether to add b.
+    rng
+        The source of randomness; a fresh, unseeded one by default.
+    dtype
+        Of the parameters.
 
-    Raises:
-        ValueError: for sizes below 1.
-        TypeError: for sizes that are not integers.
+    Raises
+    ------
+    ValueError
+        For sizes below 1.
+    TypeError
+        For sizes that are not integers.
     """
 
     def __init__(
@@ -239,12 +252,17 @@ class Dropout(Module):
 
     Source: Srivastava et al., "Dropout", JMLR 15 (2014), in the inverted form.
 
-    Args:
-        p: the probability of zeroing, in [0, 1).
-        rng: the source of randomness; a fresh, unseeded one by default.
+    Parameters
+    ----------
+    p
+        The probability of zeroing, in [0, 1).
+    rng
+        The source of randomness; a fresh, unseeded one by default.
 
-    Raises:
-        ValueError: for p outside [0, 1).
+    Raises
+    ------
+    ValueError
+        For p outside [0, 1).
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
@@ -293,13 +311,19 @@ class MLP(Module):
 
     The linear layers are ``layers.0``, ``layers.2``, ``layers.4``, ….
 
-    Args:
-        sizes: the widths from input to output, at least two.
-        rng: the source of randomness; a fresh, unseeded one by default.
-        dtype: of the parameters.
+    Parameters
+    ----------
+    sizes
+        The widths from input to output, at least two.
+    rng
+        The source of randomness; a fresh, unseeded one by default.
+    dtype
+        Of the parameters.
 
-    Raises:
-        ValueError: for fewer than two sizes.
+    Raises
+    ------
+    ValueError
+        For fewer than two sizes.
     """
 
     def __init__(

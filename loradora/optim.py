@@ -23,13 +23,18 @@ Schedule: TypeAlias = Callable[[float], float]
 class Optimizer:
     """What SGD and AdamW share: parameters in groups, each group with a learning rate.
 
-    Args:
-        params: tensors, or groups ``{"params": tensors, "lr": rate}``.  Tensors that require no gradient
-            are left out.
-        lr: the learning rate, where a group has none of its own.
+    Parameters
+    ----------
+    params
+        Tensors, or groups ``{"params": tensors, "lr": rate}``.  Tensors that require no gradient
+        are left out.
+    lr
+        The learning rate, where a group has none of its own.
 
-    Raises:
-        ValueError: for a negative rate, no trainable tensor, or one that occurs twice.
+    Raises
+    ------
+    ValueError
+        For a negative rate, no trainable tensor, or one that occurs twice.
     """
 
     def __init__(self, params: Groups, lr: float) -> None:
@@ -72,10 +77,14 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum μ:  v ← μv + g,  p ← p − η v.
 
-    Args:
-        params: see :class:`Optimizer`.
-        lr: the learning rate η.
-        momentum: μ, in [0, 1).
+    Parameters
+    ----------
+    params
+        See :class:`Optimizer`.
+    lr
+        The learning rate η.
+    momentum
+        μ, in [0, 1).
     """
 
     def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
@@ -100,12 +109,18 @@ class AdamW(Optimizer):
         m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
         p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
 
-    Args:
-        params: see :class:`Optimizer`.
-        lr: the learning rate η.
-        betas: β₁ and β₂, in [0, 1).
-        eps: ε.
-        weight_decay: λ.
+    Parameters
+    ----------
+    params
+        See :class:`Optimizer`.
+    lr
+        The learning rate η.
+    betas
+        β₁ and β₂, in [0, 1).
+    eps
+        ε.
+    weight_decay
+        λ.
     """
 
     def __init__(
@@ -160,5 +175,9 @@ def linear(progress: float) -> float:
 
 
 def cosine(progress: float) -> float:
-    """Return (1 + cos π·progress)/2 (Loshchilov & Hutter, arXiv:1608.03983, eq. 5)."""
+    """Return (1 + cos π·progress)/2 (Loshchilov & Hutter, arXiv:1608.03983, eq. 5).
+
+    >>> [round(cosine(t), 3) for t in (0, 0.5, 1)]
+    [1.0, 0.5, 0.0]
+    """
     return (1 + math.cos(math.pi * progress)) / 2

@@ -62,17 +62,26 @@ def rebuild(module: Module, replace: Replace) -> Module:
 class Adapter:
     """One adapter: its config, the view of the model that it acts in, and the tensors it trains.
 
-    Attributes:
-        config: the LoraConfig it was made from.
-        model: the view.
-        trained: its tensors by their names in PEFT's files, without the prefix.
+    Attributes
+    ----------
+    config
+        The LoraConfig it was made from.
+    model
+        The view.
+    trained
+        Its tensors by their names in PEFT's files, without the prefix.
 
-    Args:
-        base: the model to adapt.
-        config: how.
-        rng: the source of randomness.
-        strict: refuse names in the config that match nothing, or both a target and a module to save.
-            PEFT writes such configs; in a file the tensors tell what is meant, and all are checked.
+    Parameters
+    ----------
+    base
+        The model to adapt.
+    config
+        How.
+    rng
+        The source of randomness.
+    strict
+        Refuse names in the config that match nothing, or both a target and a module to save.
+        PEFT writes such configs; in a file the tensors tell what is meant, and all are checked.
     """
 
     def __init__(
@@ -125,9 +134,11 @@ class Adapter:
 def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str], set[int]]:
     """Return which modules to adapt (id → path) and which to train whole (ids); change nothing.
 
-    Raises:
-        ValueError: for targets that match nothing or something else than a Linear, and, if ``strict``,
-            for names in the other options that match nothing, or match a target.
+    Raises
+    ------
+    ValueError
+        For targets that match nothing or something else than a Linear, and, if ``strict``,
+        for names in the other options that match nothing, or match a target.
     """
     modules = [(path, module) for path, module in base.named_modules() if path]
     linears = [path for path, module in modules if isinstance(module, Linear)]
@@ -185,11 +196,16 @@ class PeftModel(Module):
     Calling it runs the active adapter's view.  The base model is never changed: it can be used beside
     this one, and :meth:`get_base_model` returns it.
 
-    Args:
-        base: any Module that is not itself a PeftModel.
-        config: of the first adapter.
-        adapter_name: its name.
-        rng: the source of randomness; a fresh, unseeded one by default.
+    Parameters
+    ----------
+    base
+        Any Module that is not itself a PeftModel.
+    config
+        Of the first adapter.
+    adapter_name
+        Its name.
+    rng
+        The source of randomness; a fresh, unseeded one by default.
     """
 
     _view: Module
@@ -260,9 +276,11 @@ class PeftModel(Module):
     ) -> None:
         """Add an adapter without activating it.
 
-        Raises:
-            ValueError: for a name that is taken or is no plain name, and for a second adapter that
-                trains biases, because two sets of biases cannot be told apart from their sum.
+        Raises
+        ------
+        ValueError
+            For a name that is taken or is no plain name, and for a second adapter that
+            trains biases, because two sets of biases cannot be told apart from their sum.
         """
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
@@ -281,9 +299,11 @@ class PeftModel(Module):
     def set_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Activate an adapter, or several LoRAs whose corrections add up; only they are trainable.
 
-        Raises:
-            ValueError: for unknown names, or several adapters that do not simply add up: DoRA, trained
-                biases, modules_to_save.
+        Raises
+        ------
+        ValueError
+            For unknown names, or several adapters that do not simply add up: DoRA, trained
+            biases, modules_to_save.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         chosen = [self._get(name) for name in names]
@@ -314,17 +334,25 @@ class PeftModel(Module):
     ) -> None:
         """Add an adapter whose correction is the weighted sum Σ wᵢ sᵢ Bᵢ Aᵢ of those of others.
 
-        Args:
-            adapters: names of LoRA adapters, or of one DoRA adapter with the weight 1: its copy.
-            weights: one for each.
-            adapter_name: the name of the sum.
-            combination_type: "cat" is exact, its ranks add up; "svd" is the best approximation of rank
-                ``svd_rank``, by default the largest of the ranks.
-            svd_rank: see "svd".
+        Parameters
+        ----------
+        adapters
+            Names of LoRA adapters, or of one DoRA adapter with the weight 1: its copy.
+        weights
+            One for each.
+        adapter_name
+            The name of the sum.
+        combination_type
+            "cat" is exact, its ranks add up; "svd" is the best approximation of rank
+            ``svd_rank``, by default the largest of the ranks.
+        svd_rank
+            See "svd".
 
-        Raises:
-            ValueError: for unknown names, another combination ("linear" averages the factors A and B,
-                which is not the sum of their products), or adapters that do not simply add up.
+        Raises
+        ------
+        ValueError
+            For unknown names, another combination ("linear" averages the factors A and B,
+            which is not the sum of their products), or adapters that do not simply add up.
         """
         if len(adapters) != len(weights) or not adapters:
             raise ValueError(f"expected one weight per adapter, got {adapters} and {weights}")
@@ -423,8 +451,10 @@ class PeftModel(Module):
     def merge_and_unload(self) -> Module:
         """Return a plain model with the active adapter in its weights; this model stays as it is.
 
-        Raises:
-            ValueError: if an adapter holds NaN or infinity.
+        Raises
+        ------
+        ValueError
+            If an adapter holds NaN or infinity.
         """
         merged = rebuild(self._view, _merged)
         return copy.deepcopy(merged).requires_grad_(True)
@@ -436,8 +466,10 @@ class PeftModel(Module):
 
         The adapter named "default" goes into ``directory``, any other into a folder of its name.
 
-        Raises:
-            ImportError: without safetensors, naming the extra and the alternative.
+        Raises
+        ------
+        ImportError
+            Without safetensors, naming the extra and the alternative.
         """
         for name, adapter in self._adapters.items():
             folder = Path(directory) if name == "default" else Path(directory) / name
@@ -458,8 +490,10 @@ class PeftModel(Module):
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
-        Raises:
-            CheckpointError: listing everything that is wrong with the files; nothing is changed.
+        Raises
+        ------
+        CheckpointError
+            Listing everything that is wrong with the files; nothing is changed.
         """
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
@@ -480,16 +514,24 @@ class PeftModel(Module):
 
         The model is in evaluation mode and, unless ``is_trainable``, frozen.
 
-        Args:
-            base: the model the adapter was trained on; it is not changed.
-            source: a folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (needs the
-                extra ``peft``), or an ``.npz`` file.
-            adapter_name: the name to give it.
-            is_trainable: make the adapter trainable.
-            allow_nan: accept NaN and infinity.
+        Parameters
+        ----------
+        base
+            The model the adapter was trained on; it is not changed.
+        source
+            A folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (needs the
+            extra ``peft``), or an ``.npz`` file.
+        adapter_name
+            The name to give it.
+        is_trainable
+            Make the adapter trainable.
+        allow_nan
+            Accept NaN and infinity.
 
-        Raises:
-            CheckpointError: listing everything that is wrong with the files.
+        Raises
+        ------
+        CheckpointError
+            Listing everything that is wrong with the files.
         """
         _refuse_adapters(base)
         checkpoint.check_name(adapter_name)
@@ -521,10 +563,14 @@ def get_peft_model(
     ``model`` itself keeps its values and stays usable; its arrays become read-only, and an optimizer
     that goes on training it works on copies of its own.
 
-    Raises:
-        ValueError: if no Linear layer matches, listing those that there are, or for any other name in
-            the config that matches nothing; nothing is changed.
+    Raises
+    ------
+    ValueError
+        If no Linear layer matches, listing those that there are, or for any other name in
+        the config that matches nothing; nothing is changed.
 
+    Examples
+    --------
     >>> from loradora import MLP
     >>> model = get_peft_model(MLP([784, 256, 10]), LoraConfig(r=4, target_modules=["0", "2"]))
     >>> model.print_trainable_parameters()

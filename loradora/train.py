@@ -16,11 +16,16 @@ from loradora.optim import Optimizer, Schedule, constant
 class Step(NamedTuple):
     """One step of training.
 
-    Attributes:
-        step: its number, from 1.
-        total: how many there will be.
-        loss: the mean cross-entropy of the batch before the step.
-        rate: the factor that the schedule put on the learning rate.
+    Attributes
+    ----------
+    step
+        Its number, from 1.
+    total
+        How many there will be.
+    loss
+        The mean cross-entropy of the batch before the step.
+    rate
+        The factor that the schedule put on the learning rate.
     """
 
     step: int
@@ -32,9 +37,12 @@ class Step(NamedTuple):
 class Evaluation(NamedTuple):
     """How well a model does.
 
-    Attributes:
-        loss: the mean cross-entropy in nats.
-        accuracy: the share of right answers, 0 … 1.
+    Attributes
+    ----------
+    loss
+        The mean cross-entropy in nats.
+    accuracy
+        The share of right answers, 0 … 1.
     """
 
     loss: float
@@ -56,19 +64,31 @@ def fit(
 
     A generator: it works as it is iterated.  ``for step in fit(…): pass`` trains without a word.
 
-    Args:
-        model: from (batch, features) to logits (batch, classes).
-        x: inputs, shape (N, …).
-        labels: class numbers, shape (N,).
-        optimizer: over the parameters to train; others are not touched.
-        steps: how many batches to train on.
-        batch_size: examples in a batch; each epoch shuffles anew and drops no example.
-        schedule: from progress (0 at the first step) to a factor on the learning rate.
-        rng: the source of the shuffling.
+    Parameters
+    ----------
+    model
+        From (batch, features) to logits (batch, classes).
+    x
+        Inputs, shape (N, …).
+    labels
+        Class numbers, shape (N,).
+    optimizer
+        Over the parameters to train; others are not touched.
+    steps
+        How many batches to train on.
+    batch_size
+        Examples in a batch; each epoch shuffles anew and drops no example.
+    schedule
+        From progress (0 at the first step) to a factor on the learning rate.
+    rng
+        The source of the shuffling.
 
-    Raises:
-        ValueError: at the first step, if x and labels differ in length or are empty.
-        FloatingPointError: if the loss is no longer finite; the step is not taken.
+    Raises
+    ------
+    ValueError
+        At the first step, if x and labels differ in length or are empty.
+    FloatingPointError
+        If the loss is no longer finite; the step is not taken.
     """
     check_positive(steps=steps, batch_size=batch_size)
     if len(x) != len(labels) or len(x) == 0:
@@ -103,8 +123,10 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
-    Raises:
-        ValueError: if x and labels differ in length or are empty.
+    Raises
+    ------
+    ValueError
+        If x and labels differ in length or are empty.
     """
     check_positive(batch_size=batch_size)
     if len(x) != len(labels) or len(x) == 0:

@@ -32,8 +32,10 @@ Made: TypeAlias = "tuple[Op[...], Sequence[Any], dict[str, Any], Sequence[Tensor
 def ancestry(root: Tensor) -> list[Tensor]:
     """Return ``root`` and every tensor needing a gradient that it was computed from, oldest first.
 
-    Raises:
-        RuntimeError: if an earlier ``backward()`` has released a part of the graph.
+    Raises
+    ------
+    RuntimeError
+        If an earlier ``backward()`` has released a part of the graph.
     """
     found, pending = {root}, [root]
     while pending:

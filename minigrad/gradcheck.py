@@ -40,22 +40,35 @@ def gradcheck(
 ) -> None:
     """Compare the gradients of ``f(*inputs)`` with central differences; return None or raise.
 
-    Args:
-        f: a function of the inputs that returns one Tensor of any shape.
-        *inputs: float64 arrays (made into Tensors) and Tensors are checked if they are of a floating
-            dtype and, for Tensors, require a gradient; everything else is handed on.  A Tensor is
-            moved itself, so ``f`` may also reach it another way: the parameters of a layer are
-            checked by ``gradcheck(lambda x, *_: layer(x), x, *layer.parameters())``.
-        step: x is moved by step·max(1, |x|).
-        rtol: accepted error relative to the larger of the two values.
-        atol: accepted error relative to max(1, max|y|).
-        seed: of the random upstream gradient.
+    Parameters
+    ----------
+    f
+        A function of the inputs that returns one Tensor of any shape.
+    *inputs
+        Arrays of float64 (made into Tensors) and Tensors that require a gradient are checked;
+        everything else is handed on.  A Tensor is moved itself, so ``f`` may also reach it another
+        way: the parameters of a layer are checked by
+        ``gradcheck(lambda x, *_: layer(x), x, *layer.parameters())``.
+    step
+        x is moved by step·max(1, |x|).
+    rtol
+        Accepted error relative to the larger of the two values.
+    atol
+        Accepted error relative to max(1, max|y|).
+    seed
+        Of the random upstream gradient.
 
-    Raises:
-        GradcheckError: naming argument, index, analytic and numeric value, error, and a kink.
-        TypeError: for inputs in less than float64, whose differences have too few digits.
-        ValueError: if there is nothing to check.
+    Raises
+    ------
+    GradcheckError
+        Naming argument, index, analytic and numeric value, error, and a kink.
+    TypeError
+        For inputs in less than float64, whose differences have too few digits.
+    ValueError
+        If there is nothing to check.
 
+    Examples
+    --------
     >>> gradcheck(lambda x: x * x, np.array([1.0, -2.0]))
     """
     args, checked = _prepare(inputs)

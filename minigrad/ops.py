@@ -153,7 +153,13 @@ def log(a: Array) -> Array:
     lambda g, y, a, b: g * y * log(a + ((a >= 0) & (a <= 0) & (b >= 0))),
 )
 def pow(a: Array, b: Array) -> Array:
-    """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power."""
+    """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
+
+    >>> from minigrad import Tensor, grad
+    >>> a = Tensor([0.0, 2.0], requires_grad=True)
+    >>> grad((a**2).sum(), a), grad((a**0).sum(), a)
+    (Tensor([0., 4.]), Tensor([0., 0.]))
+    """
     return a**b
 
 
@@ -218,7 +224,13 @@ def _larger(g: Array, a: Array, b: Array) -> Array:
     lambda g, y, a, b: _larger(g, b, a),  #               (da + db)/2 at a tie
 )
 def maximum(a: Array, b: Array) -> Array:
-    """Return the larger of a and b, elementwise with broadcasting; NaN if either is."""
+    """Return the larger of a and b, elementwise with broadcasting; NaN if either is.
+
+    >>> from minigrad import Tensor, grad
+    >>> a = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> grad(maximum(a, 2).sum(), a)
+    Tensor([0. , 0.5, 1. ])
+    """
     return np.maximum(a, b)
 
 
@@ -265,7 +277,14 @@ def _as_product(g: Array, a: Array, b: Array) -> Array:
     ],
 )
 def matmul(a: Array, b: Array) -> Array:
-    """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands."""
+    """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
+
+    >>> from minigrad import Tensor, grad
+    >>> A, b = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), Tensor([5.0, 6.0])
+    >>> grad(A @ b, A, gradient=[1.0, 10.0])  # ȳ bᵀ
+    Tensor([[ 5.,  6.],
+            [50., 60.]])
+    """
     return a @ b
 
 
@@ -360,7 +379,13 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
 # y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.
 @op(lambda g, y, a, index: scatter(g, index, a.shape), None)
 def getitem(a: Array, index: Any) -> Array:
-    """Return a[index] for any index NumPy accepts."""
+    """Return a[index] for any index NumPy accepts.
+
+    >>> from minigrad import Tensor, grad
+    >>> a = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> grad(a[[0, 2, 2]].sum(), a)
+    Tensor([1., 0., 2.])
+    """
     return a[index]
 
 
@@ -470,6 +495,12 @@ def norm(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     The entries are first divided by the power of two above the largest of them, which is exact, so
     that no square overflows or underflows.  The gradient at the zero vector is 0.
+
+    >>> from minigrad import Tensor, grad
+    >>> a = Tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    >>> grad(norm(a, axis=1).sum(), a)
+    Tensor([[0.6, 0.8],
+            [0. , 0. ]])
     """
     _, exponent = np.frexp(np.max(np.abs(a), axis=axis, keepdims=True, initial=0))
     scaled = np.ldexp(a, -exponent)
@@ -483,7 +514,11 @@ def norm(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 # y = a − log Σeᵃ,  dy = da − Σ p da with p = softmax(a) = eʸ   ⟹   ā = ȳ − p Σȳ
 @op(lambda g, y, a, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
 def log_softmax(a: Array, axis: int = -1) -> Array:
-    """Return log(eᵃ / Σeᵃ) over ``axis``; the largest entry is taken out first, so nothing overflows."""
+    """Return log(eᵃ / Σeᵃ) over ``axis``; the largest entry is taken out first, so nothing overflows.
+
+    >>> exp(log_softmax(np.array([-np.inf, 0.0, 1e4, 1e4])))
+    Tensor([0. , 0. , 0.5, 0.5])
+    """
     z = a - np.max(a, axis=axis, keepdims=True, initial=-np.inf)
     return z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True))
 
@@ -496,7 +531,13 @@ def log_softmax(a: Array, axis: int = -1) -> Array:
     None,
 )
 def softmax_nll(a: Array, labels: Array) -> Array:
-    """Return −log softmax(a)[n, labels[n]] for logits a (N, C) and integer labels (N,): shape (N,)."""
+    """Return −log softmax(a)[n, labels[n]] for logits a (N, C) and integer labels (N,): shape (N,).
+
+    >>> from minigrad import Tensor, grad
+    >>> a = Tensor([[0.0, 0.0]], requires_grad=True)
+    >>> grad(softmax_nll(a, [1]).sum(), a)  # p minus one-hot
+    Tensor([[ 0.5, -0.5]])
+    """
     labels = np.asarray(labels)
     if a.ndim != 2 or labels.shape != a.shape[:1]:
         raise ValueError(

@@ -156,17 +156,26 @@ def _refuse_tensors(op: Op[...], *arguments: Any) -> None:
 class Tensor:
     """An array of floating-point numbers that can be differentiated with respect to.
 
-    Args:
-        data: anything ``np.array`` accepts; it is copied.  Float dtypes are kept, integers and bools
-            become float64.
-        requires_grad: make this a leaf whose ``.grad`` the backward pass fills.
+    Parameters
+    ----------
+    data
+        Anything ``np.array`` accepts; it is copied.  Float dtypes are kept, integers and bools
+        become float64.
+    requires_grad
+        Make this a leaf whose ``.grad`` the backward pass fills.
 
-    Raises:
-        TypeError: for complex, object or string data, and for integer data with ``requires_grad``.
+    Raises
+    ------
+    TypeError
+        For complex, object or string data, and for integer data with ``requires_grad``.
 
-    Attributes:
-        grad: None, or an ndarray of this tensor's shape and dtype.  It adds up over backward passes.
+    Attributes
+    ----------
+    grad
+        None, or an ndarray of this tensor's shape and dtype.  It adds up over backward passes.
 
+    Examples
+    --------
     >>> x = Tensor([3.0, 4.0], requires_grad=True)
     >>> (x * x).sum().backward()
     >>> x.grad
@@ -313,14 +322,20 @@ class Tensor:
     def backward(self, gradient: Operand | None = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf), weighted by ``gradient``, to the ``.grad`` of every leaf.
 
-        Args:
-            gradient: the cotangent of this tensor, of exactly its shape; 1 for a single number.
-            retain_graph: keep the graph, so that it can be walked again.
+        Parameters
+        ----------
+        gradient
+            The cotangent of this tensor, of exactly its shape; 1 for a single number.
+        retain_graph
+            Keep the graph, so that it can be walked again.
 
-        Raises:
-            RuntimeError: if this tensor needs no gradient, is no single number and ``gradient`` is
-                missing, or its graph was released by an earlier call.
-            ValueError: if ``gradient`` has another shape.
+        Raises
+        ------
+        RuntimeError
+            If this tensor needs no gradient, is no single number and ``gradient`` is
+            missing, or its graph was released by an earlier call.
+        ValueError
+            If ``gradient`` has another shape.
         """
         engine.backward(self, _cotangent(self, gradient)._data, retain_graph)
 
@@ -479,19 +494,30 @@ def grad(
 ) -> Tensor | list[Tensor]:
     """Return the gradient of ``y`` with respect to ``xs``; write none and keep the graph.
 
-    Args:
-        y: the result to differentiate.
-        xs: a tensor or several, leaves or intermediates.
-        gradient: the cotangent of ``y``, of exactly its shape; 1 for a single number.
-        create_graph: record the backward pass, so that the gradients can be differentiated again.
+    Parameters
+    ----------
+    y
+        The result to differentiate.
+    xs
+        A tensor or several, leaves or intermediates.
+    gradient
+        The cotangent of ``y``, of exactly its shape; 1 for a single number.
+    create_graph
+        Record the backward pass, so that the gradients can be differentiated again.
 
-    Returns:
-        A Tensor for a Tensor, a list for several.  If ``y`` does not depend on one of them, its
-        gradient is zeros, which is what the derivative of a constant is.
+    Returns
+    -------
+    Tensor or list of Tensor
+        One for one, a list for several.  If ``y`` does not depend on one of them, its gradient is
+        zeros, which is what the derivative of a constant is.
 
-    Raises:
-        RuntimeError: as for :meth:`Tensor.backward`, and if one of ``xs`` requires no gradient.
+    Raises
+    ------
+    RuntimeError
+        As for :meth:`Tensor.backward`, and if one of ``xs`` requires no gradient.
 
+    Examples
+    --------
     >>> x = Tensor(2.0, requires_grad=True)
     >>> slope = grad(x**3, x, create_graph=True)
     >>> slope.item(), grad(slope, x).item()

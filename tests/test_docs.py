@@ -1,7 +1,9 @@
-"""README and CONTRIBUTING are true: their code runs, their answers are right, their commands are run."""
+"""The documents are true: their code runs, their answers are right, their commands are run."""
 
 import ast
 import contextlib
+import doctest
+import importlib
 import io
 import re
 from pathlib import Path
@@ -10,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md"]
+MODULES = [
+    path for package in ("minigrad", "loradora") for path in sorted((ROOT / package).glob("*.py"))
+]
 
 
 def blocks(language: str) -> list:
@@ -21,6 +26,14 @@ def blocks(language: str) -> list:
             line = text.count("\n", 0, match.start()) + 1
             found.append(pytest.param(match[1], id=f"{page}:{line}"))
     return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_examples_in_docstrings_are_right(path):
+    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
+    written = len(re.findall(r"^ *>>> ", path.read_text(encoding="utf-8"), re.MULTILINE))
+    outcome = doctest.testmod(module)
+    assert (outcome.failed, outcome.attempted) == (0, written)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
