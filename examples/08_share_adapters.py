@@ -140,7 +140,7 @@ def main():
         try:
             model.save_pretrained(folder / "peft")
         except ImportError as error:
-            print(f"   PEFT's folder: {error}")
+            print(f"   {error}")
         else:
             again = ld.PeftModel.from_pretrained(base, folder / "peft" / "optical-dora")
             same = np.array_equal(again(new.test.x).data, loaded(new.test.x).data)

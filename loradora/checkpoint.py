@@ -77,7 +77,7 @@ def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
 
 def save_folder(folder: Path, config: LoraConfig, arrays: Arrays) -> None:
     """Write an adapter in PEFT's layout, into ``folder``."""
-    save = _safetensors("save_pretrained() writes; save_adapter() writes .npz with NumPy alone")[0]
+    save = _safetensors("save_adapter() writes .npz without it")[0]
     # safetensors writes memory as it lies, whatever the strides say
     tensors = {PREFIX + k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}
     data = save(tensors, metadata={"format": "pt"})
@@ -234,8 +234,7 @@ def _safetensors(what: str) -> tuple[Any, Any, Any]:
         from safetensors.numpy import save
     except ImportError as error:
         raise ImportError(
-            "PEFT's file format needs the safetensors library: "
-            f"pip install 'minigrad-loradora[peft]' ({what})"
+            f"PEFT's files need safetensors: pip install 'minigrad-loradora[peft]'; {what}"
         ) from error
     return save, deserialize, SafetensorError
 
@@ -245,7 +244,7 @@ _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 def _read_safetensors(path: Path) -> Arrays:
     """Return the float tensors of a safetensors file; bfloat16 becomes float32, which holds it."""
-    _, deserialize, SafetensorError = _safetensors("from_pretrained() also reads .npz files")
+    _, deserialize, SafetensorError = _safetensors("from_pretrained() reads .npz without it")
     data = _read(path)
     try:
         entries = deserialize(data)

@@ -79,7 +79,7 @@ LESSONS = {
         r"base\.npz +\d{3},\d{3} bytes",
         r"optical\.npz +\d\d,\d{3} bytes",
         r"the same logits bit by bit: True",
-        r"PEFT's folder: (.*the same logits: True|.*minigrad-loradora\[peft\])",
+        r"PEFT's (folder: .*the same logits: True|files need .*minigrad-loradora\[peft\])",
         r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d ± \d\.\d",
         r"rate 0\.02 +DoRA, m at 0\.2 +\d\d\.\d %",
     ],
