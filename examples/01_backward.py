@@ -37,8 +37,8 @@ def by_differences(a, b, h=6e-6):
 
 
 def parents_of(node):
-    """Return the nodes that a node was made from; a leaf has none (see Made in minigrad/engine.py)."""
-    return () if node._made is None else node._made[3]
+    """Return the nodes that a node was made from; a leaf has none (minigrad/engine.py)."""
+    return node._parents
 
 
 def draw(node, label, before="  ", branch=""):
@@ -107,7 +107,7 @@ def main():
     names = {a: "a", b: "b", L: "L"}
 
     def label(node):
-        return names.get(node) or node._made[0].name, node.item(), gradient[node].item()
+        return names.get(node) or node._op.name, node.item(), gradient[node].item()
 
     print("\nThe recorded graph, from L down; 'gradient' is ∂L/∂(that node):\n")
     draw(L, label)

@@ -1,10 +1,10 @@
 """Chapter 2: the chain rule.
 
-A recorded tensor remembers how it was made: the op, the arrays it was given, and which of its
-arguments were tensors that need a gradient (its *parents*).  These memories form a directed acyclic
-graph, and the chain rule is one walk over it: start with the cotangent of the result, and at every
-tensor hand each parent its vector-Jacobian product.  A tensor that was used k times receives k
-cotangents, and they add up.
+A recorded tensor remembers how it was made: the op, the *inputs* that its forward was given, and for
+each of its rules the tensor that it leads to, or None where no gradient is needed (its *parents*).
+These memories form a directed acyclic graph, and the chain rule is one walk over it: start with the
+cotangent of the result, and at every tensor hand each parent its vector-Jacobian product.  A tensor
+that was used k times receives k cotangents, and they add up.
 
 A tensor must have all of its cotangents before it passes them on.  Tensors are numbered at birth and
 are younger than their parents, so "newest first" is such an order: no recursion, no topological sort.
@@ -13,20 +13,17 @@ Everything that belongs to one pass lives in local variables of that pass.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from minigrad.ops import Array, Op
+    from minigrad.ops import Array
     from minigrad.tensor import Tensor
-
-#: How a tensor was made: the op; what its forward was given, by position and by name; and, for each of
-#: the op's rules, the tensor that it leads to, or None if that one needs no gradient.
-#: The list of parents is None once the graph has been released.
-Made: TypeAlias = "tuple[Op[...], Sequence[Any], dict[str, Any], Sequence[Tensor | None] | None]"
 
 
 def ancestry(root: Tensor) -> list[Tensor]:
@@ -39,10 +36,7 @@ def ancestry(root: Tensor) -> list[Tensor]:
     """
     found, pending = {root}, [root]
     while pending:
-        made = pending.pop()._made
-        if made is None:
-            continue
-        parents = made[3]
+        parents = pending.pop()._parents
         if parents is None:
             raise RuntimeError(
                 "the graph of this result was released by an earlier backward(); "
@@ -67,14 +61,14 @@ def sweep(order: list[Tensor], g: Array, record: bool = False) -> Iterator[tuple
     while order:
         tensor = order.pop()
         g = cotangents.pop(tensor)
-        if tensor._made is not None:
-            op, inputs, params, parents = tensor._made
+        if tensor._op is not None:
+            inputs, parents = tensor._inputs or (), tensor._parents or ()
             y: Array = tensor._data
             if record:
-                inputs, y = _as_tensors(inputs, parents or ()), tensor
-            for rule, parent in zip(op.vjps, parents or ()):
+                y, inputs = tensor, _as_tensors(inputs, parents)
+            for rule, parent in zip(tensor._op.vjps, parents):
                 if rule and parent is not None and parent in cotangents:
-                    c = fit(rule(g, y, *inputs, **params), parent._data, record)
+                    c = fit(rule(g, y, *inputs), parent._data, record)
                     others = cotangents[parent]
                     cotangents[parent] = c if others is None else others + c
         yield tensor, g
@@ -101,18 +95,38 @@ def fit(g: Array, a: Array, record: bool) -> Array:
     return g if g.dtype is a.dtype else g.astype(a.dtype)
 
 
+class _Rules(threading.local):
+    """Whether this thread is in a backward pass over plain arrays."""
+
+    plain = False
+
+
+rules = _Rules()
+
+
+@contextlib.contextmanager
+def plain_rules(plain: bool) -> Iterator[None]:
+    """Run rules without NumPy's warnings and, if ``plain``, with ops as mere functions of arrays."""
+    before, rules.plain = rules.plain, plain
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        rules.plain = before
+
+
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
     Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.
     """
-    with np.errstate(all="ignore"):
+    with plain_rules(True):
         for tensor, cotangent in sweep(ancestry(root), g):
-            if tensor._made is None:
+            if tensor._op is None:
                 old = tensor.grad
                 tensor.grad = np.array(cotangent) if old is None else np.asarray(old + cotangent)
             elif not retain_graph:
-                tensor._made = tensor._made[0], (), {}, None
+                tensor._inputs = tensor._parents = None
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
@@ -123,10 +137,10 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     wanted, between = set(xs), set(xs)
     order = ancestry(root)
     for tensor in order:
-        if tensor._made and not between.isdisjoint(tensor._made[3] or ()):
+        if not between.isdisjoint(tensor._parents or ()):
             between.add(tensor)
     order = [tensor for tensor in order if tensor in between]
     if not order:
         return {}
-    with np.errstate(all="ignore"):
+    with plain_rules(not record):
         return {tensor: c for tensor, c in sweep(order, g, record) if tensor in wanted}

@@ -24,6 +24,7 @@ Where a function has a kink, the values are PyTorch's.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from types import EllipsisType
@@ -50,11 +51,12 @@ class Op(Generic[P]):
     """An operation: its ``forward`` on plain arrays and its ``vjps``, one rule per array argument.
 
     A rule of ``None`` marks an argument that has no derivative (an index, a condition).
-    Arguments beyond the rules (``axis``, ``shape``) are parameters and handed on unchanged.
+    Arguments beyond the rules (``axis``, ``shape``) are parameters and handed on unchanged.  The rules
+    are given all of them by position, however the caller wrote them.
     """
 
     #: How an op is applied to Tensors.  Chapter 3 fills this in; this chapter needs only arrays.
-    record: ClassVar[Callable[..., Any]]
+    apply: ClassVar[Callable[..., Any]]
 
     def __init__(self, forward: Callable[P, Array], vjps: tuple[Rule | None, ...]) -> None:
         functools.update_wrapper(self, forward)
@@ -64,8 +66,18 @@ class Op(Generic[P]):
 
     def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
         """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
-        tensor: Tensor = self.record(*args, **params)
+        tensor: Tensor = self.apply(*(self._in_order(args, params) if params else args))
         return tensor
+
+    def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
+        """Return all arguments by position, up to the last one that was given."""
+        try:
+            call = inspect.signature(self.forward).bind(*args, **params)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        *_, last = call.arguments
+        call.apply_defaults()
+        return call.args[: list(call.arguments).index(last) + 1]
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -413,17 +425,19 @@ def _reduced(a: Array, axis: Axis) -> tuple[int, ...]:
 
 def _restore(g: Array, a: Array, axis: Axis) -> Array:
     """Put the axes that a reduction of ``a`` removed back as length 1, so that g broadcasts with a."""
+    if axis is None:
+        return g  # one number
     axes = _reduced(a, axis)
     return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(a.shape)))
 
 
 def _count(a: Array, axis: Axis) -> int:
     """Return how many numbers of ``a`` go into one result."""
-    return math.prod(a.shape[i] for i in _reduced(a, axis))
+    return a.size if axis is None else math.prod(a.shape[i] for i in _reduced(a, axis))
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
-@op(lambda g, y, a, axis=None, keepdims=False: broadcast_to(_restore(g, a, axis), a.shape))
+@op(lambda g, y, a, axis=None, keepdims=False: _restore(g, a, axis) * np.ones(a.shape, a.dtype))
 def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
     return np.sum(a, axis=axis, keepdims=keepdims)
@@ -431,8 +445,8 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 # d(Σa / n) = Σ da / n
 @op(
-    lambda g, y, a, axis=None, keepdims=False: broadcast_to(
-        _restore(g, a, axis) / _count(a, axis), a.shape
+    lambda g, y, a, axis=None, keepdims=False: (
+        _restore(g, a, axis) / _count(a, axis) * np.ones(a.shape, a.dtype)
     )
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:

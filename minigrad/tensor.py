@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from minigrad import engine, ops
-from minigrad.engine import Made
 from minigrad.ops import Axis, Op
 
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
@@ -60,36 +59,39 @@ class no_grad(contextlib.ContextDecorator):
         _thread.pauses -= 1
 
 
-def record(op: Op[...], *args: Any, **params: Any) -> Tensor:
+def record(op: Op[...], *args: Any) -> Tensor:
     """Apply ``op`` and return the result, which remembers ``op`` and its arguments if it must.
 
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
-    not write to one before the backward pass.  A forward that fails raises
-    what NumPy raises (ValueError, IndexError, TypeError), with the op and the shapes in front.
+    not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
+    IndexError, TypeError), with the op and the shapes in front.
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
     needed, only_numbers = False, True
     for a, rule in zip(args, op.vjps):
-        parent = None
-        if rule is None:
-            _refuse_tensors(op, a)
-        elif type(a) is Tensor:
+        if type(a) is Tensor and rule:
+            inputs.append(a._data)
+            only_numbers = False
             if a._requires_grad:
-                parent, needed = a, True
-            a, only_numbers = a._data, False
-        else:
+                parents.append(a)
+                needed = True
+                continue
+        elif rule:
             a = _plain(a, args)
+            inputs.append(a)
             only_numbers = only_numbers and isinstance(a, (int, float))
-        inputs.append(a)
-        parents.append(parent)
+        else:
+            _refuse_tensors(op, a)
+            inputs.append(a)
+        parents.append(None)
     if only_numbers:
         inputs = [a if r is None else np.asarray(a, np.float64) for a, r in zip(inputs, op.vjps)]
-    if params or len(args) > len(inputs):
+    if len(args) > len(inputs):
+        _refuse_tensors(op, *args[len(inputs) :])
         inputs += args[len(inputs) :]
-        _refuse_tensors(op, *args[len(op.vjps) :], *params.values())
     try:
-        y = _thread.quietly(op.forward, *inputs, **params)
+        y = _thread.quietly(op.forward, *inputs)
     except (ValueError, IndexError, TypeError) as error:
         shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, np.ndarray))
         kind = TypeError if isinstance(error, TypeError) else type(error)
@@ -98,22 +100,35 @@ def record(op: Op[...], *args: Any, **params: Any) -> Tensor:
     if type(y) is not np.ndarray:
         y = np.asarray(y)
     y.setflags(write=False)
-    return _tensor(y, (op, inputs, params, parents) if needed and not _thread.pauses else None)
+    return _tensor(y, op, inputs, parents) if needed and not _thread.pauses else _tensor(y)
 
 
-def _tensor(data: npt.NDArray[Any], made: Made | None) -> Tensor:
-    """Return a result or a constant that holds ``data`` itself, not a copy."""
+def _tensor(
+    data: npt.NDArray[Any], op: Op[...] | None = None, inputs: Any = None, parents: Any = ()
+) -> Tensor:
+    """Return a result of ``op``, or a constant, that holds ``data`` itself, not a copy."""
     tensor = _new(Tensor)
     tensor._data = data
-    tensor._made = made
-    tensor._requires_grad = made is not None
+    tensor._requires_grad = op is not None
     tensor._birth = next(_births)
+    tensor._op = op
+    tensor._inputs = inputs
+    tensor._parents = parents
     tensor.grad = None
     return tensor
 
 
 _new = object.__new__
-Op.record = record
+
+
+def apply(op: Op[...], *args: Any) -> Any:
+    """Do what calling an op does: record it.  But a rule that is fed arrays wants arrays back."""
+    if engine.rules.plain and Tensor not in map(type, args):
+        return op.forward(*args)
+    return record(op, *args)
+
+
+Op.apply = apply
 
 
 def _plain(a: Any, others: Sequence[Any]) -> Any:
@@ -186,12 +201,16 @@ class Tensor:
         "__weakref__",
         "_birth",  # serial number: a tensor is younger than its parents
         "_data",
-        "_made",  # how: see Made; None for a leaf or a constant
+        "_inputs",  # what the op's forward was given
+        "_op",  # which made it; None for a leaf or a constant
+        "_parents",  # for each rule of the op, the tensor that it leads to or None; see chapter 2
         "_requires_grad",
         "grad",
     )
 
-    _made: Made | None
+    _op: Op[...] | None
+    _inputs: Sequence[Any] | None
+    _parents: Sequence[Tensor | None] | None
 
     #: Makes ``ndarray + Tensor`` ask the Tensor (NEP 13) instead of looping over its entries.
     __array_ufunc__ = None
@@ -209,7 +228,7 @@ class Tensor:
         self._data = array
         self._requires_grad = bool(requires_grad)
         self._birth = next(_births)
-        self._made = None
+        self._op, self._inputs, self._parents = None, None, ()
         self.grad: npt.NDArray[Any] | None = None
 
     # -- what it holds
@@ -249,9 +268,9 @@ class Tensor:
         self._requires_grad = bool(value)
 
     def _check_leaf(self, what: str) -> None:
-        if self._made is not None:
+        if self._op is not None:
             raise RuntimeError(
-                f"cannot {what} of the result of {self._made[0].name}; use .detach() first"
+                f"cannot {what} of the result of {self._op.name}; use .detach() first"
             )
 
     @property
@@ -285,15 +304,15 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """Return a constant that shares this tensor's memory and stops the gradient."""
-        return _tensor(self._data, None)
+        return _tensor(self._data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self._data, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         notes = "" if self.dtype == np.float64 else f", dtype={self.dtype}"
-        if self._made is not None:
-            notes += f", op={self._made[0].name}"
+        if self._op is not None:
+            notes += f", op={self._op.name}"
         elif self._requires_grad:
             notes += ", requires_grad=True"
         return f"Tensor({np.array2string(self._data, separator=', ', prefix='Tensor(')}{notes})"
@@ -402,43 +421,43 @@ class Tensor:
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the sum over ``axis``: see :func:`minigrad.sum`."""
-        return record(ops.sum, self, axis=axis, keepdims=keepdims)
+        return record(ops.sum, self, axis, keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the mean over ``axis``: see :func:`minigrad.mean`."""
-        return record(ops.mean, self, axis=axis, keepdims=keepdims)
+        return record(ops.mean, self, axis, keepdims)
 
     def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
         """Return the variance over ``axis``: see :func:`minigrad.var`."""
-        return record(ops.var, self, axis=axis, ddof=ddof, keepdims=keepdims)
+        return record(ops.var, self, axis, ddof, keepdims)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the largest entry over ``axis``: see :func:`minigrad.max`."""
-        return record(ops.max, self, axis=axis, keepdims=keepdims)
+        return record(ops.max, self, axis, keepdims)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the smallest entry over ``axis``: see :func:`minigrad.min`."""
-        return record(ops.min, self, axis=axis, keepdims=keepdims)
+        return record(ops.min, self, axis, keepdims)
 
     def clip(self, min: float | None = None, max: float | None = None) -> Tensor:
         """Return the entries limited to [min, max]: see :func:`minigrad.clip`."""
-        return record(ops.clip, self, min=min, max=max)
+        return record(ops.clip, self, min, max)
 
     def reshape(self, *shape: Any) -> Tensor:
         """Return the entries in another shape, given as one tuple or as several lengths."""
-        return record(ops.reshape, self, shape=shape[0] if len(shape) == 1 else shape)
+        return record(ops.reshape, self, shape[0] if len(shape) == 1 else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
         """Return the tensor with its axes permuted (one tuple or several ints), or reversed."""
-        return record(ops.transpose, self, axes=axes[0] if len(axes) == 1 else axes or None)
+        return record(ops.transpose, self, axes[0] if len(axes) == 1 else axes or None)
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """Return the tensor with two axes exchanged."""
-        return record(ops.swapaxes, self, axis1=axis1, axis2=axis2)
+        return record(ops.swapaxes, self, axis1, axis2)
 
     def astype(self, dtype: npt.DTypeLike) -> Tensor:
         """Return the tensor in another float dtype."""
-        return record(ops.astype, self, dtype=dtype)
+        return record(ops.astype, self, dtype)
 
     @property
     def T(self) -> Tensor:
@@ -448,7 +467,7 @@ class Tensor:
     @property
     def mT(self) -> Tensor:
         """The tensor with its last two axes exchanged: the transposes of a stack of matrices."""
-        return record(ops.swapaxes, self, axis1=-1, axis2=-2)
+        return record(ops.swapaxes, self, -1, -2)
 
 
 def _rebuild(data: npt.NDArray[Any], requires_grad: bool, grad: npt.NDArray[Any] | None) -> Tensor:

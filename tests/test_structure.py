@@ -68,7 +68,7 @@ def peak(work):
 
 def recorded(y):
     """Return the tensors that a result was computed through, oldest first, without the leaves."""
-    return [tensor for tensor in ancestry(y) if tensor._made is not None]
+    return [tensor for tensor in ancestry(y) if tensor._op is not None]
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_layer_records_these_ops_and_no_more(kind, first):
     layer = kind(ld.Linear(6, 5), r=2, lora_alpha=4)
     layer.B.data = np.full_like(layer.B.data, 0.1)
     y = layer(mg.Tensor(np.ones((3, 6), np.float32), requires_grad=not first))
-    assert [tensor._made[0].name for tensor in recorded(y)] == RECORDED[kind][1 if first else 0 :]
+    assert [tensor._op.name for tensor in recorded(y)] == RECORDED[kind][1 if first else 0 :]
 
 
 @pytest.mark.parametrize("options", METHODS)
