@@ -131,9 +131,13 @@ class LowRankLinear(Module):
         """The bias of the adapted layer."""
         return self.base_layer.bias
 
+    def reduced(self, x: Tensor) -> Tensor:
+        """Return h = s x Aᵀ, shape (…, r): the smallest array that the scale can meet."""
+        return self.scaling * mg.linear(x, self.A)
+
     def correct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + s (x Aᵀ) Bᵀ; the scale meets the smallest array, (…, r)."""
-        return mg.linear(self.scaling * mg.linear(x, self.A), self.B, y)
+        """Return y + h Bᵀ = y + s (x Aᵀ) Bᵀ."""
+        return mg.linear(self.reduced(x), self.B, y)
 
     def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
         """Return x, checked; an array takes the dtype of the layer."""
@@ -246,9 +250,8 @@ class DoRALinear(LowRankLinear):
         W0, b = self.base_layer.weight, self.base_layer.bias
         dropped = self.lora_dropout(x)
         if self.norm_axis == 1:
-            product, AW0 = self.products(dropped)
+            y, AW0 = self.product(dropped)
             c = self.scale(AW0)
-            y = self.correct(dropped, product)
             y = y * c if b is None else mg.affine(y, c, b)
         else:
             scaled = dropped * self.scale()
@@ -257,23 +260,23 @@ class DoRALinear(LowRankLinear):
             )
         return y if dropped is x else mg.linear(x - dropped, W0, y)
 
-    def products(self, x: Any) -> tuple[Tensor, Any]:
-        """Return x W0ᵀ, and A W0ᵀ for the norm (None: not needed, or left to the norm to compute).
+    def product(self, x: Any) -> tuple[Tensor, Any]:
+        """Return x Vᵀ, and A W0ᵀ for the norm (None: not needed, or left to the norm to compute).
 
         One product of W0 with the rows of x and of A gives both.  The few rows of A cost little beside
         those of x; alone they would cost a third as much, for W0 must be read again.  While B = 0 the
         norm is that of W0, and x W0ᵀ is computed by itself, bit for bit as in the base.
         """
         W0 = self.base_layer.weight
-        if not (self.training and self.detach_norm and self.B.data.any()):
-            return mg.linear(x, W0), None
-        AW0 = np.empty((self.r, W0.shape[0]), W0.dtype)
-        return linear_beside(x, W0.data, self.A.data, AW0), AW0
+        if self.training and self.detach_norm and x.ndim == 2 and self.B.data.any():
+            AW0 = np.empty((self.r, W0.shape[0]), W0.dtype)
+            return linear_beside(x, W0.data, self.reduced(x), self.B, self.A.data, AW0), AW0
+        return self.correct(x, mg.linear(x, W0)), None
 
     def scale(self, AW0: Any = None) -> Tensor:
         """Return m/‖V‖; where V has no length it has no direction, and the scale is 0."""
         norm = self.norm(AW0)
-        return self.m / (mg.where(norm > 0, norm, np.inf) if np.any(norm <= 0) else norm)
+        return self.m / (norm if norm.data.all() else mg.where(norm > 0, norm, np.inf))
 
     def norm(self, AW0: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``.
@@ -307,14 +310,21 @@ class DoRALinear(LowRankLinear):
         return Tensor(c[:, None] * V if self.norm_axis == 1 else V * c)
 
 
-@mg.op(lambda g, y, x, W0, A, AW0: g @ W0, None, None, None)  # as for mg.linear, with W0 frozen
-def linear_beside(x: Any, W0: Any, A: Any, AW0: Any) -> Any:
-    """Return x W0ᵀ, and on the way write A W0ᵀ into the array AW0: one product gives both."""
-    *batch, in_features = x.shape
-    rows = x.reshape((math.prod(batch), in_features))
-    both = np.concatenate([rows, A]) @ W0.T
-    AW0[...] = both[len(rows) :]
-    return both[: len(rows)].reshape((*batch, W0.shape[0]))
+@mg.op(
+    lambda g, y, x, W0, h, B, A, AW0: g @ W0,  #    d(x W0ᵀ + h Bᵀ) = dx W0ᵀ + dh Bᵀ + h dBᵀ
+    None,
+    lambda g, y, x, W0, h, B, A, AW0: g @ B,
+    lambda g, y, x, W0, h, B, A, AW0: g.mT @ h,
+    None,
+    None,
+)
+def linear_beside(x: Any, W0: Any, h: Any, B: Any, A: Any, AW0: Any) -> Any:
+    """Return x W0ᵀ + h Bᵀ for x (N, in) and h (N, r), and on the way write A W0ᵀ into the array AW0."""
+    both = np.concatenate([x, A]) @ W0.T
+    AW0[...] = both[len(x) :]
+    y = both[: len(x)]
+    y += h @ B.T
+    return y
 
 
 def row_norm(
@@ -324,10 +334,11 @@ def row_norm(
 
     The definition is ``mg.norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
 
-        ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩
+        ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩ = ‖wᵢ‖² + 2s ⟨wᵢAᵀ + s/2 bᵢ(AAᵀ), bᵢ⟩
 
-    which needs r columns where B A needs ``in``.  Where s B A nearly cancels W0, the sum of these large
-    terms keeps few digits (it may even be negative); such rows are computed by the definition.
+    which needs r columns where B A needs ``in``.  Where its terms nearly cancel, because s bᵢA is close
+    to −wᵢ or bᵢA is much shorter than bᵢ and A let expect, the sum keeps few digits and may even be
+    negative; such rows are computed by the definition.
 
     Parameters
     ----------
@@ -356,11 +367,14 @@ def row_norm(
     Tensor([5., 1.])
     """
     W0A = W0 @ A.mT if AW0 is None else AW0.mT
-    change = (2 * W0A + s * (B @ (A @ A.mT))) * B
-    square = squares + s * change.sum(axis=1)
-    lost = ~(square > 0.1 * squares)
-    if not lost.any():
+    gram = A @ A.mT
+    change = W0A + B @ (s / 2 * gram)
+    square = squares + 2 * s * (change * B).sum(axis=1)
+    longest = s * s * np.trace(np.asarray(gram)) * (np.asarray(B) ** 2).sum(axis=1)  # ≥ ‖s bᵢA‖²
+    sound = square > 0.1 * squares + 0.02 * longest
+    if sound.all():
         return mg.sqrt(square)
+    lost = ~sound
     rows = np.flatnonzero(lost)
     direct = mg.norm(W0[rows] + s * (B[rows] @ A), axis=1)
     return mg.where(lost, mg.scatter(direct, rows, lost.shape), mg.sqrt(mg.where(lost, 1, square)))

@@ -109,6 +109,9 @@ class AdamW(Optimizer):
         m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
         p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
 
+    What is kept are the plain sums M = m/(1 − β₁) = Σ β₁ᵗ⁻ⁱ gᵢ and V = v/(1 − β₂).  With m̂ = κ₁ M and
+    v̂ = κ₂² V the factors wait until the step:  η m̂ / (√v̂ + ε) = (η κ₁/κ₂) M / (√V + ε/κ₂).
+
     Parameters
     ----------
     params
@@ -145,20 +148,18 @@ class AdamW(Optimizer):
         beta1, beta2 = self.betas
         if p not in self.moments:
             self.moments[p] = np.zeros_like(g), np.zeros_like(g), np.empty_like(g), 0
-        m, v, update, before = self.moments[p]
+        M, V, update, before = self.moments[p]
         t = before + 1  # counts the steps in which p had a gradient
-        self.moments[p] = m, v, update, t
-        m *= beta1
-        m += np.multiply(g, 1 - beta1, out=update)
-        v *= beta2
-        np.multiply(g, g, out=update)
-        update *= 1 - beta2
-        v += update
-        np.sqrt(v, out=update)
-        update /= math.sqrt(1 - beta2**t)
-        update += self.eps
-        np.divide(m, update, out=update)
-        update *= rate / (1 - beta1**t)
+        self.moments[p] = M, V, update, t
+        k1, k2 = (1 - beta1) / (1 - beta1**t), math.sqrt((1 - beta2) / (1 - beta2**t))
+        M *= beta1
+        M += g
+        V *= beta2
+        V += np.multiply(g, g, out=update)
+        np.sqrt(V, out=update)
+        update += self.eps / k2
+        np.divide(M, update, out=update)
+        update *= rate * k1 / k2
         if self.weight_decay:
             data *= 1 - rate * self.weight_decay
         data -= update

@@ -213,7 +213,7 @@ def where(condition: Array, a: Array, b: Array) -> Array:
     return np.where(condition, a, b)
 
 
-@op(lambda g, y, a: _keep(g, ~(a <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
+@op(lambda g, y, a: where(a <= 0, 0, g))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
 def relu(a: Array) -> Array:
     """Return max(a, 0)."""
     return np.maximum(a, 0)
@@ -302,7 +302,7 @@ def matmul(a: Array, b: Array) -> Array:
 
 def _rows(a: Array) -> Array:
     """View (…, n) as a matrix of rows (N, n)."""
-    return a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
+    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
 
 
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
@@ -440,7 +440,7 @@ def _count(a: Array, axis: Axis) -> int:
 @op(lambda g, y, a, axis=None, keepdims=False: _restore(g, a, axis) * np.ones(a.shape, a.dtype))
 def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
-    return np.sum(a, axis=axis, keepdims=keepdims)
+    return a.sum(axis=axis, keepdims=keepdims)
 
 
 # d(Σa / n) = Σ da / n
@@ -451,7 +451,7 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
-    return np.sum(a, axis=axis, keepdims=keepdims) / _count(a, axis)
+    return a.sum(axis=axis, keepdims=keepdims) / _count(a, axis)
 
 
 def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
@@ -468,9 +468,8 @@ def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
     """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``."""
-    deviation = a - np.sum(a, axis=axis, keepdims=True) / _count(a, axis)
-    total = np.sum(deviation * deviation, axis=axis, keepdims=keepdims)
-    return total / _freedom(a, axis, ddof)
+    deviation = a - a.sum(axis=axis, keepdims=True) / _count(a, axis)
+    return (deviation * deviation).sum(axis=axis, keepdims=keepdims) / _freedom(a, axis, ddof)
 
 
 def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
@@ -484,13 +483,13 @@ def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a >= _restore(y, a, axis)))
 def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the largest entry over ``axis``; a tie shares its gradient evenly."""
-    return np.max(a, axis=axis, keepdims=keepdims)
+    return a.max(axis=axis, keepdims=keepdims)
 
 
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a <= _restore(y, a, axis)))
 def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the smallest entry over ``axis``; a tie shares its gradient evenly."""
-    return np.min(a, axis=axis, keepdims=keepdims)
+    return a.min(axis=axis, keepdims=keepdims)
 
 
 def _direction(a: Array, length: Array) -> Array:
@@ -533,8 +532,8 @@ def log_softmax(a: Array, axis: int = -1) -> Array:
     >>> exp(log_softmax(np.array([-np.inf, 0.0, 1e4, 1e4])))
     Tensor([0. , 0. , 0.5, 0.5])
     """
-    z = a - np.max(a, axis=axis, keepdims=True, initial=-np.inf)
-    return z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True))
+    z = a - a.max(axis=axis, keepdims=True, initial=-np.inf)
+    return z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
 
 
 # yₙ = −log p[n, labelₙ],  dyₙ = Σ p[n, :] da[n, :] − da[n, labelₙ]   ⟹   ā = ȳₙ (p − one-hot)
@@ -557,7 +556,7 @@ def softmax_nll(a: Array, labels: Array) -> Array:
         raise ValueError(
             f"expected logits (N, C) and labels (N,), got {a.shape} and {labels.shape}"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
     wrong = labels[(labels < 0) | (labels >= a.shape[1])]
     if wrong.size:

@@ -161,10 +161,9 @@ def _refuse_tensors(op: Op[...], *arguments: Any) -> None:
         if isinstance(a, Tensor) or (
             isinstance(a, tuple) and any(isinstance(i, Tensor) for i in a)
         ):
-            arrays = sum(rule is not None for rule in op.vjps)
             raise TypeError(
-                f"{op.name} differentiates {arrays} argument(s), given by position; a Tensor elsewhere "
-                "would lose its gradient: pass an array"
+                f"{op.name} has no derivative for this argument, and a Tensor would lose its gradient: "
+                "pass an array"
             )
 
 

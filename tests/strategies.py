@@ -162,11 +162,11 @@ def affines(draw: st.DrawFn) -> Call:
 
 @st.composite
 def linears_beside(draw: st.DrawFn) -> Call:
-    """The frozen weight, the rows beside and the room for their product are no variables: float32."""
-    rows, into, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
-    x, weight, beside = draw(arrays((*rows, into), (out, into), (r, into)))
-    frozen = [a.astype(np.float32) for a in (weight, beside, np.zeros((r, out)))]
-    return (x, *frozen), {}
+    """What is frozen, W0, A and the room for their product, is no variable: float32."""
+    rows, into, out, r = (draw(LENGTHS) for _ in range(4))
+    x, W0, h, B, A = draw(arrays((rows, into), (out, into), (rows, r), (out, r), (r, into)))
+    W0, A, AW0 = (a.astype(np.float32) for a in (W0, A, np.zeros((r, out))))
+    return (x, W0, h, B, A, AW0), {}
 
 
 @st.composite

@@ -220,11 +220,16 @@ def test_affine_is_mul_and_add(drawn, seed):
 
 
 @given(CASES["linear_beside"], st.integers(0, 99))
-def test_linear_beside_is_linear_and_fills_the_array_beside(drawn, seed):
-    x, weight, beside, room = drawn[0]
+def test_linear_beside_is_linear_twice_and_fills_the_array_beside(drawn, seed):
+    x, W0, h, B, A, AW0 = drawn[0]
     op = OPS["linear_beside"]
-    agree(lambda x: op(x, weight, beside, room), lambda x: mg.linear(x, weight), [x], seed)
-    np.testing.assert_allclose(room, beside @ weight.T, rtol=1e-5, atol=1e-4)
+    agree(
+        lambda x, h, B: op(x, W0, h, B, A, AW0),
+        lambda x, h, B: mg.linear(h, B, mg.linear(x, W0)),
+        [x, h, B],
+        seed,
+    )
+    np.testing.assert_allclose(AW0, A @ W0.T, rtol=1e-5, atol=1e-4)
 
 
 @given(CASES["softmax_nll"], st.integers(0, 99))

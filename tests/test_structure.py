@@ -147,22 +147,22 @@ def test_no_rule_is_called_for_what_is_frozen(differentiated, options):
 
 # ----------------------------------------------------------------------------- a handful of tensors
 
-#: The ops that a layer records.  The frozen product, which comes first, is among them only if the input
-#: needs a gradient, as it does in every layer but the first.
-CORRECTION = ["linear", "mul", "linear"]  # s (x Aᵀ) Bᵀ, added to the frozen product
+#: The ops that a layer records, in its first place (its input needs no gradient) and further inside.
+REDUCED = ["linear", "mul"]  # h = s x Aᵀ
 RECORDED = {
-    ld.LoRALinear: ["linear", *CORRECTION],
-    ld.DoRALinear: ["linear_beside", "div", *CORRECTION, "affine"],  # m/‖V‖ = c; c ∘ … + b
+    (ld.LoRALinear, "first"): [*REDUCED, "linear"],  # x W0ᵀ + b + h Bᵀ
+    (ld.LoRALinear, "inner"): ["linear", *REDUCED, "linear"],
+    (ld.DoRALinear, "first"): [*REDUCED, "linear_beside", "div", "affine"],  # m/‖V‖ = c; c ∘ … + b
+    (ld.DoRALinear, "inner"): [*REDUCED, "linear_beside", "div", "affine"],
 }
 
 
-@pytest.mark.parametrize("kind", RECORDED)
-@pytest.mark.parametrize("first", [True, False], ids=["first layer", "inner layer"])
-def test_a_layer_records_these_ops_and_no_more(kind, first):
+@pytest.mark.parametrize(("kind", "place"), RECORDED)
+def test_a_layer_records_these_ops_and_no_more(kind, place):
     layer = kind(ld.Linear(6, 5), r=2, lora_alpha=4)
     layer.B.data = np.full_like(layer.B.data, 0.1)
-    y = layer(mg.Tensor(np.ones((3, 6), np.float32), requires_grad=not first))
-    assert [tensor._op.name for tensor in recorded(y)] == RECORDED[kind][1 if first else 0 :]
+    y = layer(mg.Tensor(np.ones((3, 6), np.float32), requires_grad=place == "inner"))
+    assert [tensor._op.name for tensor in recorded(y)] == RECORDED[kind, place]
 
 
 @pytest.mark.parametrize("options", METHODS)

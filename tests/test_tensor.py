@@ -485,8 +485,10 @@ BAD = {
     "a Tensor as index": (lambda: V[mg.Tensor(0.0)], TypeError, "getitem .*Tensor"),
     "a Tensor in an index": (lambda: W[0, mg.Tensor([0.0])], TypeError, "getitem .*Tensor"),
     "a Tensor as condition": (lambda: mg.where(V, V, V), TypeError, "where .*Tensor"),
-    "a Tensor by keyword": (lambda: mg.add(V, b=V), TypeError, "add .*by position"),
     "a missing operand": (lambda: mg.add(V), TypeError, "add .*missing"),
+    "a keyword that is none": (lambda: mg.sum(V, dim=0), TypeError, "sum: .*'dim'"),
+    "an argument given twice": (lambda: mg.sum(V, 0, axis=0), TypeError, "sum: .*'axis'"),
+    "a Tensor as a parameter": (lambda: mg.sum(V, axis=V), TypeError, "sum .*Tensor"),
     "concatenating nothing": (lambda: mg.concatenate([]), ValueError, "at least one"),
     "concatenating vector and matrix": (
         lambda: mg.concatenate([V, W]),
@@ -543,3 +545,11 @@ def test_a_failure_is_chained_to_what_numpy_said():
     with pytest.raises(ValueError, match="matmul") as failure:
         W @ W
     assert isinstance(failure.value.__cause__, ValueError)
+
+
+def test_a_tensor_given_by_keyword_gets_its_gradient():
+    x, w, b = (mg.Tensor(np.ones(shape), requires_grad=True) for shape in [(5, 3), (2, 3), (2,)])
+    mg.linear(b=b, w=w, x=x).sum().backward()
+    assert [a.grad[0].max() for a in (x, w)] == [2, 5]
+    np.testing.assert_array_equal(b.grad, [5, 5])
+    np.testing.assert_array_equal(mg.linear(x, w=w).data, np.full((5, 2), 3))
