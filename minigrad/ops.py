@@ -532,33 +532,6 @@ def log_softmax(a: Array, axis: int = -1) -> Array:
     >>> exp(log_softmax(np.array([-np.inf, 0.0, 1e4, 1e4])))
     Tensor([0. , 0. , 0.5, 0.5])
     """
-    z = a - a.max(axis=axis, keepdims=True, initial=-np.inf)
-    return z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
-
-
-# yₙ = −log p[n, labelₙ],  dyₙ = Σ p[n, :] da[n, :] − da[n, labelₙ]   ⟹   ā = ȳₙ (p − one-hot)
-@op(
-    lambda g, y, a, labels: (
-        g[:, None] * (exp(log_softmax(a)) - (np.asarray(labels)[:, None] == np.arange(a.shape[1])))
-    ),
-    None,
-)
-def softmax_nll(a: Array, labels: Array) -> Array:
-    """Return −log softmax(a)[n, labels[n]] for logits a (N, C) and integer labels (N,): shape (N,).
-
-    >>> from minigrad import Tensor, grad
-    >>> a = Tensor([[0.0, 0.0]], requires_grad=True)
-    >>> grad(softmax_nll(a, [1]).sum(), a)  # p minus one-hot
-    Tensor([[ 0.5, -0.5]])
-    """
-    labels = np.asarray(labels)
-    if a.ndim != 2 or labels.shape != a.shape[:1]:
-        raise ValueError(
-            f"expected logits (N, C) and labels (N,), got {a.shape} and {labels.shape}"
-        )
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= a.shape[1])]
-    if wrong.size:
-        raise IndexError(f"label {wrong[0]} is out of range for {a.shape[1]} classes")
-    return -log_softmax.forward(a)[np.arange(len(labels)), labels]
+    y = a - a.max(axis=axis, keepdims=True, initial=-np.inf)
+    y -= np.log(np.exp(y).sum(axis=axis, keepdims=True))
+    return y

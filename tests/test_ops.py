@@ -232,13 +232,6 @@ def test_linear_beside_is_linear_twice_and_fills_the_array_beside(drawn, seed):
     np.testing.assert_allclose(AW0, A @ W0.T, rtol=1e-5, atol=1e-4)
 
 
-@given(CASES["softmax_nll"], st.integers(0, 99))
-def test_softmax_nll_picks_from_log_softmax(drawn, seed):
-    logits, labels = drawn[0]
-    picked = np.arange(len(labels)), labels
-    agree(lambda x: mg.softmax_nll(x, labels), lambda x: -mg.log_softmax(x)[picked], [logits], seed)
-
-
 @given(CASES["mean"], st.integers(0, 99))
 def test_var_is_the_mean_of_squared_deviations(drawn, seed):
     args, params = drawn
