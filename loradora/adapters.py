@@ -370,8 +370,9 @@ def row_norm(
     gram = A @ A.mT
     change = W0A + B @ (s / 2 * gram)
     square = squares + 2 * s * (change * B).sum(axis=1)
-    longest = s * s * np.trace(np.asarray(gram)) * (np.asarray(B) ** 2).sum(axis=1)  # ≥ ‖s bᵢA‖²
-    sound = square > 0.1 * squares + 0.02 * longest
+    a, b = np.asarray(A), np.asarray(B)
+    longest = s * s * np.vdot(a, a) * np.vecdot(b, b)  # ‖s bᵢA‖² ≤ s² ‖A‖² ‖bᵢ‖²
+    sound = square > 0.05 * (squares + longest)
     if sound.all():
         return mg.sqrt(square)
     lost = ~sound

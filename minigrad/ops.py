@@ -198,7 +198,13 @@ def sigmoid(a: Array) -> Array:
 
 
 def _keep(g: Array, condition: Array) -> Array:
-    """Return g where ``condition`` holds, 0 elsewhere; not g·0, which is NaN for an infinite g."""
+    """Return g where ``condition`` holds, 0 elsewhere.
+
+    That is g∘condition, unless g is infinite somewhere: ∞·0 is NaN.  A product is worth the question,
+    because a choice per entry costs the processor several times as much.
+    """
+    if type(g) is np.ndarray and np.isfinite(g).all():
+        return g * condition + 0  # −0 + 0 = 0
     return where(condition, g, 0)
 
 
@@ -213,7 +219,7 @@ def where(condition: Array, a: Array, b: Array) -> Array:
     return np.where(condition, a, b)
 
 
-@op(lambda g, y, a: where(a <= 0, 0, g))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
+@op(lambda g, y, a: _keep(g, ~(a <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
 def relu(a: Array) -> Array:
     """Return max(a, 0)."""
     return np.maximum(a, 0)
