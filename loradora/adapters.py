@@ -241,7 +241,7 @@ class DoRALinear(LowRankLinear):
         super().__init__(base, **options)
         self.detach_norm, self.norm_axis = detach_norm, norm_axis
         self._squares: tuple[Any, Any] = (None, None)  # W0 and the squares of its rows
-        self._last_norm: tuple[Any, Any, Any, Tensor] | None = None
+        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0, values of A and B, ‖V‖
         self.m = Tensor(self.norm().data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
@@ -255,9 +255,7 @@ class DoRALinear(LowRankLinear):
             y = y * c if b is None else mg.affine(y, c, b)
         else:
             scaled = dropped * self.scale()
-            y = self.correct(
-                scaled, mg.linear(scaled, W0) if b is None else mg.linear(scaled, W0, b)
-            )
+            y = self.correct(scaled, self.base_layer(scaled))
         return y if dropped is x else mg.linear(x - dropped, W0, y)
 
     def product(self, x: Any) -> tuple[Tensor, Any]:
@@ -286,12 +284,12 @@ class DoRALinear(LowRankLinear):
         W0, A, B = self.base_layer.weight.data, self.A.data, self.B.data
         if not self.detach_norm:
             return self._norm(W0, self.A, self.B)
-        if not self.training and self._last_norm is not None:
-            W0_then, A_then, B_then, norm = self._last_norm
-            if W0 is W0_then and np.array_equal(A, A_then) and np.array_equal(B, B_then):
-                return norm
-        norm = self._norm(W0, A, B, AW0)
-        self._last_norm = None if self.training else (W0, A.copy(), B.copy(), norm)
+        if self.training:
+            return self._norm(W0, A, B, AW0)
+        values = A.tobytes(), B.tobytes()
+        if self._evaluated[0] is not W0 or self._evaluated[1] != values:
+            self._evaluated = W0, values, self._norm(W0, A, B)
+        norm: Tensor = self._evaluated[2]
         return norm
 
     def _norm(self, W0: Any, A: Any, B: Any, AW0: Any = None) -> Tensor:
