@@ -46,6 +46,7 @@ differences disagree with it, unless they, too, hold the norm where it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,41 @@ import minigrad as mg
 from loradora.init import Scheme, initial_factors
 from loradora.nn import Dropout, Linear, Module, check_positive
 from minigrad import Tensor
+from minigrad.ops import add_into, as_rows
 
 
-class LowRankLinear(Module):
+class Adapted(Module):
+    """A layer that acts as a Linear with a ``weight`` of its own making, and a ``bias``."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that this layer acts with, (out, in), as a constant."""
+        raise NotImplementedError
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that this layer acts with, (out,), or None."""
+        raise NotImplementedError
+
+    def merge(self, safe_merge: bool = True) -> Linear:
+        """Return a plain Linear with this weight and bias; change nothing.
+
+        Raises
+        ------
+        ValueError
+            If NaN or infinity has got into them, naming the tensors it came from; not with
+            ``safe_merge=False``.
+        """
+        with np.errstate(all="ignore"):
+            weight, bias = self.weight, self.bias
+        parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        if safe_merge and not all(np.isfinite(t.data).all() for t in parts.values()):
+            sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
+            raise ValueError(f"cannot merge: {', '.join(sources or parts)} holds NaN or infinity")
+        return plain_linear(Tensor(weight.data), None if bias is None else Tensor(bias.data))
+
+
+class LowRankLinear(Adapted):
     """What LoRA and DoRA share: the frozen layer, A, B and their scale.
 
     Parameters
@@ -87,7 +120,7 @@ class LowRankLinear(Module):
 
     def __init__(
         self,
-        base: Linear | LoRALinear,
+        base: Linear,
         *,
         r: int,
         lora_alpha: float,
@@ -96,23 +129,19 @@ class LowRankLinear(Module):
         init_lora_weights: Scheme = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if not isinstance(base, (Linear, LoRALinear)):
+        if not isinstance(base, Linear):
             raise TypeError(
                 f"{type(self).__name__} adapts a Linear layer, not {type(base).__name__}"
             )
         check_positive(r=r)
         if isinstance(lora_alpha, bool) or not math.isfinite(lora_alpha):
             raise ValueError(f"lora_alpha must be a finite number, not {lora_alpha!r}")
-        if init_lora_weights in ("pissa", "olora") and isinstance(base, LoRALinear):
-            raise ValueError(
-                f"{init_lora_weights!r} takes a part out of W0, which others share here"
-            )
         rng = np.random.default_rng() if rng is None else rng
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         W0 = base.weight.data
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
-        self.base_layer = base if isinstance(base, LoRALinear) else frozen(base, residual)
+        self.base_layer = frozen(base, residual)
         self.A = Tensor(A.astype(W0.dtype), requires_grad=True)
         self.B = Tensor(B.astype(W0.dtype), requires_grad=True)
 
@@ -122,22 +151,13 @@ class LowRankLinear(Module):
         return self.A.shape[0]
 
     @property
-    def weight(self) -> Tensor:
-        """The weight that this layer acts with, (out, in), as a constant."""
-        raise NotImplementedError
-
-    @property
     def bias(self) -> Tensor | None:
         """The bias of the adapted layer."""
         return self.base_layer.bias
 
-    def reduced(self, x: Tensor) -> Tensor:
-        """Return h = s x Aᵀ, shape (…, r): the smallest array that the scale can meet."""
-        return self.scaling * mg.linear(x, self.A)
-
-    def correct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + h Bᵀ = y + s (x Aᵀ) Bᵀ."""
-        return mg.linear(self.reduced(x), self.B, y)
+    def correct(self, y: Tensor, x: Any) -> Tensor:
+        """Return y + s (x Aᵀ) Bᵀ."""
+        return plus_product(y, mg.linear(x, self.A), self.B, self.scaling)
 
     def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
         """Return x, checked; an array takes the dtype of the layer."""
@@ -145,21 +165,6 @@ class LowRankLinear(Module):
         if x.shape[-1:] != self.A.shape[1:]:
             raise ValueError(f"expected x of shape (…, {self.A.shape[1]}), got {x.shape}")
         return x
-
-    def merge(self) -> Linear:
-        """Return a plain Linear with the weight that this layer acts with; change nothing.
-
-        Raises
-        ------
-        ValueError
-            If an adapter tensor holds NaN or infinity, which would spread to all of W.
-        """
-        layers = [layer for _, layer in self.named_modules() if isinstance(layer, LowRankLinear)]
-        for name, p in (part for layer in layers for part in layer._parts()):
-            if isinstance(p, Tensor) and not np.all(np.isfinite(p.data)):
-                raise ValueError(f"cannot merge: {name} holds NaN or infinity")
-        bias = None if self.bias is None else Tensor(self.bias.data)
-        return plain_linear(Tensor(self.weight.data), bias)
 
     def _describe(self) -> str:
         return f"r={self.r}, scaling={self.scaling:g}"
@@ -171,27 +176,32 @@ class LoRALinear(LowRankLinear):
     Parameters
     ----------
     base
-        The layer to adapt; itself a LoRALinear, if corrections are to add up.
+        The layer to adapt.
     lora_bias
         B has a trained bias, too: the correction is s (x Aᵀ Bᵀ + B_bias).
     **options
         Those of :class:`LowRankLinear`.
     """
 
-    def __init__(
-        self, base: Linear | LoRALinear, *, lora_bias: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, base: Linear, *, lora_bias: bool = False, **options: Any) -> None:
         super().__init__(base, **options)
-        out_features, dtype = self.B.shape[0], self.B.dtype
-        self.B_bias = (
-            Tensor(np.zeros(out_features, dtype), requires_grad=True) if lora_bias else None
-        )
+        zeros = np.zeros(self.B.shape[0], self.B.dtype)
+        self.B_bias = Tensor(zeros, requires_grad=True) if lora_bias else None
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        y = self.correct(self.lora_dropout(x), self.base_layer(x))
+        return self.correct(self.base_layer(x), self.lora_dropout(x))
+
+    def correct(self, y: Tensor, x: Any) -> Tensor:
+        """Return y + s (x Aᵀ Bᵀ + B_bias)."""
+        y = super().correct(y, x)
         return y if self.B_bias is None else y + self.scaling * self.B_bias
+
+    @property
+    def weight(self) -> Tensor:
+        """V = W0 + s B A, as a constant."""
+        return Tensor(self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data))
 
     @property
     def bias(self) -> Tensor | None:
@@ -202,11 +212,6 @@ class LoRALinear(LowRankLinear):
         if b is None:
             raise ValueError("cannot merge a lora_bias into a layer without a bias")
         return Tensor(b.data + self.scaling * self.B_bias.data)
-
-    @property
-    def weight(self) -> Tensor:
-        """V = W0 + s B A, as a constant."""
-        return Tensor(self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data))
 
 
 class DoRALinear(LowRankLinear):
@@ -229,100 +234,153 @@ class DoRALinear(LowRankLinear):
         Those of :class:`LowRankLinear`.
     """
 
-    base_layer: Linear
-
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
     ) -> None:
-        if not isinstance(base, Linear):
-            raise TypeError(f"DoRALinear adapts a Linear layer, not {type(base).__name__}")
         if norm_axis not in (0, 1):
             raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {norm_axis!r}")
         super().__init__(base, **options)
         self.detach_norm, self.norm_axis = detach_norm, norm_axis
-        self._squares: tuple[Any, Any] = (None, None)  # W0 and the squares of its rows
-        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0, values of A and B, ‖V‖
-        self.m = Tensor(self.norm().data, requires_grad=True)
+        self._squares: tuple[Any, Any] = (None, None)  # W0, and the squares of its rows
+        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; ‖V‖
+        self.m = Tensor(self._lengths(self.A.data, self.B.data).data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        W0, b = self.base_layer.weight, self.base_layer.bias
         dropped = self.lora_dropout(x)
         if self.norm_axis == 1:
-            y, AW0 = self.product(dropped)
-            c = self.scale(AW0)
-            y = y * c if b is None else mg.affine(y, c, b)
+            z, AW0 = self.product(dropped)
+            y = rescale(z, self.m, self.divisor(AW0), self.bias)
         else:
-            scaled = dropped * self.scale()
-            y = self.correct(scaled, self.base_layer(scaled))
-        return y if dropped is x else mg.linear(x - dropped, W0, y)
+            scaled = dropped * (self.m / self.divisor())
+            y = self.correct(self.base_layer(scaled), scaled)
+        return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
     def product(self, x: Any) -> tuple[Tensor, Any]:
-        """Return x Vᵀ, and A W0ᵀ for the norm (None: not needed, or left to the norm to compute).
+        """Return x Vᵀ and, if it comes at little cost, the A W0ᵀ that the norm needs; else None.
 
-        One product of W0 with the rows of x and of A gives both.  The few rows of A cost little beside
-        those of x; alone they would cost a third as much, for W0 must be read again.  While B = 0 the
-        norm is that of W0, and x W0ᵀ is computed by itself, bit for bit as in the base.
+        To multiply W0 by the r rows of A alone costs a third of what 64 rows of x cost, because W0 has to
+        be read for it; beside the few rows of x it is nearly free.  (While B = 0 it is not needed: then
+        x W0ᵀ is computed as in the base, to be the same bit for bit.)
         """
         W0 = self.base_layer.weight
-        if self.training and self.detach_norm and x.ndim == 2 and self.B.data.any():
-            AW0 = np.empty((self.r, W0.shape[0]), W0.dtype)
-            return linear_beside(x, W0.data, self.reduced(x), self.B, self.A.data, AW0), AW0
-        return self.correct(x, mg.linear(x, W0)), None
-
-    def scale(self, AW0: Any = None) -> Tensor:
-        """Return m/‖V‖; where V has no length it has no direction, and the scale is 0."""
-        norm = self.norm(AW0)
-        return self.m / (norm if norm.data.all() else mg.where(norm > 0, norm, np.inf))
+        few = x.ndim == 2 and 4 * len(x) <= len(W0) and not W0.requires_grad
+        if few and self.training and self.detach_norm and self.B.data.any():
+            AW0 = np.empty((self.r, len(W0)), W0.dtype)
+            h = mg.linear(x, self.A)
+            return product_beside(x, W0.data, h, self.B, self.scaling, self.A.data, AW0), AW0
+        return self.correct(mg.linear(x, W0), x), None
 
     def norm(self, AW0: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``.
 
-        In evaluation mode the constant is computed once for the values that W0, A and B have.
+        In evaluation the constant is computed once, and again when s, A, B or W0 have changed.
         """
-        W0, A, B = self.base_layer.weight.data, self.A.data, self.B.data
-        if not self.detach_norm:
-            return self._norm(W0, self.A, self.B)
+        A, B = self.A.data, self.B.data
+        if not self.detach_norm and mg.is_grad_enabled():
+            return self._lengths(self.A, self.B)
         if self.training:
-            return self._norm(W0, A, B, AW0)
-        values = A.tobytes(), B.tobytes()
+            return self._lengths(A, B, AW0)
+        W0, values = self.base_layer.weight.data, (self.scaling, A.tobytes(), B.tobytes())
         if self._evaluated[0] is not W0 or self._evaluated[1] != values:
-            self._evaluated = W0, values, self._norm(W0, A, B)
+            self._evaluated = W0, values, self._lengths(A, B)
         norm: Tensor = self._evaluated[2]
         return norm
 
-    def _norm(self, W0: Any, A: Any, B: Any, AW0: Any = None) -> Tensor:
+    def _lengths(self, A: Any, B: Any, AW0: Any = None) -> Tensor:
+        W0 = self.base_layer.weight.data
         if self._squares[0] is not W0:
+            W0.setflags(write=False)  # what is remembered of it must stay true
             self._squares = W0, row_squares(W0 if self.norm_axis == 1 else W0.mT)
         if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
             W0, A, B = W0.mT, B.mT, A.mT
-        with np.errstate(all="ignore"):
-            return row_norm(W0, A, B, self.scaling, self._squares[1], AW0)
+        return row_norm(W0, A, B, self.scaling, self._squares[1], AW0)
+
+    def divisor(self, AW0: Any = None) -> Tensor:
+        """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0."""
+        norm = self.norm(AW0)
+        return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
 
     @property
     def weight(self) -> Tensor:
         """(m/‖V‖) ∘ V, as a constant."""
         V = self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data)
-        c = self.scale().data
+        c = self.m.data / self.divisor().data
         return Tensor(c[:, None] * V if self.norm_axis == 1 else V * c)
 
 
+class LoRASum(Adapted):
+    """Several LoRAs of one layer, whose corrections add up: y = x W0ᵀ + b + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ."""
+
+    def __init__(self, layers: Sequence[LoRALinear]) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return y of shape (…, out) for x of shape (…, in)."""
+        first, *others = self.layers
+        x, y = first.as_input(x), first(x)
+        for layer in others:
+            y = layer.correct(y, layer.lora_dropout(x))
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """W0 + Σ sᵢ Bᵢ Aᵢ, as a constant."""
+        W = self.layers[0].weight.data
+        return Tensor(sum((a.scaling * (a.B.data @ a.A.data) for a in self.layers[1:]), start=W))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the adapted layer."""
+        return self.layers[0].bias
+
+
+# ----------------------------------------------------------------------------- the two formulas
+
+
+# y = y0 + s h Bᵀ,  dy = dy0 + s dh Bᵀ + s h dBᵀ   ⟹   h̄ = s ȳ B,  B̄ = s ȳᵀ h
 @mg.op(
-    lambda g, y, x, W0, h, B, A, AW0: g @ W0,  #    d(x W0ᵀ + h Bᵀ) = dx W0ᵀ + dh Bᵀ + h dBᵀ
-    None,
-    lambda g, y, x, W0, h, B, A, AW0: g @ B,
-    lambda g, y, x, W0, h, B, A, AW0: g.mT @ h,
-    None,
-    None,
+    lambda g, y, y0, h, B, s: g,
+    lambda g, y, y0, h, B, s: s * (g @ B),
+    lambda g, y, y0, h, B, s: as_rows(g).mT @ (s * as_rows(h)),
 )
-def linear_beside(x: Any, W0: Any, h: Any, B: Any, A: Any, AW0: Any) -> Any:
-    """Return x W0ᵀ + h Bᵀ for x (N, in) and h (N, r), and on the way write A W0ᵀ into the array AW0."""
-    both = np.concatenate([x, A]) @ W0.T
+def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
+    """Return y0 + s h Bᵀ for y0 (…, out), h (…, r) and B (out, r).
+
+    The scale meets only arrays with r columns, the smallest there are.
+    """
+    return mg.linear.forward(s * h, B, y0)
+
+
+# y = z∘c + b with c = m/n,  dy = dz∘c + z∘(dm/n − c dn/n) + db   ⟹
+@mg.op(
+    lambda g, y, z, m, n, b=None: g * (m / n),  #             z̄ = ȳ∘c
+    lambda g, y, z, m, n, b=None: g * z / n,  #               m̄ = ȳ∘z/n
+    lambda g, y, z, m, n, b=None: -g * z * (m / n) / n,  #    n̄ = −ȳ∘z∘c/n
+    lambda g, y, z, m, n, b: g,  #                            b̄ = ȳ
+)
+def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
+    """Return (m/n) ∘ z + b for z (…, out) and m, n, b (out,): DoRA's y, if z = x Vᵀ and n = ‖V‖."""
+    y = z * (m / n)
+    return y if b is None else add_into(y, b)
+
+
+# the rules of x W0ᵀ + s h Bᵀ, as in linear and plus_product
+@mg.op(
+    lambda g, y, x, W0, h, B, s, A, AW0: mg.linear(g, W0.T),
+    None,
+    lambda g, y, x, W0, h, B, s, A, AW0: s * (g @ B),
+    lambda g, y, x, W0, h, B, s, A, AW0: g.mT @ (s * h),
+)
+def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, AW0: Any) -> Any:
+    """Return x W0ᵀ + s h Bᵀ for x (N, in) and h (N, r), and on the way write A W0ᵀ into the array AW0."""
+    both = mg.linear.forward(np.concatenate([x, A]), W0)
     AW0[...] = both[len(x) :]
-    y = both[: len(x)]
-    y += h @ B.T
-    return y
+    return mg.linear.forward(s * h, B, both[: len(x)])
+
+
+# ----------------------------------------------------------------------------- the norm of V
 
 
 def row_norm(
@@ -335,8 +393,8 @@ def row_norm(
         ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩ = ‖wᵢ‖² + 2s ⟨wᵢAᵀ + s/2 bᵢ(AAᵀ), bᵢ⟩
 
     which needs r columns where B A needs ``in``.  Where its terms nearly cancel, because s bᵢA is close
-    to −wᵢ or bᵢA is much shorter than bᵢ and A let expect, the sum keeps few digits and may even be
-    negative; such rows are computed by the definition.
+    to −wᵢ, or because bᵢA is much shorter than its bound ‖bᵢA‖² ≤ ‖AAᵀ‖ ‖bᵢ‖², the sum keeps few digits
+    and may even be negative; such rows are computed by the definition.
 
     Parameters
     ----------
@@ -364,19 +422,19 @@ def row_norm(
     >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    W0A = W0 @ A.mT if AW0 is None else AW0.mT
-    gram = A @ A.mT
-    change = W0A + B @ (s / 2 * gram)
-    square = squares + 2 * s * (change * B).sum(axis=1)
-    a, b = np.asarray(A), np.asarray(B)
-    longest = s * s * np.vdot(a, a) * np.vecdot(b, b)  # ‖s bᵢA‖² ≤ s² ‖A‖² ‖bᵢ‖²
-    sound = square > 0.05 * (squares + longest)
+    with np.errstate(all="ignore"):
+        W0A = W0 @ A.mT if AW0 is None else AW0.mT
+        gram = A @ A.mT
+        change = W0A + B @ (s / 2 * gram)
+        square = squares + 2 * s * (change * B).sum(axis=1)
+        b, longest = np.asarray(B), s * s * np.linalg.norm(gram)
+        sound = square > 0.03 * (squares + longest * np.vecdot(b, b))
     if sound.all():
         return mg.sqrt(square)
-    lost = ~sound
-    rows = np.flatnonzero(lost)
+    rows = np.flatnonzero(~sound)
     direct = mg.norm(W0[rows] + s * (B[rows] @ A), axis=1)
-    return mg.where(lost, mg.scatter(direct, rows, lost.shape), mg.sqrt(mg.where(lost, 1, square)))
+    square = mg.where(sound, square, 1)
+    return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
 
 
 def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -386,20 +444,22 @@ def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(squares >= limits.tiny / limits.eps, squares, np.inf).astype(W0.dtype)
 
 
+# ----------------------------------------------------------------------------- plain layers
+
+
 def frozen(layer: Linear, weight: npt.NDArray[Any] | None = None) -> Linear:
     """Return a Linear that shares the arrays of ``layer`` as constants, or has another weight.
 
     The arrays become read-only, because whoever shares them relies on their values.
     """
-    constants = [None if t is None else t.detach() for t in (layer.weight, layer.bias)]
-    if weight is not None:
-        constants[0] = Tensor(weight)
-    for t in constants:
-        if t is not None:
-            t.data.setflags(write=False)
-    W0, b = constants
-    assert W0 is not None
-    return plain_linear(W0, b)
+    W0 = freeze(layer.weight) if weight is None else freeze(Tensor(weight))
+    return plain_linear(W0, None if layer.bias is None else freeze(layer.bias))
+
+
+def freeze(t: Tensor) -> Tensor:
+    """Return a constant that shares the array of ``t``, which becomes read-only."""
+    t.data.setflags(write=False)
+    return t.detach() if t.requires_grad else t
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loradora.adapters import LowRankLinear
+from loradora.adapters import Adapted
 from loradora.nn import Linear, Module, check_positive
 from loradora.peft import PeftModel
 from minigrad import Tensor
@@ -273,7 +273,7 @@ def parameter_counts(model: Module) -> dict[str, Count]:
     {'layers.0': Count(trainable=4160, total=205120), 'layers.2': Count(trainable=0, total=2570)}
     """
     tree = _tree(model)
-    adapted = [path for path, module in tree.named_modules() if isinstance(module, LowRankLinear)]
+    adapted = [path for path, module in tree.named_modules() if isinstance(module, Adapted)]
     counts: dict[str, Count] = {}
     for name, p in tree.named_parameters():
         around = [path for path in adapted if not path or name.startswith(f"{path}.")]
@@ -297,9 +297,9 @@ def weights(model: Module) -> dict[str, Array]:
     for path, module in _tree(model).named_modules():
         if path.startswith(inside):
             continue
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, Adapted):
             inside = (*inside, f"{path}." if path else "")
-        if isinstance(module, (Linear, LowRankLinear)):
+        if isinstance(module, (Linear, Adapted)):
             found[path] = _matrix(module.weight).copy()
     return found
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from loradora import checkpoint
-from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import Adapted, DoRALinear, LoRALinear, LoRASum, LowRankLinear
 from loradora.config import LoraConfig
 from loradora.nn import Linear, Module, check_positive
 from minigrad import Tensor
@@ -418,13 +418,8 @@ class PeftModel(Module):
                 stacks.setdefault(id(modules[path]), []).append(layer)
 
         def replace(module: Module) -> Module | None:
-            layers = stacks.get(id(module), [])
-            stack: LoRALinear | None = None
-            for layer in layers:
-                top = copy.copy(layer)
-                top.base_layer = layer.base_layer if stack is None else stack
-                stack = top
-            return stack
+            layers = stacks.get(id(module))
+            return LoRASum(layers) if layers else None
 
         return rebuild(self._base, replace)
 
@@ -585,7 +580,7 @@ def _refuse_adapters(base: Module) -> None:
 
 
 def _merged(module: Module) -> Module | None:
-    return module.merge() if isinstance(module, LowRankLinear) else None
+    return module.merge() if isinstance(module, Adapted) else None
 
 
 def _check_sum(chosen: Sequence[Adapter]) -> None:

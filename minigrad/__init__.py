@@ -8,7 +8,6 @@ from minigrad.functional import concatenate as concatenate
 from minigrad.functional import cross_entropy as cross_entropy
 from minigrad.functional import gelu as gelu
 from minigrad.functional import mse_loss as mse_loss
-from minigrad.functional import softmax as softmax
 from minigrad.functional import stack as stack
 from minigrad.gradcheck import GradcheckError as GradcheckError
 from minigrad.gradcheck import gradcheck as gradcheck
@@ -16,4 +15,5 @@ from minigrad.gradcheck import gradgradcheck as gradgradcheck
 from minigrad.ops import *
 from minigrad.tensor import Tensor as Tensor
 from minigrad.tensor import grad as grad
+from minigrad.tensor import is_grad_enabled as is_grad_enabled
 from minigrad.tensor import no_grad as no_grad

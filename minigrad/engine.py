@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 if TYPE_CHECKING:
     from minigrad.ops import Array
     from minigrad.tensor import Tensor
 
 
-def ancestry(root: Tensor) -> list[Tensor]:
+def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     """Return ``root`` and every tensor needing a gradient that it was computed from, oldest first.
+
+    Only those born with the number ``since`` or later; the walk ends there.
 
     Raises
     ------
@@ -36,48 +39,77 @@ def ancestry(root: Tensor) -> list[Tensor]:
     """
     found, pending = {root}, [root]
     while pending:
-        parents = pending.pop()._parents
-        if parents is None:
+        tensor = pending.pop()
+        if tensor._birth <= since:
+            continue
+        if tensor._parents is None:
             raise RuntimeError(
                 "the graph of this result was released by an earlier backward(); "
                 "pass retain_graph=True to that call to walk it again"
             )
-        for parent in parents:
-            if parent is not None and parent not in found:
+        for parent in tensor._parents:
+            if parent is not None and parent not in found and parent._birth >= since:
                 found.add(parent)
                 pending.append(parent)
     return sorted(found, key=attrgetter("_birth"))
 
 
-def sweep(order: list[Tensor], g: Array, record: bool = False) -> Iterator[tuple[Tensor, Array]]:
-    """Yield the tensors of ``order``, newest first, each with its complete cotangent.
+def sweep(
+    order: list[Tensor],
+    g: Array,
+    wanted: Collection[Tensor] = (),
+    *,
+    record: bool = False,
+    release: bool = False,
+) -> dict[Tensor, Array]:
+    """Walk back through ``order``, newest first; return the cotangents of its leaves and of ``wanted``.
 
     ``g`` is the cotangent of the last one.  Cotangents flow only between tensors of ``order``, which
     is emptied on the way.  With ``record`` the rules are fed Tensors, so that what they compute is a
-    graph, too.
+    graph, too; with ``release`` each tensor forgets how it was made once the walk has passed it.
     """
-    cotangents: dict[Tensor, Array] = dict.fromkeys(order)
+    cotangents: dict[Any, Array] = dict.fromkeys(order)
     cotangents[order[-1]] = g
     while order:
         tensor = order.pop()
-        g = cotangents.pop(tensor)
-        if tensor._op is not None:
-            inputs, parents = tensor._inputs or (), tensor._parents or ()
-            y: Array = tensor._data
-            if record:
-                y, inputs = tensor, _as_tensors(inputs, parents)
-            for rule, parent in zip(tensor._op.vjps, parents):
-                if rule and parent is not None and parent in cotangents:
-                    c = fit(rule(g, y, *inputs), parent._data, record)
-                    others = cotangents[parent]
-                    cotangents[parent] = c if others is None else others + c
-        yield tensor, g
+        op = tensor._op
+        if op is None:
+            continue
+        g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
+        y: Array = tensor._data
+        inputs, parents = tensor._inputs, tensor._parents
+        if record:
+            y, inputs = tensor, _as_tensors(inputs, parents)
+        vjps: Sequence[Any] = op.vjps
+        for rule, parent in zip(vjps, parents):
+            if parent in cotangents:  # None, for no gradient, never is
+                a, c = parent._data, rule(g, y, *inputs)
+                if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
+                    c = fit(c, a, record)
+                others = cotangents[parent]
+                cotangents[parent] = c if others is None else others + c
+        if release:
+            tensor._inputs = tensor._parents = None
+    return cotangents
 
 
 def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:
-    """Return what a forward was given, with the tensors that need a gradient in place of their arrays."""
-    known = (x if parent is None else parent for x, parent in zip(inputs, parents))
-    return [*known, *inputs[len(parents) :]]
+    """Return what a forward was given, with the tensors that need a gradient in place of their arrays.
+
+    Raises
+    ------
+    RuntimeError
+        If such a tensor has been assigned another value since.
+    """
+    known = []
+    for x, parent in zip(inputs, parents):
+        if parent is not None and parent._data is not x:
+            raise RuntimeError(
+                f"a leaf of shape {parent.shape} was assigned to after it was used: the graph of "
+                "its gradient would mix the old and the new value"
+            )
+        known.append(x if parent is None else parent)
+    return known
 
 
 def fit(g: Array, a: Array, record: bool) -> Array:
@@ -96,7 +128,11 @@ def fit(g: Array, a: Array, record: bool) -> Array:
 
 
 class _Rules(threading.local):
-    """Whether this thread is in a backward pass over plain arrays."""
+    """Whether this thread is in a backward pass over plain arrays.
+
+    A rule may call ops.  For a user they return Tensors; in a pass over arrays that would make a Tensor
+    only to unwrap it, at several times the cost.  So there an op given arrays is its mere forward.
+    """
 
     plain = False
 
@@ -118,15 +154,13 @@ def plain_rules(plain: bool) -> Iterator[None]:
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
-    Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.
+    Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.  No
+    ``.grad`` is written before the whole walk has succeeded.
     """
     with plain_rules(True):
-        for tensor, cotangent in sweep(ancestry(root), g):
-            if tensor._op is None:
-                old = tensor.grad
-                tensor.grad = np.array(cotangent) if old is None else np.asarray(old + cotangent)
-            elif not retain_graph:
-                tensor._inputs = tensor._parents = None
+        for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
+            total = c if leaf.grad is None else leaf.grad + c
+            leaf.grad = np.array(total, leaf.dtype, copy=total is c or None)
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
@@ -135,7 +169,7 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     Only what lies between ``xs`` and ``root`` is walked over.
     """
     wanted, between = set(xs), set(xs)
-    order = ancestry(root)
+    order = ancestry(root, since=min((x._birth for x in xs), default=0))
     for tensor in order:
         if not between.isdisjoint(tensor._parents or ()):
             between.add(tensor)
@@ -143,4 +177,4 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     if not order:
         return {}
     with plain_rules(not record):
-        return {tensor: c for tensor, c in sweep(order, g, record) if tensor in wanted}
+        return sweep(order, g, wanted, record=record)

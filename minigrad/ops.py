@@ -10,19 +10,21 @@ its arguments.  The recipe is always the same three lines:
 
 where ⟨u, v⟩ = Σ u∘v is the sum of elementwise products.  So an op is one block: the forward on plain
 arrays, decorated with one VJP per argument.  A rule is called as ``rule(g, y, *arguments)``, with the
-arguments exactly as the forward received them, and returns the cotangent of its own argument only:
-the rule of a frozen argument is simply never called.
+arguments that the forward received, and returns the cotangent of its own argument only: the rule of
+a frozen argument is simply never called.
 
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
-cotangent of the broadcast shape, and the engine sums it back.  And rules use only what arrays and
-Tensors share — operators, methods, and the ops of this file — so that, fed Tensors, the backward
-pass is itself recorded and can be differentiated again.
+cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
+the arguments that have rules — they use only what arrays and Tensors share: operators, methods, and
+the ops of this file.  So, fed Tensors, the backward pass is itself recorded and can be differentiated
+again.
 
 Where a function has a kink, the values are PyTorch's.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import math
@@ -63,10 +65,19 @@ class Op(Generic[P]):
         self.name = forward.__name__
         self.forward = forward
         self.vjps = vjps
+        #: How many arguments, counted from the first, have a rule each.
+        self.smooth = vjps.index(None) if None in vjps else len(vjps)
+
+    def has_rule(self, i: int) -> bool:
+        """Whether there is a derivative by argument ``i``."""
+        return i < len(self.vjps) and self.vjps[i] is not None
 
     def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
         """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
-        tensor: Tensor = self.apply(*(self._in_order(args, params) if params else args))
+        given: tuple[Any, ...] = self._in_order(args, params) if params else args
+        while given and given[-1] is None and self.has_rule(len(given) - 1):  # as good as left out
+            given = given[:-1]
+        tensor: Tensor = self.apply(*given)
         return tensor
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
@@ -86,7 +97,8 @@ class Op(Generic[P]):
 def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
-    The forward takes and returns plain arrays and calls NumPy only; it must not write to them.
+    The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
+    nor return one of them itself: results are read-only.  A rule must not write to what it is given.
     """
 
     def register(forward: Callable[P, Array]) -> Op[P]:
@@ -141,6 +153,39 @@ def neg(a: Array) -> Array:
     return -a
 
 
+# ----------------------------------------------------------------------------- choice
+
+
+def _mask(condition: Array) -> Array:
+    """Return ``condition`` as an array of bools; what is not 0 is true."""
+    mask = np.asarray(condition)
+    if mask.dtype.kind not in "biuf":
+        raise TypeError(f"a condition is made of bools or numbers, not {mask.dtype}")
+    return mask.astype(bool, copy=False)
+
+
+# d where(c, a, b) = where(c, da, db)   ⟹   each side gets ȳ where it was chosen
+@op(
+    None,
+    lambda g, y, c, a, b: _keep(g, _mask(c)),
+    lambda g, y, c, a, b: _keep(g, ~_mask(c)),
+)
+def where(condition: Array, a: Array, b: Array) -> Array:
+    """Return a where ``condition`` holds and b elsewhere; all three broadcast."""
+    return np.where(_mask(condition), a, b)
+
+
+def _keep(g: Array, mask: Array) -> Array:
+    """Return g where ``mask`` holds, 0 elsewhere: where(mask, g, 0).
+
+    For a finite array that is also g∘mask, which costs the processor a fraction of a choice per entry.
+    (With an infinity it is not: ∞·0 is NaN.)
+    """
+    if type(g) is np.ndarray and np.isfinite(g).all():
+        return g * mask
+    return where(mask, g, 0)
+
+
 # ----------------------------------------------------------------------------- elementwise functions
 
 
@@ -156,13 +201,17 @@ def log(a: Array) -> Array:
     return np.log(a)
 
 
-# d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db.
-# At b = 0 the first term is 0 for every a (x⁰ is constant), also where a⁻¹ is infinite: the exponent
-# is then left at 0.  At a = 0, b ≥ 0 the second is 0 (0ᵇ is constant), also where log(a) is
-# infinite: the logarithm is then taken of 1.
+def _is_zero(a: Array) -> Array:
+    return (a >= 0) & (a <= 0)  # Tensors have no elementwise ==
+
+
+# d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
+# at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
+# as 1.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the
+# logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * a ** (b - ((b > 0) | (b < 0))),
-    lambda g, y, a, b: g * y * log(a + ((a >= 0) & (a <= 0) & (b >= 0))),
+    lambda g, y, a, b: g * b * where(_is_zero(b) & ~((a > 0) | (a < 0)), 1, a) ** (b - 1),
+    lambda g, y, a, b: g * y * log(where(_is_zero(a) & (b >= 0), 1, a)),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -187,39 +236,18 @@ def tanh(a: Array) -> Array:
     return np.tanh(a)
 
 
-@op(lambda g, y, a: g * y * (1 - y))  # σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da
+# σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da, since σ e⁻ᵃ = 1 − σ   ⟹   ā = ȳ∘y∘(1 − y)
+@op(lambda g, y, a: g * y * (1 - y))
 def sigmoid(a: Array) -> Array:
     """Return σ(a) = 1/(1 + e⁻ᵃ) = eᵃ/(1 + eᵃ), whichever exponential cannot overflow."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1, e) / (1 + e)
 
 
-# ----------------------------------------------------------------------------- selections and kinks
+# ----------------------------------------------------------------------------- kinks
 
 
-def _keep(g: Array, condition: Array) -> Array:
-    """Return g where ``condition`` holds, 0 elsewhere.
-
-    That is g∘condition, unless g is infinite somewhere: ∞·0 is NaN.  A product is worth the question,
-    because a choice per entry costs the processor several times as much.
-    """
-    if type(g) is np.ndarray and np.isfinite(g).all():
-        return g * condition + 0  # −0 + 0 = 0
-    return where(condition, g, 0)
-
-
-# d where(c, a, b) = where(c, da, db)   ⟹   each side gets ȳ where it was chosen
-@op(
-    None,
-    lambda g, y, c, a, b: _keep(g, c),
-    lambda g, y, c, a, b: _keep(g, np.logical_not(c)),
-)
-def where(condition: Array, a: Array, b: Array) -> Array:
-    """Return a where ``condition`` holds and b elsewhere; all three broadcast."""
-    return np.where(condition, a, b)
-
-
-@op(lambda g, y, a: _keep(g, ~(a <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
+@op(lambda g, y, a: _keep(g, ~(y <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
 def relu(a: Array) -> Array:
     """Return max(a, 0)."""
     return np.maximum(a, 0)
@@ -239,7 +267,7 @@ def _larger(g: Array, a: Array, b: Array) -> Array:
 
 @op(
     lambda g, y, a, b: _larger(g, a, b),  # d max(a, b) = da where a > b, db where b > a,
-    lambda g, y, a, b: _larger(g, b, a),  #               (da + db)/2 at a tie
+    lambda g, y, a, b: _larger(g, b, a),  #               and (da + db)/2 at a tie
 )
 def maximum(a: Array, b: Array) -> Array:
     """Return the larger of a and b, elementwise with broadcasting; NaN if either is.
@@ -278,21 +306,26 @@ def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
 # ----------------------------------------------------------------------------- matrix product
 
 
-def _as_product(g: Array, a: Array, b: Array) -> Array:
-    """Give the cotangent of a @ b the axes back that a 1-D operand took away."""
+def _as_matrix(g: Array, a: Array, b: Array) -> Array:
+    """Return the cotangent of a @ b with the axis back that each 1-D operand took away."""
     if b.ndim == 1:
         g = g[..., None]
     return g[..., None, :] if a.ndim == 1 else g
 
 
+def _as_column(b_bar: Array, b: Array) -> Array:
+    """Return the cotangent of a right operand without the axis that it had only as one column."""
+    return b_bar[..., 0] if b.ndim == 1 else b_bar
+
+
 # Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
 # = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
-# A 1-D operand counts as one row (left) or one column (right), as in NumPy.
+# In a stack the products are independent, and so are their cotangents, matrix by matrix; a matrix that
+# was broadcast along the stack gets their sum, from the engine.  A 1-D operand counts as one row (left)
+# or one column (right), as in NumPy, and gets its cotangent as such a row or column.
 @op(
-    lambda g, y, a, b: _as_product(g, a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
-    lambda g, y, a, b: ((a[:, None] if a.ndim == 1 else a.mT) @ _as_product(g, a, b))[
-        (..., 0) if b.ndim == 1 else ...
-    ],
+    lambda g, y, a, b: _as_matrix(g, a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
+    lambda g, y, a, b: _as_column((a[:, None] if a.ndim == 1 else a.mT) @ _as_matrix(g, a, b), b),
 )
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
@@ -306,39 +339,35 @@ def matmul(a: Array, b: Array) -> Array:
     return a @ b
 
 
-def _rows(a: Array) -> Array:
+def as_rows(a: Array) -> Array:
     """View (…, n) as a matrix of rows (N, n)."""
     return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
 
 
+def _times(x: Array, w: Array) -> Array:
+    """Return x wᵀ for x (…, in), computed as (w xᵀ)ᵀ, which costs BLAS less if x has few rows."""
+    y = (w @ as_rows(x).mT).mT
+    return y if x.ndim == 2 else y.reshape((*x.shape[:-1], w.shape[0]))
+
+
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
 @op(
-    lambda g, y, x, w, b=None: g @ w,  #                  X̄ = Ȳ W
-    lambda g, y, x, w, b=None: _rows(g).mT @ _rows(x),  # W̄ = Ȳᵀ X
-    lambda g, y, x, w, b: g,  #                           b̄ = Ȳ, summed over the rows by the engine
+    lambda g, y, x, w, b=None: _times(g, w.mT),  #             X̄ = Ȳ W
+    lambda g, y, x, w, b=None: as_rows(g).mT @ as_rows(x),  #  W̄ = Ȳᵀ X
+    lambda g, y, x, w, b: g,  #                                b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     """Return x wᵀ + b for x (…, in), w (out, in), b broadcast to (…, out).
 
     The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
     """
-    y = x @ w.mT
-    if b is not None:
-        y += b
-    return y
+    y = _times(x, w)
+    return y if b is None else add_into(y, b)
 
 
-# d(x∘c + b) = dx∘c + x∘dc + db
-@op(
-    lambda g, y, x, c, b: g * c,
-    lambda g, y, x, c, b: g * x,
-    lambda g, y, x, c, b: g,
-)
-def affine(x: Array, c: Array, b: Array) -> Array:
-    """Return x∘c + b, for b that broadcasts to x∘c: ``x * c + b`` without a second new array."""
-    y = x * c
-    y += b
-    return y
+def add_into(y: Array, b: Array) -> Array:
+    """Return y + b, in the memory of y if it has the dtype of the sum; b must broadcast to y."""
+    return np.add(y, b, out=y if getattr(b, "dtype", y.dtype) is y.dtype else None)
 
 
 # ----------------------------------------------------------------------------- shapes
@@ -407,46 +436,68 @@ def getitem(a: Array, index: Any) -> Array:
     return a[index]
 
 
-def _cut(g: Array, axis: int, part: slice) -> Array:
-    return g.swapaxes(0, axis)[part].swapaxes(0, axis)
+def _part(i: int, g: Array, parts: tuple[Array, ...], axis: int) -> Array:
+    """Return the part of g that lies where argument ``i`` of a concatenation has come to lie."""
+    start = builtins.sum(part.shape[axis] for part in parts[:i])
+    stop = start + parts[i].shape[axis]
+    return g.swapaxes(0, axis)[start:stop].swapaxes(0, axis)
 
 
-# y holds a, then b: each gets its own part of ȳ back.
-@op(
-    lambda g, y, a, b, axis: _cut(g, axis, slice(None, a.shape[axis])),
-    lambda g, y, a, b, axis: _cut(g, axis, slice(a.shape[axis], None)),
-)
-def join(a: Array, b: Array, axis: int) -> Array:
-    """Return a followed by b along ``axis``: ``concatenate`` for two."""
-    return np.concatenate([a, b], axis=axis)
+def joining(n: int) -> Op[...]:
+    """Return the op that puts n arrays one after the other along an axis, its last argument."""
+
+    # y holds each argument in its own part, and there is its own part of ȳ
+    def rule(i: int) -> Rule:
+        return lambda g, y, *parts_axis: _part(i, g, parts_axis[:n], parts_axis[n])
+
+    def join(*parts_axis: Any) -> Array:
+        return np.concatenate(parts_axis[:n], axis=parts_axis[n])
+
+    return Op(join, tuple(rule(i) for i in range(n)))
+
+
+OPS["join"] = joining(2)
 
 
 # ----------------------------------------------------------------------------- reductions
 
 
-def _reduced(a: Array, axis: Axis) -> tuple[int, ...]:
-    """Return the axes that a reduction over ``axis`` removes, as non-negative numbers."""
-    return tuple(range(a.ndim)) if axis is None else normalize_axis_tuple(axis, a.ndim)
+def _axes(a: Array, axis: Axis) -> tuple[int, ...]:
+    """Return the axes that a reduction over ``axis`` removes, as non-negative numbers.
+
+    A number, which has no axis, may be reduced over 0 or −1, as in NumPy and PyTorch.
+    """
+    if axis is None:
+        return tuple(range(a.ndim))
+    axes = normalize_axis_tuple(axis, builtins.max(a.ndim, 1))
+    return axes if a.ndim else ()
 
 
 def _restore(g: Array, a: Array, axis: Axis) -> Array:
     """Put the axes that a reduction of ``a`` removed back as length 1, so that g broadcasts with a."""
     if axis is None:
         return g  # one number
-    axes = _reduced(a, axis)
+    axes = _axes(a, axis)
     return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(a.shape)))
 
 
 def _count(a: Array, axis: Axis) -> int:
     """Return how many numbers of ``a`` go into one result."""
-    return a.size if axis is None else math.prod(a.shape[i] for i in _reduced(a, axis))
+    return a.size if axis is None else math.prod(a.shape[i] for i in _axes(a, axis))
+
+
+def _mean(a: Array, axis: Axis, keepdims: bool) -> Array:
+    """Return Σa/n, summed in float32 at least, because a sum of many float16 overflows."""
+    wide = np.float32 if a.dtype == np.float16 else a.dtype
+    total = a.sum(axis=_axes(a, axis), keepdims=keepdims, dtype=wide)
+    return np.asarray(total / _count(a, axis)).astype(a.dtype, copy=False)
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
 @op(lambda g, y, a, axis=None, keepdims=False: _restore(g, a, axis) * np.ones(a.shape, a.dtype))
 def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
-    return a.sum(axis=axis, keepdims=keepdims)
+    return a.sum(axis=_axes(a, axis), keepdims=keepdims)
 
 
 # d(Σa / n) = Σ da / n
@@ -457,7 +508,7 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
-    return a.sum(axis=axis, keepdims=keepdims) / _count(a, axis)
+    return _mean(a, axis, keepdims)
 
 
 def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
@@ -474,70 +525,108 @@ def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
     """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``."""
-    deviation = a - a.sum(axis=axis, keepdims=True) / _count(a, axis)
-    return (deviation * deviation).sum(axis=axis, keepdims=keepdims) / _freedom(a, axis, ddof)
+    deviation = a - _mean(a, axis, keepdims=True)
+    correction = _count(a, axis) / _freedom(a, axis, ddof)
+    return _mean(deviation * deviation, axis, keepdims) * correction
 
 
 def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
     """Divide g evenly among the entries of ``a`` that attain the result; a NaN result is a NaN's."""
     ties = ties | ~(a <= a)
-    share = ties / np.sum(ties, axis=axis, keepdims=True)
-    return _restore(g, a, axis) * share.astype(a.dtype)
+    count = np.sum(ties, axis=_axes(a, axis), keepdims=True).astype(a.dtype)
+    return _keep(_restore(g, a, axis) / count, ties)
 
 
 # d max(a) = da at the largest entry; where k entries tie, each has the slope 1/k
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a >= _restore(y, a, axis)))
 def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the largest entry over ``axis``; a tie shares its gradient evenly."""
-    return a.max(axis=axis, keepdims=keepdims)
+    return a.max(axis=_axes(a, axis), keepdims=keepdims)
 
 
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a <= _restore(y, a, axis)))
 def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the smallest entry over ``axis``; a tie shares its gradient evenly."""
-    return a.min(axis=axis, keepdims=keepdims)
+    return a.min(axis=_axes(a, axis), keepdims=keepdims)
 
 
-def _direction(a: Array, length: Array) -> Array:
-    """Return a/‖a‖, and 0 for a = 0, which has no direction."""
-    return a / (length + (length <= 0))
+def _direction(x: Array, length: Array) -> Array:
+    """Return x/‖x‖, and 0 for x = 0, which has no direction: a constant 0, also when differentiated."""
+    return x / where(length <= 0, np.inf, length)
 
 
-# y² = Σa²,  2y dy = Σ 2a da   ⟹   ā = ȳ a/y,  the unit vector along a; 0 where y = 0
+# y² = Σx²,  2y dy = Σ 2x dx   ⟹   x̄ = ȳ x/y,  the unit vector along x; 0 where y = 0
 @op(
-    lambda g, y, a, axis=None, keepdims=False: (
-        _restore(g, a, axis) * _direction(a, _restore(y, a, axis))
+    lambda g, y, x, axis=None, keepdims=False: (
+        _restore(g, x, axis) * _direction(x, _restore(y, x, axis))
     )
 )
-def norm(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Return the 2-norm √Σa² over ``axis`` (of all entries for None, Frobenius for a pair).
+def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the 2-norm √Σx² over ``axis`` (of all entries for None, Frobenius for a pair).
 
-    The entries are first divided by the power of two above the largest of them, which is exact, so
-    that no square overflows or underflows.  The gradient at the zero vector is 0.
+    The entries are first divided by the power of two above the largest of them, so that no square
+    overflows, and none underflows that would count.  That only changes exponents: no digit is lost.
+    The gradient at the zero vector is 0.
 
     >>> from minigrad import Tensor, grad
-    >>> a = Tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
-    >>> grad(norm(a, axis=1).sum(), a)
+    >>> x = Tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    >>> grad(norm(x, axis=1).sum(), x)
     Tensor([[0.6, 0.8],
             [0. , 0. ]])
     """
-    _, exponent = np.frexp(np.max(np.abs(a), axis=axis, keepdims=True, initial=0))
-    scaled = np.ldexp(a, -exponent)
-    y = np.ldexp(np.sqrt(np.sum(scaled * scaled, axis=axis, keepdims=True)), exponent)
-    return y if keepdims else np.squeeze(y, axis=_reduced(a, axis))
+    axes = _axes(x, axis)
+    _, exponent = np.frexp(np.max(np.abs(x), axis=axes, keepdims=True, initial=0))
+    scaled = np.ldexp(x, -exponent)
+    y = np.ldexp(np.sqrt(np.sum(scaled * scaled, axis=axes, keepdims=True)), exponent)
+    return y if keepdims else np.squeeze(y, axis=axes)
 
 
 # ----------------------------------------------------------------------------- softmax
 
 
-# y = a − log Σeᵃ,  dy = da − Σ p da with p = softmax(a) = eʸ   ⟹   ā = ȳ − p Σȳ
-@op(lambda g, y, a, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
-def log_softmax(a: Array, axis: int = -1) -> Array:
-    """Return log(eᵃ / Σeᵃ) over ``axis``; the largest entry is taken out first, so nothing overflows.
+def _powers(x: Array, axis: int) -> tuple[Array, Array]:
+    """Return z = x − max x and eᶻ; the largest entry is taken out first, so that nothing overflows."""
+    z = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    return z, np.exp(z)
 
-    >>> exp(log_softmax(np.array([-np.inf, 0.0, 1e4, 1e4])))
-    Tensor([0. , 0. , 0.5, 0.5])
+
+# y = eˣ/Σeˣ,  dy = y∘dx − y Σ y∘dx   ⟹   x̄ = y∘ȳ − y Σ y∘ȳ = y∘(ȳ − Σ y∘ȳ)
+@op(lambda g, y, x, axis=-1: y * (g - (y * g).sum(axis=axis, keepdims=True)))
+def softmax(x: Array, axis: int = -1) -> Array:
+    """Return p = eˣ / Σeˣ over ``axis``: finite also for ±1e4 and −inf.
+
+    >>> softmax([-1e4, 0.0, 0.0])
+    Tensor([0. , 0.5, 0.5])
     """
-    y = a - a.max(axis=axis, keepdims=True, initial=-np.inf)
-    y -= np.log(np.exp(y).sum(axis=axis, keepdims=True))
+    _, y = _powers(x, axis)
+    y /= y.sum(axis=axis, keepdims=True)
     return y
+
+
+# y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
+@op(lambda g, y, x, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
+
+    >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
+    Tensor([-1.00006931e+04, -6.93147181e-01, -6.93147181e-01])
+    """
+    y, powers = _powers(x, axis)
+    y -= np.log(powers.sum(axis=axis, keepdims=True))
+    return y
+
+
+# y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
+# ⟹   x̄ = ȳ (p − onehot)
+@op(
+    lambda g, y, x, labels: g[:, None] * (softmax(x) - (labels[:, None] == np.arange(x.shape[1]))),
+    None,
+)
+def surprise(x: Array, labels: Array) -> Array:
+    """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
+
+    >>> surprise(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
+    Tensor([0.69314718, 0.        ])
+    """
+    z, powers = _powers(x, 1)
+    return np.log(powers.sum(axis=1)) - z[np.arange(len(z)), labels]

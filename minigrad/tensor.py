@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+from numpy import ndarray
 
 from minigrad import engine, ops
 from minigrad.ops import Axis, Op
 
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _births = itertools.count()
 
@@ -46,17 +50,37 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+_LAZY = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+
+
 class no_grad(contextlib.ContextDecorator):
     """Record nothing inside: as ``with no_grad():`` or ``@no_grad()``.
 
     May be nested, ends on exceptions, and concerns the current thread only.
+
+    Raises
+    ------
+    TypeError
+        As a decorator of a generator or coroutine function, whose body runs after the call has ended:
+        write ``with no_grad():`` inside it.
     """
+
+    def __call__(self, function: F) -> F:
+        """Return ``function`` with recording off while it runs."""
+        if any(is_lazy(function) for is_lazy in _LAZY):
+            raise TypeError(f"{function.__name__} runs later: write 'with no_grad():' inside it")
+        return super().__call__(function)
 
     def __enter__(self) -> None:
         _thread.pauses += 1
 
     def __exit__(self, *exc: object) -> None:
         _thread.pauses -= 1
+
+
+def is_grad_enabled() -> bool:
+    """Whether results are recorded: true outside of :class:`no_grad`."""
+    return not _thread.pauses
 
 
 def record(op: Op[...], *args: Any) -> Tensor:
@@ -68,38 +92,35 @@ def record(op: Op[...], *args: Any) -> Tensor:
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    needed, only_numbers = False, True
-    for a, rule in zip(args, op.vjps):
-        if type(a) is Tensor and rule:
+    needed = False
+    for a in args:
+        if isinstance(a, Tensor):
             inputs.append(a._data)
-            only_numbers = False
             if a._requires_grad:
                 parents.append(a)
                 needed = True
                 continue
-        elif rule:
-            a = _plain(a, args)
-            inputs.append(a)
-            only_numbers = only_numbers and isinstance(a, (int, float))
         else:
-            _refuse_tensors(op, a)
-            inputs.append(a)
+            inputs.append(_operand(op, len(inputs), args))
         parents.append(None)
-    if only_numbers:
-        inputs = [a if r is None else np.asarray(a, np.float64) for a, r in zip(inputs, op.vjps)]
-    if len(args) > len(inputs):
-        _refuse_tensors(op, *args[len(inputs) :])
-        inputs += args[len(inputs) :]
+    for i in range(op.smooth, len(args)):
+        if not op.has_rule(i) and _holds_tensor(args[i]):
+            raise TypeError(
+                f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
+                "gradient there: pass an array"
+            )
     try:
         y = _thread.quietly(op.forward, *inputs)
-    except (ValueError, IndexError, TypeError) as error:
-        shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, np.ndarray))
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
+        shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, ndarray))
+        of_shapes = f" of shapes {shapes}" if shapes else ""
+        # not all of NumPy's TypeErrors can be made from a message alone
         kind = TypeError if isinstance(error, TypeError) else type(error)
-        raise kind(f"{op.name} of shapes {shapes}: {error}") from error
+        raise kind(f"{op.name}{of_shapes}: {error}") from error
 
-    if type(y) is not np.ndarray:
+    if type(y) is not ndarray:
         y = np.asarray(y)
-    y.setflags(write=False)
+    y.setflags(False)
     return _tensor(y, op, inputs, parents) if needed and not _thread.pauses else _tensor(y)
 
 
@@ -131,40 +152,74 @@ def apply(op: Op[...], *args: Any) -> Any:
 Op.apply = apply
 
 
-def _plain(a: Any, others: Sequence[Any]) -> Any:
-    """Return an operand as a float array or, if it is a single number, as a Python number.
+def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
+    """Return what the forward is given for ``args[i]``, which is no Tensor.
 
-    NumPy gives a Python number the dtype of its neighbour (NEP 50); integer arrays get it here.
+    A single number is handed on as a Python number, because NumPy gives that the dtype of its
+    neighbours (NEP 50); arrays of integers are given it here.  Without neighbours it is float64.
     """
-    if type(a) is float or type(a) is int:
+    a = args[i]
+    if not op.has_rule(i):
         return a
-    if type(a) is Tensor:
-        return a._data
+    number = a
+    if type(a) is not float and type(a) is not int:
+        array = as_reals(a)
+        if array.ndim:
+            return array if array.dtype.kind == "f" else _cast(array, _float_dtype(args))
+        number = array.item()
+    if Tensor in map(type, args):
+        return number
+    others = (b for j, b in enumerate(args) if j != i and op.has_rule(j))
+    return number if any(np.ndim(b) for b in others) else np.asarray(number, np.float64)
+
+
+def as_reals(a: Any) -> npt.NDArray[Any]:
+    """Return ``a`` as an array of real numbers.
+
+    Raises
+    ------
+    TypeError
+        For anything else, and for a list with Tensors in it, which would lose their gradients.
+    """
+    if isinstance(a, (list, tuple)) and _holds_tensor(a):
+        raise TypeError("a list of Tensors would lose their gradients: use stack or concatenate")
     array = np.asarray(a)
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"expected real numbers, got {type(a).__name__} of dtype {array.dtype}: {a!r}"
         )
-    if array.ndim == 0:
-        return array.item()
-    if array.dtype.kind == "f":
-        return array
-    floats = [
-        o.dtype for o in others if isinstance(o, (Tensor, np.ndarray)) and o.dtype.kind == "f"
-    ]
-    return array.astype(np.result_type(*floats) if floats else np.float64)
+    return array
 
 
-def _refuse_tensors(op: Op[...], *arguments: Any) -> None:
-    """Raise TypeError for a Tensor where the op has no rule: its gradient would be lost silently."""
-    for a in arguments:
-        if isinstance(a, Tensor) or (
-            isinstance(a, tuple) and any(isinstance(i, Tensor) for i in a)
-        ):
-            raise TypeError(
-                f"{op.name} has no derivative for this argument, and a Tensor would lose its gradient: "
-                "pass an array"
-            )
+def _holds_tensor(a: Any) -> bool:
+    """Whether ``a`` is a Tensor or a sequence with one inside."""
+    if isinstance(a, (list, tuple)):
+        return any(map(_holds_tensor, a))
+    return isinstance(a, Tensor)
+
+
+def _cast(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return ``array`` in another dtype; what is too large becomes infinity without a warning."""
+    return array if array.dtype == dtype else _thread.quietly(array.astype, dtype)
+
+
+def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
+    """Return the float dtype that the Tensors and arrays among ``args`` have together, or float64."""
+    arrays = [a for a in args if isinstance(a, (Tensor, ndarray)) and a.dtype.kind == "f"]
+    dtypes = [a.dtype for a in arrays if isinstance(a, Tensor) or a.ndim]
+    return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
+
+
+def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
+    """Return all as Tensors; numbers and arrays of integers take the dtype of the others."""
+    dtype = _float_dtype(operands)
+    tensors = []
+    for a in operands:
+        if not isinstance(a, Tensor):
+            array = as_reals(a)
+            a = _tensor(array if array.ndim and array.dtype.kind == "f" else _cast(array, dtype))
+        tensors.append(a)
+    return tensors
 
 
 class Tensor:
@@ -208,23 +263,19 @@ class Tensor:
     )
 
     _op: Op[...] | None
-    _inputs: Sequence[Any] | None
-    _parents: Sequence[Tensor | None] | None
+    _inputs: Any
+    _parents: Any
 
     #: Makes ``ndarray + Tensor`` ask the Tensor (NEP 13) instead of looping over its entries.
     __array_ufunc__ = None
 
     def __init__(self, data: npt.ArrayLike | Tensor, requires_grad: bool = False) -> None:
-        array = np.array(data)
-        if array.dtype.kind in "iub":
-            if requires_grad:
-                raise TypeError(
-                    f"only floating-point tensors can require a gradient, got {array.dtype}"
-                )
-            array = array.astype(np.float64)
-        if array.dtype.kind != "f":
-            raise TypeError(f"a Tensor holds floating-point numbers, not {array.dtype}")
-        self._data = array
+        array = as_reals(data)
+        if array.dtype.kind != "f" and requires_grad:
+            raise TypeError(
+                f"only floating-point tensors can require a gradient, got {array.dtype}"
+            )
+        self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
         self._birth = next(_births)
         self._op, self._inputs, self._parents = None, None, ()
@@ -237,7 +288,8 @@ class Tensor:
         """The array itself: writable for a leaf, read-only for a result.
 
         Assigning to a leaf sets a copy of the value, of the same shape and dtype (else ValueError or
-        TypeError).  Graphs that were recorded before keep the old value.
+        TypeError).  A graph that was recorded before keeps the old value.  What is written *into* the
+        array, as by ``x.data -= 1``, changes that graph, too: do so only when it is no longer needed.
         """
         return self._data
 
@@ -331,9 +383,18 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __contains__(self, value: Any) -> bool:
+        return value in self._data
+
     def __reduce__(self) -> Any:
         self._check_leaf("copy or pickle the graph")
-        return _rebuild, (self._data, self._requires_grad, self.grad)
+        return _rebuild, (
+            type(self),
+            self._data,
+            self._data.flags.writeable,
+            self._requires_grad,
+            self.grad,
+        )
 
     # -- differentiation
 
@@ -395,6 +456,9 @@ class Tensor:
     def __rmatmul__(self, other: Operand) -> Tensor:
         return record(ops.matmul, other, self)
 
+    def __pos__(self) -> Tensor:
+        return self
+
     def __neg__(self) -> Tensor:
         return record(ops.neg, self)
 
@@ -402,16 +466,20 @@ class Tensor:
         return record(ops.abs, self)
 
     def __lt__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return np.asarray(self._data < _plain(other, (self,)))
+        return self._compare(np.less, other)
 
     def __le__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return np.asarray(self._data <= _plain(other, (self,)))
+        return self._compare(np.less_equal, other)
 
     def __gt__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return np.asarray(self._data > _plain(other, (self,)))
+        return self._compare(np.greater, other)
 
     def __ge__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return np.asarray(self._data >= _plain(other, (self,)))
+        return self._compare(np.greater_equal, other)
+
+    def _compare(self, compare: np.ufunc, other: Operand) -> npt.NDArray[np.bool_]:
+        (b,) = [other._data] if isinstance(other, Tensor) else [_operand(ops.sub, 1, (self, other))]
+        return np.asarray(_thread.quietly(compare, self._data, b))
 
     def __getitem__(self, index: Any) -> Tensor:
         return record(ops.getitem, self, index)
@@ -469,14 +537,24 @@ class Tensor:
         return record(ops.swapaxes, self, -1, -2)
 
 
-def _rebuild(data: npt.NDArray[Any], requires_grad: bool, grad: npt.NDArray[Any] | None) -> Tensor:
-    tensor = Tensor(data, requires_grad)
-    tensor.grad = grad
+def _rebuild(
+    cls: type[Tensor],
+    data: npt.NDArray[Any],
+    writeable: bool,
+    requires_grad: bool,
+    grad: npt.NDArray[Any] | None,
+) -> Tensor:
+    tensor = _new(cls)
+    Tensor.__init__(tensor, data, requires_grad)
+    tensor._data.setflags(write=writeable)
+    tensor.grad = None if grad is None else grad.copy()
     return tensor
 
 
 def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
     """Return the checked cotangent of ``y`` to start a backward pass with."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"expected a Tensor to differentiate, not {type(y).__name__}")
     if not y.requires_grad:
         raise RuntimeError("this result does not depend on any tensor that requires a gradient")
     if gradient is None:
@@ -487,9 +565,20 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
         gradient = np.ones(y.shape, y.dtype)
     if not isinstance(gradient, Tensor):
         gradient = Tensor(gradient)
+        gradient._data.setflags(write=False)  # a rule that writes to it fails, and spoils nothing
     if gradient.shape != y.shape:
         raise ValueError(f"gradient has shape {gradient.shape}, but the result has {y.shape}")
     return gradient if gradient.dtype == y.dtype else gradient.astype(y.dtype)
+
+
+@contextlib.contextmanager
+def _recording_again() -> Iterator[None]:
+    """Record inside, also within ``no_grad``: who asks for the graph of a gradient means it."""
+    pauses, _thread.pauses = _thread.pauses, 0
+    try:
+        yield
+    finally:
+        _thread.pauses = pauses
 
 
 @overload
@@ -521,7 +610,8 @@ def grad(
     gradient
         The cotangent of ``y``, of exactly its shape; 1 for a single number.
     create_graph
-        Record the backward pass, so that the gradients can be differentiated again.
+        Record the backward pass, so that the gradients can be differentiated again.  Not possible
+        after a leaf of the graph was assigned to.
 
     Returns
     -------
@@ -543,10 +633,13 @@ def grad(
     """
     wanted = [xs] if isinstance(xs, Tensor) else list(xs)
     for i, x in enumerate(wanted):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"gradients are taken with respect to Tensors, not {type(x).__name__}")
         if not x.requires_grad:
             raise RuntimeError(f"tensor {i} of xs, of shape {x.shape}, does not require a gradient")
     start = _cotangent(y, gradient)
-    found = engine.gradients(y, start if create_graph else start._data, wanted, create_graph)
+    with _recording_again() if create_graph else contextlib.nullcontext():
+        found = engine.gradients(y, start if create_graph else start._data, wanted, create_graph)
     results = [
         g if isinstance(g, Tensor) else Tensor(np.zeros(x.shape, x.dtype) if g is None else g)
         for x, g in ((x, found.get(x)) for x in wanted)

@@ -1,4 +1,6 @@
-"""What every op is tried on: one strategy per name, each drawing ``(args, params)`` of a call.
+"""What every op is tried on, and what it should give: one :class:`Case` per name.
+
+A strategy draws ``(args, params)`` of a call, and a function of NumPy's gives the value expected.
 
 Hypothesis draws the structure (shapes, axes, indices, a seed), NumPy fills it with values.  These keep
 away from kinks and poles by construction: all magnitudes in one call are distinct and lie between 0.3
@@ -7,20 +9,27 @@ array of float64 among ``args`` is a variable to differentiate by; everything el
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loradora.adapters import linear_beside
+from loradora.adapters import plus_product, product_beside, rescale
 
 Shape: TypeAlias = tuple[int, ...]
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Calls: TypeAlias = st.SearchStrategy[Call]
 
 SMALLEST, LARGEST = 0.3, 3.0
+
+
+class Case(NamedTuple):
+    """How calls of an op are drawn, and the same function of arrays, written in NumPy."""
+
+    draws: Calls
+    value: Callable[..., Any]
 
 
 # ----------------------------------------------------------------------------- arrays and shapes
@@ -152,21 +161,27 @@ def products(draw: st.DrawFn) -> Call:
 
 
 @st.composite
-def affines(draw: st.DrawFn) -> Call:
-    """A factor of any shape that broadcasts, and a shift no larger than the product."""
-    pair = draw(broadcastable(2))
-    product = np.broadcast_shapes(*pair)
-    shift = product[draw(st.integers(0, len(product))) :]
-    return tuple(draw(arrays(*pair, shift))), {}
+def rescalings(draw: st.DrawFn) -> Call:
+    """Any leading axes; with a shift or without."""
+    rows, out = draw(shapes(max_dims=2)), draw(LENGTHS)
+    shift = draw(st.sampled_from([[(out,)], []]))
+    return tuple(draw(arrays((*rows, out), (out,), (out,), *shift))), {}
 
 
 @st.composite
-def linears_beside(draw: st.DrawFn) -> Call:
+def low_rank_products(draw: st.DrawFn) -> Call:
+    rows, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
+    y0, h, B, s = draw(arrays((*rows, out), (*rows, r), (out, r), ()))
+    return (y0, h, B, s.item()), {}
+
+
+@st.composite
+def products_beside(draw: st.DrawFn) -> Call:
     """What is frozen, W0, A and the room for their product, is no variable: float32."""
     rows, into, out, r = (draw(LENGTHS) for _ in range(4))
-    x, W0, h, B, A = draw(arrays((rows, into), (out, into), (rows, r), (out, r), (r, into)))
+    x, W0, h, B, s, A = draw(arrays((rows, into), (out, into), (rows, r), (out, r), (), (r, into)))
     W0, A, AW0 = (a.astype(np.float32) for a in (W0, A, np.zeros((r, out))))
-    return (x, W0, h, B, A, AW0), {}
+    return (x, W0, h, B, s.item(), A, AW0), {}
 
 
 @st.composite
@@ -298,47 +313,86 @@ def distributions(draw: st.DrawFn) -> Call:
     return tuple(draw(arrays(shape))), {"axis": draw(axis_of(shape))}
 
 
+@st.composite
+def classifications(draw: st.DrawFn) -> Call:
+    samples, classes = draw(LENGTHS.filter(bool)), draw(st.integers(1, 4))
+    (logits,) = draw(arrays((samples, classes)))
+    return (logits, draw(hnp.arrays(int, samples, elements=st.integers(0, classes - 1)))), {}
+
+
 # ----------------------------------------------------------------------------- the tables
 
 
-CASES: dict[str, Calls] = {
-    "abs": unary(),
-    "add": binary(),
-    "affine": affines(),
-    "astype": unary().map(lambda call: (call[0], {"dtype": np.float64})),
-    "broadcast_to": stretches(),
-    "clip": clips(),
-    "div": binary(),
-    "exp": unary(),
-    "getitem": getitems(),
-    "join": neighbours(2),
-    "linear": linears(),
-    linear_beside.name: linears_beside(),
-    "log": unary(signed=False),
-    "log_softmax": distributions(),
-    "matmul": products(),
-    "max": reductions(nonempty=True),
-    "maximum": binary(),
-    "mean": reductions(),
-    "min": reductions(nonempty=True),
-    "minimum": binary(),
-    "mul": binary(),
-    "neg": unary(),
-    "norm": reductions(),
-    "pow": powers(),
-    "relu": unary(),
-    "reshape": reshapes(),
-    "scatter": scatters(),
-    "sigmoid": unary(),
-    "sqrt": unary(signed=False),
-    "sub": binary(),
-    "sum": reductions(),
-    "swapaxes": swaps(),
-    "tanh": unary(),
-    "transpose": transposes(),
-    "var": variances(),
-    "where": choices(),
+def placed(a: np.ndarray, index: Any, shape: Shape) -> np.ndarray:
+    y = np.zeros(shape)
+    np.add.at(y, index, a)
+    return y
+
+
+def surprise(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.log(np.sum(np.exp(x), axis=1)) - np.take_along_axis(x, labels[:, None], 1)[:, 0]
+
+
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.exp(x) / np.sum(np.exp(x), axis=axis, keepdims=True)
+
+
+CASES: dict[str, Case] = {
+    "abs": Case(unary(), np.abs),
+    "add": Case(binary(), np.add),
+    "astype": Case(unary().map(lambda call: (call[0], {"dtype": np.float64})), np.asarray),
+    "broadcast_to": Case(stretches(), np.broadcast_to),
+    "clip": Case(clips(), lambda a, min=None, max=None: np.clip(a, min, max)),
+    "div": Case(binary(), np.divide),
+    "exp": Case(unary(), np.exp),
+    "getitem": Case(getitems(), lambda a, index: a[index]),
+    "join": Case(
+        neighbours(2).map(lambda call: ((*call[0], call[1]["axis"]), {})),
+        lambda a, b, axis: np.concatenate([a, b], axis),
+    ),
+    "linear": Case(linears(), lambda x, w, b=0.0: np.einsum("...i,oi->...o", x, w) + b),
+    "log": Case(unary(signed=False), np.log),
+    "log_softmax": Case(distributions(), lambda x, axis: np.log(softmax(x, axis))),
+    "matmul": Case(products(), np.matmul),
+    "max": Case(reductions(nonempty=True), np.max),
+    "maximum": Case(binary(), np.maximum),
+    "mean": Case(reductions(nonempty=True), np.mean),
+    "min": Case(reductions(nonempty=True), np.min),
+    "minimum": Case(binary(), np.minimum),
+    "mul": Case(binary(), np.multiply),
+    "neg": Case(unary(), np.negative),
+    "norm": Case(
+        reductions(), lambda x, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims))
+    ),
+    plus_product.name: Case(
+        low_rank_products(), lambda y0, h, B, s: y0 + s * np.einsum("...r,or->...o", h, B)
+    ),
+    "pow": Case(powers(), np.power),
+    product_beside.name: Case(
+        products_beside(), lambda x, W0, h, B, s, A, AW0: x @ W0.T + s * (h @ B.T)
+    ),
+    "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),
+    rescale.name: Case(rescalings(), lambda z, m, n, b=0.0: m * z / n + b),
+    "reshape": Case(reshapes(), np.reshape),
+    "scatter": Case(scatters(), placed),
+    "sigmoid": Case(unary(), lambda a: 1 / (1 + np.exp(-a))),
+    "softmax": Case(distributions(), softmax),
+    "sqrt": Case(unary(signed=False), np.sqrt),
+    "sub": Case(binary(), np.subtract),
+    "sum": Case(reductions(), np.sum),
+    "surprise": Case(classifications(), surprise),
+    "swapaxes": Case(swaps(), np.swapaxes),
+    "tanh": Case(unary(), np.tanh),
+    "transpose": Case(transposes(), np.transpose),
+    "var": Case(variances(), np.var),
+    "where": Case(choices(), np.where),
 }
+
+REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
+
+
+def reduced(values: np.ndarray, reduction: str) -> Any:
+    return {"mean": np.mean, "sum": np.sum, "none": np.asarray}[reduction](values)
 
 
 @st.composite
@@ -348,21 +402,22 @@ def losses(draw: st.DrawFn) -> Call:
 
 
 @st.composite
-def classifications(draw: st.DrawFn) -> Call:
-    samples, classes = draw(LENGTHS.filter(bool)), draw(st.integers(1, 4))
-    (logits,) = draw(arrays((samples, classes)))
-    labels = draw(hnp.arrays(int, samples, elements=st.integers(0, classes - 1)))
-    return (logits, labels), {"reduction": draw(REDUCTIONS)}
+def reduced_classifications(draw: st.DrawFn) -> Call:
+    args, _ = draw(classifications())
+    return args, {"reduction": draw(REDUCTIONS)}
 
-
-REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 
 #: What is composed from ops, and differentiated by their rules; sequences are spread over ``args``.
-COMPOSED: dict[str, Calls] = {
-    "concatenate": neighbours(3),
-    "cross_entropy": classifications(),
-    "gelu": unary(),
-    "mse_loss": losses(),
-    "softmax": distributions(),
-    "stack": equals(3),
+COMPOSED: dict[str, Case] = {
+    "concatenate": Case(neighbours(3), lambda *parts, axis: np.concatenate(parts, axis)),
+    "cross_entropy": Case(
+        reduced_classifications(),
+        lambda x, labels, reduction: reduced(surprise(x, labels), reduction),
+    ),
+    "gelu": Case(
+        unary(),
+        lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    ),
+    "mse_loss": Case(losses(), lambda a, b, reduction: reduced((a - b) ** 2, reduction)),
+    "stack": Case(equals(3), lambda *parts, axis: np.stack(parts, axis)),
 }

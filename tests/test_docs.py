@@ -70,11 +70,12 @@ def test_commands_are_run_by_ci(commands):
         assert command in script
 
 
-def test_line_counts_in_the_reading_order_are_right():
+def test_line_counts_in_the_reading_order_are_about_right():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"\]\(((?:minigrad|loradora)/\w+\.py)\) \| (\d+) \|", text)
     counts = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path, _ in rows}
-    assert {path: int(n) for path, n in rows} == counts
+    for path, written in rows:
+        assert abs(int(written) - counts[path]) <= 10 + counts[path] // 10, (path, counts[path])
     files = {
         p.relative_to(ROOT).as_posix()
         for d in ("minigrad", "loradora")

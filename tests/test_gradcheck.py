@@ -188,8 +188,68 @@ def test_a_rule_that_writes_to_its_upstream_gradient_is_seen():
         g *= 2 * a
         return g
 
+    for f in (square_with(greedy), lambda x: square_with(greedy)(x) + x):
+        with pytest.raises(ValueError, match="read-only"):
+            gradcheck(f, X)
+
+
+def test_a_rule_that_writes_to_its_argument_is_seen():
+    def greedy(g, y, a):
+        a += 1e-13
+        return g * 2 * a
+
+    with pytest.raises(GradcheckError, match="argument 1 was written to"):
+        gradcheck(lambda _, x: square_with(greedy)(x), 1, mg.Tensor(X, requires_grad=True))
+
+
+def test_a_large_value_beside_does_not_hide_a_wrong_derivative():
+    wrong = square_with(lambda g, y, a: g * 3 * a)
     with pytest.raises(GradcheckError):
-        gradcheck(lambda x: square_with(greedy)(x) + x, X)
+        gradcheck(lambda x: mg.concatenate([1e9 + 0 * x, wrong(x)]), X)
+    with pytest.raises(GradcheckError):
+        gradcheck(lambda x: 1e9 + wrong(x), X)
+    with pytest.raises(GradcheckError):
+        gradcheck(lambda x: 1e-8 * wrong(x), X)
+
+
+STEEP = {
+    "log": (mg.log, np.array([1e-3, 1.0])),
+    "sqrt": (mg.sqrt, np.array(1e-3)),
+    "a quotient": (lambda x: 1 / x, np.array(1e-3)),
+    "norm": (mg.norm, np.array([1e-3, 2e-3])),
+    "relu just beside its kink": (mg.relu, np.array([1e-6, -1e-6])),
+}
+
+
+@pytest.mark.parametrize("case", STEEP.values(), ids=STEEP)
+def test_what_the_step_has_missed_is_looked_at_from_nearer(case):
+    assert gradcheck(*case) is None
+
+
+def test_a_curve_is_not_called_a_kink():
+    with pytest.raises(GradcheckError) as failure:
+        gradcheck(
+            lambda x: 1e6 * square_with(lambda g, y, a: g * (2 * a + 1e-3))(x), np.array([0.0])
+        )
+    assert "kink" not in str(failure.value)
+
+
+@pytest.mark.parametrize("f", [np.exp, lambda x: (x,), lambda x: None, float], ids=str)
+def test_a_function_that_returns_no_tensor_is_refused(f):
+    with pytest.raises(TypeError):
+        gradcheck(lambda x: f(x.data[0] if f is float else x.data), X)
+
+
+def test_a_float32_result_is_refused():
+    with pytest.raises(TypeError, match=r"returns float32.*float64"):
+        gradcheck(lambda x: x.astype(np.float32), X)
+
+
+def test_results_and_no_grad_are_refused():
+    with pytest.raises(ValueError, match="argument 0 is a result"):
+        gradcheck(square, square(mg.Tensor(X, requires_grad=True)))
+    with mg.no_grad(), pytest.raises(RuntimeError, match="no_grad"):
+        gradcheck(square, X)
 
 
 def test_a_function_that_detaches_is_seen():

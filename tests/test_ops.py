@@ -5,6 +5,8 @@ float64, with the step 6e-6·max(1, |x|), the full Jacobian, to a relative 1e-6 
 the largest output.  Shape and dtype are compared first, because NumPy would broadcast a wrong shape.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from strategies import CASES, COMPOSED
 
 import minigrad as mg
+from loradora.adapters import plus_product, product_beside, rescale
 from minigrad import OPS, Tensor
 
 STEP, RTOL, ATOL = 6e-6, 1e-6, 1e-8
@@ -75,7 +78,7 @@ def every(table):
         @pytest.mark.parametrize("name", sorted(table))
         @given(data=st.data(), seed=st.integers(0, 2**16))
         def run(name, data, seed):
-            args, params = data.draw(table[name])
+            args, params = data.draw(table[name].draws)
             test(name, args, params, seed)
 
         run.__name__ = run.__qualname__ = test.__name__
@@ -88,8 +91,19 @@ def every(table):
 EVERYTHING = CASES | COMPOSED
 
 
-def test_every_op_has_a_strategy_and_every_strategy_an_op():
-    assert sorted(CASES) == sorted(OPS)
+def test_every_op_has_a_case_and_every_case_an_op():
+    missing, idle = set(OPS) - set(CASES), set(CASES) - set(OPS)
+    assert not missing, f"tests/strategies.py has no case for: {', '.join(sorted(missing))}"
+    assert not idle, f"there is no such op: {', '.join(sorted(idle))}"
+
+
+@every(EVERYTHING)
+def test_values_are_those_of_numpy(name, args, params, seed):
+    y = call(name, leaves(args)[0], params)
+    with warnings.catch_warnings(action="ignore"):  # NumPy's, of means over nothing
+        expected = EVERYTHING[name].value(*args, **params)
+    assert y.shape == np.shape(expected)
+    np.testing.assert_allclose(y.data, expected, rtol=1e-12, atol=1e-12)
 
 
 @every(EVERYTHING)
@@ -208,31 +222,55 @@ def agree(f, definition, args, seed):
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
 
 
-@given(CASES["linear"], st.integers(0, 99))
+@given(CASES["linear"].draws, st.integers(0, 99))
 def test_linear_is_matmul_and_add(drawn, seed):
     args, _ = drawn
     agree(mg.linear, lambda x, w, *b: x @ w.mT + b[0] if b else x @ w.mT, args, seed)
 
 
-@given(CASES["affine"], st.integers(0, 99))
-def test_affine_is_mul_and_add(drawn, seed):
-    agree(mg.affine, lambda x, c, b: x * c + b, drawn[0], seed)
+@given(CASES["plus_product"].draws, st.integers(0, 99))
+def test_plus_product_is_the_correction_of_lora(drawn, seed):
+    y0, h, B, s = drawn[0]
+    agree(lambda y0, h, B: y0 + s * (h @ B.mT), lambda *a: plus_product(*a, s), [y0, h, B], seed)
 
 
-@given(CASES["linear_beside"], st.integers(0, 99))
-def test_linear_beside_is_linear_twice_and_fills_the_array_beside(drawn, seed):
-    x, W0, h, B, A, AW0 = drawn[0]
-    op = OPS["linear_beside"]
+@given(CASES["product_beside"].draws, st.integers(0, 99))
+def test_product_beside_is_two_products_and_fills_the_array_beside(drawn, seed):
+    x, W0, h, B, s, A, AW0 = drawn[0]
     agree(
-        lambda x, h, B: op(x, W0, h, B, A, AW0),
-        lambda x, h, B: mg.linear(h, B, mg.linear(x, W0)),
+        lambda x, h, B: product_beside(x, W0, h, B, s, A, AW0),
+        lambda x, h, B: mg.linear(x, W0) + s * (h @ B.mT),
         [x, h, B],
         seed,
     )
     np.testing.assert_allclose(AW0, A @ W0.T, rtol=1e-5, atol=1e-4)
 
 
-@given(CASES["mean"], st.integers(0, 99))
+@given(CASES["rescale"].draws, st.integers(0, 99))
+def test_rescale_is_a_product_a_quotient_and_a_sum(drawn, seed):
+    agree(rescale, lambda z, m, n, b=0.0: z * (m / n) + b, drawn[0], seed)
+
+
+@given(CASES["softmax"].draws, st.integers(0, 99))
+def test_softmax_is_the_power_of_log_softmax(drawn, seed):
+    args, params = drawn
+    axis = params["axis"]
+    agree(lambda x: mg.softmax(x, axis), lambda x: mg.exp(mg.log_softmax(x, axis)), args, seed)
+
+
+@given(CASES["surprise"].draws, st.integers(0, 99))
+def test_surprise_is_minus_the_log_softmax_of_the_label(drawn, seed):
+    x, labels = drawn[0]
+    rows = np.arange(len(labels))
+    agree(
+        lambda x: mg.ops.surprise(x, labels),
+        lambda x: -mg.log_softmax(x)[rows, labels],
+        [x],
+        seed,
+    )
+
+
+@given(CASES["mean"].draws, st.integers(0, 99))
 def test_var_is_the_mean_of_squared_deviations(drawn, seed):
     args, params = drawn
     axis, keepdims = params["axis"], params["keepdims"]
@@ -244,6 +282,6 @@ def test_var_is_the_mean_of_squared_deviations(drawn, seed):
         agree(lambda x: x.var(axis=axis, keepdims=keepdims), definition, args, seed)
 
 
-@given(CASES["minimum"], st.integers(0, 99))
+@given(CASES["minimum"].draws, st.integers(0, 99))
 def test_minimum_is_maximum_turned_over(drawn, seed):
     agree(mg.minimum, lambda a, b: -mg.maximum(mg.neg(a), mg.neg(b)), drawn[0], seed)
