@@ -342,7 +342,7 @@ class LoRASum(Adapted):
 # y = y0 + s h Bᵀ,  dy = dy0 + s dh Bᵀ + s h dBᵀ   ⟹   h̄ = s ȳ B,  B̄ = s ȳᵀ h
 @mg.op(
     lambda g, y, y0, h, B, s: g,
-    lambda g, y, y0, h, B, s: s * (g @ B),
+    lambda g, y, y0, h, B, s: s * mg.linear(g, B.mT),
     lambda g, y, y0, h, B, s: as_rows(g).mT @ (s * as_rows(h)),
 )
 def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
@@ -370,7 +370,7 @@ def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
 @mg.op(
     lambda g, y, x, W0, h, B, s, A, AW0: mg.linear(g, W0.T),
     None,
-    lambda g, y, x, W0, h, B, s, A, AW0: s * (g @ B),
+    lambda g, y, x, W0, h, B, s, A, AW0: s * mg.linear(g, B.mT),
     lambda g, y, x, W0, h, B, s, A, AW0: g.mT @ (s * h),
 )
 def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, AW0: Any) -> Any:

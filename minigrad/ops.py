@@ -345,8 +345,12 @@ def as_rows(a: Array) -> Array:
 
 
 def _times(x: Array, w: Array) -> Array:
-    """Return x wᵀ for x (…, in), computed as (w xᵀ)ᵀ, which costs BLAS less if x has few rows."""
-    y = (w @ as_rows(x).mT).mT
+    """Return x wᵀ for x (…, in).
+
+    If x has few rows, it is computed as (w xᵀ)ᵀ, for which BLAS needs up to a quarter less time.
+    """
+    rows = as_rows(x)
+    y = (w @ rows.mT).mT if 2 * rows.shape[0] <= w.shape[0] else rows @ w.mT
     return y if x.ndim == 2 else y.reshape((*x.shape[:-1], w.shape[0]))
 
 
@@ -590,8 +594,13 @@ def _powers(x: Array, axis: int) -> tuple[Array, Array]:
     return z, np.exp(z)
 
 
-# y = eˣ/Σeˣ,  dy = y∘dx − y Σ y∘dx   ⟹   x̄ = y∘ȳ − y Σ y∘ȳ = y∘(ȳ − Σ y∘ȳ)
-@op(lambda g, y, x, axis=-1: y * (g - (y * g).sum(axis=axis, keepdims=True)))
+def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
+    """Return the cotangent of x for that of p = eˣ/Σeˣ."""
+    return p * (g - (p * g).sum(axis=axis, keepdims=True))
+
+
+# p = eˣ/Σeˣ,  dp = p∘dx − p Σ p∘dx   ⟹   x̄ = p∘p̄ − p Σ p∘p̄ = p∘(p̄ − Σ p∘p̄)
+@op(lambda g, y, x, axis=-1: _softmax_vjp(g, y, axis))
 def softmax(x: Array, axis: int = -1) -> Array:
     """Return p = eˣ / Σeˣ over ``axis``: finite also for ±1e4 and −inf.
 
@@ -616,12 +625,22 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     return y
 
 
+# r = p − onehot with p = softmax(x),  dr = dp   ⟹   the rule of softmax
+@op(lambda g, y, x, labels: _softmax_vjp(g, softmax(x, 1), 1), None)
+def residual(x: Array, labels: Array) -> Array:
+    """Return softmax(x) less 1 at each row's label, for x (N, C): what is too much, what too little.
+
+    >>> residual(np.array([[0.0, 0.0]]), np.array([1]))
+    Tensor([[ 0.5, -0.5]])
+    """
+    p = softmax.forward(x, 1)
+    p[np.arange(len(p)), labels] -= 1
+    return p
+
+
 # y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
 # ⟹   x̄ = ȳ (p − onehot)
-@op(
-    lambda g, y, x, labels: g[:, None] * (softmax(x) - (labels[:, None] == np.arange(x.shape[1]))),
-    None,
-)
+@op(lambda g, y, x, labels: g[:, None] * residual(x, labels), None)
 def surprise(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 
