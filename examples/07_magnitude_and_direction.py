@@ -127,7 +127,7 @@ if __name__ == "__main__":
     parser.add_argument("--plot", nargs="?", const="out/07_magnitude_and_direction.png", type=Path)
     options = parser.parse_args()
     if options.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install 'minigrad-loradora[plot]'")
+        parser.error("--plot needs matplotlib: pip install -e '.[plot]'")
     base = pretrained(mnist().train, np.random.default_rng(0), steps=94 * options.epochs)
     new = optdigits()
     points = decomposition(base, new, options.rank, options.runs, options.steps)

@@ -466,7 +466,7 @@ def options() -> argparse.Namespace:
     if chosen.plot and not find_spec("matplotlib"):
         chosen.plot = False
         print(
-            "no figure: --plot needs matplotlib, pip install 'minigrad-loradora[plot]'",
+            "no figure: --plot needs matplotlib, pip install -e '.[plot]'",
             file=sys.stderr,
         )
     chosen.seeds = chosen.seeds or (5 if chosen.plot else 1)

@@ -1,28 +1,32 @@
 """Files: an adapter as one ``.npz``, or as PEFT's folder; a model's weights as ``.npz``.
 
-Files are written atomically (to a temporary name beside the target, then renamed), so a save that
-fails leaves the old file.  They are never unpickled.  Whatever is wrong with a file is reported as one
-:class:`CheckpointError` that lists all of it, before anything changes.
+Files are written atomically: all of them to temporary names beside their targets, then renamed, so a
+save that fails leaves the old ones.  They are never unpickled.  Names, shapes and dtypes are read first
+and must fit before an array is: whatever is wrong with a file is reported as one
+:class:`CheckpointError`, before anything changes.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
+import math
 import os
-import tempfile
+import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from loradora.config import LoraConfig
-from loradora.nn import Module, check_state
+from loradora.nn import Module, misfits
 from minigrad import Tensor
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -30,6 +34,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+#: Under this name PEFT's folder notes the scaling of each layer, so that a config that was edited is
+#: noticed.  (In an .npz the config lies beside the tensors, under a checksum.)
+SCALINGS = "loradora_scalings"
 
 README = """---
 library_name: peft
@@ -43,6 +51,14 @@ class CheckpointError(ValueError):
 
 
 # ----------------------------------------------------------------------------- models
+
+
+class Entry(NamedTuple):
+    """An array in a file, of which so far only the description has been read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], npt.NDArray[Any]]
 
 
 def save_model(file: str | Path, model: Module) -> None:
@@ -59,14 +75,23 @@ def load_model(file: str | Path, model: Module) -> None:
         Listing everything that is missing, unexpected or misshapen.
     """
     path = Path(file)
-    arrays = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
-    try:
-        model.load_state_dict(arrays)
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+    with _entries(path) as (entries, _):
+        wrong = misfits(model.expected(entries), entries)
+        if wrong:
+            raise CheckpointError(f"{file}: {'; '.join(wrong)}")
+        arrays = {name: entry.read() for name, entry in entries.items()}
+    model.load_state_dict(arrays)
 
 
 # ----------------------------------------------------------------------------- adapters
+
+
+class AdapterFile(NamedTuple):
+    """What is in an adapter's file: config, tensors without prefix, and s of every layer, if noted."""
+
+    config: LoraConfig
+    tensors: dict[str, Entry]
+    scalings: dict[str, Any]
 
 
 def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
@@ -75,20 +100,23 @@ def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
     _write_npz(Path(file), {CONFIG: text, **{PREFIX + k: v for k, v in arrays.items()}})
 
 
-def save_folder(folder: Path, config: LoraConfig, arrays: Arrays) -> None:
-    """Write an adapter in PEFT's layout, into ``folder``."""
-    save = _safetensors("save_adapter() writes .npz without it")[0]
+def save_folder(
+    folder: Path, config: LoraConfig, arrays: Arrays, scalings: Mapping[str, float]
+) -> None:
+    """Write an adapter in PEFT's layout, into ``folder``; a README.md that is there already stays."""
+    save, _, _ = _safetensors("save_adapter() writes .npz without it")
     # safetensors writes memory as it lies, whatever the strides say
     tensors = {PREFIX + k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}
-    data = save(tensors, metadata={"format": "pt"})
+    data = _in_order(save(tensors, metadata={"format": "pt", SCALINGS: json.dumps(scalings)}))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, lambda f: f.write(data))
-    _write(folder / CONFIG, lambda f: f.write(_config_text(config).encode()))
-    _write(folder / "README.md", lambda f: f.write(README.encode()))
+    files = {folder / WEIGHTS: data, folder / CONFIG: _config_text(config).encode()}
+    if not (folder / "README.md").exists():
+        files[folder / "README.md"] = README.encode()
+    _write(files)
 
 
-def load(source: str | Path) -> tuple[LoraConfig, Arrays]:
-    """Return the config and the tensors, without prefix, of a PEFT folder or an ``.npz`` file.
+def load(source: str | Path) -> AdapterFile:
+    """Return what is in a PEFT folder or an ``.npz`` file; tensors are described, not read.
 
     Raises
     ------
@@ -96,58 +124,73 @@ def load(source: str | Path) -> tuple[LoraConfig, Arrays]:
         For a file that is missing or damaged, or a config that is not valid.
     """
     path = Path(source)
-    if path.is_dir():
-        arrays, text = _read_safetensors(path / WEIGHTS), _read(path / CONFIG)
-    else:
-        arrays = _read_npz(path)
-        if CONFIG not in arrays:
+    folder = path.is_dir()
+    with _entries(path / WEIGHTS if folder else path) as (entries, metadata):
+        if folder:
+            text = _read(path / CONFIG)
+        elif CONFIG in entries:
+            text = entries.pop(CONFIG).read().tobytes()
+        else:
             raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
-        text = arrays.pop(CONFIG).tobytes()
-    try:
-        values = json.loads(text.decode())
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object, got {type(values).__name__}")
-        config = LoraConfig.from_dict(values)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{CONFIG} in {path}: {error}") from error
-    foreign = [key for key in arrays if not key.startswith(PREFIX)]
+    config = _parsed(path, CONFIG, text, LoraConfig.from_dict)
+    scalings = _parsed(path, SCALINGS, metadata.get(SCALINGS, "{}"), dict)
+    foreign = [key for key in entries if not key.startswith(PREFIX)]
     if foreign:
         raise CheckpointError(
             f"{path}: tensors without the prefix {PREFIX!r}: {', '.join(foreign)}"
         )
     if config.modules_to_save:  # with bias="all", PEFT also writes these biases under inner names
-        inner = (".original_module.bias", ".modules_to_save.bias")
-        arrays = {key: array for key, array in arrays.items() if not key.endswith(inner)}
-    return config, {key.removeprefix(PREFIX): array for key, array in arrays.items()}
+        inner = re.compile(r"\.(original_module|modules_to_save)\.")
+        entries = {key: entry for key, entry in entries.items() if not inner.search(key)}
+    return AdapterFile(
+        config, {key.removeprefix(PREFIX): e for key, e in entries.items()}, scalings
+    )
 
 
 def check(
-    source: str | Path, expected: Mapping[str, Tensor], arrays: Arrays, allow_nan: bool
+    source: str | Path,
+    file: AdapterFile,
+    expected: Mapping[str, Tensor],
+    scalings: Mapping[str, float],
+    allow_nan: bool,
 ) -> Arrays:
-    """Return ``arrays`` in the dtypes expected if they have exactly the names and shapes expected.
+    """Return the tensors of ``file``, in the dtypes expected, if they are exactly those expected.
 
-    Unless ``allow_nan`` they must also be finite, in that dtype.
+    Unless ``allow_nan`` they must also be finite, in that dtype.  And the scaling of each layer must be
+    the one that was noted when the file was written: who edits α in a config edits the function.
 
     Raises
     ------
     CheckpointError
-        Listing every name that is missing, unexpected, misshapen or not finite.
+        Listing every name that is missing, unexpected, misshapen, of a wrong dtype or not finite, and
+        every layer whose scaling has changed.
     """
-    try:
-        check_state({key: p.shape for key, p in expected.items()}, arrays)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    with np.errstate(over="ignore"):  # what is too large becomes infinity
-        checked = {key: arrays[key].astype(p.dtype) for key, p in expected.items()}
-    bad = [key for key, array in checked.items() if not np.all(np.isfinite(array))]
+    wrong = misfits({key: p.shape for key, p in expected.items()}, file.tensors)
+    for path, s in scalings.items():
+        if file.scalings and file.scalings.get(path) != s:
+            noted = file.scalings.get(path)
+            wrong.append(
+                f"the config gives {path} the scaling {s:g}, but it was saved with {noted}"
+            )
+    arrays = {}
+    for key, p in expected.items():
+        entry = file.tensors.get(key)
+        if entry is not None and entry.shape == p.shape and entry.dtype.kind == "f":
+            with np.errstate(over="ignore"), _reported(f"{source} is damaged at {key}"):
+                arrays[key] = entry.read().astype(p.dtype)  # what is too large becomes infinity
+    bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if bad and not allow_nan:
-        raise CheckpointError(f"{source}: NaN or infinity in {', '.join(bad)} (see allow_nan)")
-    return checked
+        wrong.append(f"NaN or infinity in {', '.join(bad)} (see allow_nan)")
+    if wrong:
+        raise CheckpointError(f"{source}: {'; '.join(wrong)}")
+    return arrays
 
 
 def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` can name an adapter, that is a folder inside the given one."""
-    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
+    forbidden = set("/\\:\0")
+    plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & forbidden
+    if not plain or len(name.encode(errors="replace")) > 255 or not name.isprintable():
         raise ValueError(f"an adapter's name becomes a folder: it cannot be {name!r}")
 
 
@@ -156,75 +199,172 @@ def _config_text(config: LoraConfig) -> str:
     return json.dumps({**config.to_dict(), "inference_mode": True}, indent=2) + "\n"
 
 
-# ----------------------------------------------------------------------------- bytes
+def _parsed(path: Path, name: str, text: str | bytes, make: Callable[[Any], Any]) -> Any:
+    """Return what ``make`` makes of a JSON object."""
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return values
 
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file under a temporary name and rename it, so that it is there whole or not at all."""
-    if path.is_dir():
-        raise CheckpointError(f"cannot write {path}: it is a directory")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        values = json.loads(text, object_pairs_hook=unique)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got {type(values).__name__}")
+        return make(values)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{name} in {path}: {error}") from error
+
+
+# ----------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn what can go wrong with a file inside into a CheckpointError that says ``what`` and why."""
+    try:
+        yield
+    except CheckpointError:
         raise
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise CheckpointError(f"{what}: {reason}") from error
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Write files under temporary names and rename them, so that all of them are new, or none is."""
+    for path in files:
+        if path.is_dir():
+            raise CheckpointError(f"cannot write {path}: it is a directory")
+    new = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in files}
+    old = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in files}
+    renamed: list[Path] = []
+    try:
+        for path, content in files.items():
+            with os.fdopen(os.open(new[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            if path.exists():
+                os.link(path, old[path])
+            os.replace(new[path], path)
+            renamed.append(path)
+    except BaseException:
+        for path in renamed:
+            if old[path].exists():
+                os.replace(old[path], path)
+            else:
+                path.unlink()
+        raise
+    finally:
+        for path in (*new.values(), *old.values()):
+            path.unlink(missing_ok=True)
 
 
 def _write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     named: dict[str, Any] = dict(arrays)
-    _write(path, lambda file: np.savez(file, **named))
+    content = io.BytesIO()
+    np.savez(content, **named)
+    _write({path: content.getvalue()})
+
+
+# ----------------------------------------------------------------------------- reading
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with _reported(f"cannot read {path}"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"cannot read {path}: it is not a file")  # but, say, a pipe
         return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_npz(path: Path) -> Arrays:
+@contextlib.contextmanager
+def _entries(path: Path) -> Iterator[tuple[dict[str, Entry], dict[str, Any]]]:
+    """Yield the arrays in an ``.npz`` or ``.safetensors`` file, by name, and the file's metadata."""
+    safetensors = path.suffix == ".safetensors"
+    if safetensors:
+        _safetensors("from_pretrained() reads .npz without it")
     data = _read(path)
-    try:
-        archive = np.load(io.BytesIO(data), allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with archive:
-            names = archive.files
-            if len(set(names)) != len(names):
-                raise ValueError("a name occurs twice")
-            arrays = {name: archive[name] for name in names}
-            foreign = [name for name in names if not isinstance(arrays[name], np.ndarray)]
-            if foreign:
-                raise ValueError(f"not an array: {', '.join(foreign)}")
-            return arrays
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path} is not a valid .npz file: {error}") from error
+    with _reported(f"{path} is not a valid {'safetensors' if safetensors else '.npz'} file"):
+        yield _safetensors_entries(data) if safetensors else _npz_entries(data)
 
 
+#: What damaged archives and arrays raise.
 _DAMAGE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
     OSError,
     EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    UnicodeError,
+    ValueError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
+    NotImplementedError,
 )
+
+
+def _npz_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """Return what an ``.npz`` file holds: a zip archive with an ``.npy`` file for every array."""
+    if data[:2] != b"PK":
+        raise ValueError("it is no archive")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    entries: dict[str, Entry] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name in entries:
+            raise ValueError(f"{name} occurs twice")
+        if member.flag_bits & 1 or member.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise ValueError(f"{name} is encrypted or compressed in an unknown way")
+        with archive.open(member) as file:
+            shape, dtype, fortran = _npy_header(name, file)
+            start = file.tell()
+        if member.file_size - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} is cut off or too long for an array {shape} of {dtype}")
+
+        def read(
+            member: zipfile.ZipInfo = member,
+            start: int = start,
+            shape: tuple[int, ...] = shape,
+            dtype: np.dtype[Any] = dtype,
+            fortran: bool = fortran,
+        ) -> npt.NDArray[Any]:
+            flat = np.frombuffer(archive.read(member), dtype, offset=start)
+            return flat.reshape(shape, order="F" if fortran else "C")
+
+        entries[name] = Entry(shape, dtype, read)
+    return entries, {}
+
+
+def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Return shape, dtype and whether the order is Fortran's, from the header of an ``.npy`` file.
+
+    The format is NEP 1's: a magic string, a version, the header's length, and a Python literal.  Only
+    plain numbers are let through; an array of objects would be a pickle.
+    """
+    magic = file.read(8)
+    if magic[:6] != b"\x93NUMPY" or magic[6:7] not in (b"\x01", b"\x02", b"\x03"):
+        raise ValueError(f"{name} is not an array")
+    form = "<H" if magic[6] == 1 else "<I"
+    (length,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    if length > 10_000:
+        raise ValueError(f"{name} has a header of {length} bytes")
+    try:
+        header = ast.literal_eval(file.read(length).decode("latin1").strip())
+        shape, descr, fortran = header["shape"], header["descr"], header["fortran_order"]
+    except (SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{name} has a damaged header: {error}") from None
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=][biufcSU]\d{1,4}", descr):
+        raise ValueError(f"{name} is an array of {str(descr)[:80]!r}, not of numbers")
+    sound = isinstance(shape, tuple) and isinstance(fortran, bool) and len(shape) <= 32
+    if not sound or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        raise ValueError(f"{name} has the shape {str(shape)[:80]}")
+    try:
+        return shape, np.dtype(descr), fortran
+    except TypeError:
+        raise ValueError(f"{name} is an array of {descr!r}, not of numbers") from None
 
 
 def _safetensors(what: str) -> tuple[Any, Any, Any]:
@@ -234,33 +374,48 @@ def _safetensors(what: str) -> tuple[Any, Any, Any]:
         from safetensors.numpy import save
     except ImportError as error:
         raise ImportError(
-            f"PEFT's files need safetensors: pip install 'minigrad-loradora[peft]'; {what}"
+            f"PEFT's files need safetensors: pip install -e '.[peft]'; {what}"
         ) from error
     return save, deserialize, SafetensorError
 
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+def _in_order(data: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: safetensors writes metadata in random order."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return struct.pack("<Q", len(padded)) + padded + data[8 + length :]
 
 
-def _read_safetensors(path: Path) -> Arrays:
-    """Return the float tensors of a safetensors file; bfloat16 becomes float32, which holds it."""
+_DTYPES = {
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<f4",
+    "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "|b1",
+}  # fmt: skip
+
+
+def _safetensors_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """Return what a safetensors file holds; bfloat16 is read into float32, which holds it."""
     _, deserialize, SafetensorError = _safetensors("from_pretrained() reads .npz without it")
-    data = _read(path)
     try:
-        entries = deserialize(data)
-    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is not a valid safetensors file: {error}") from error
-    arrays: Arrays = {}
-    wrong = []
-    for name, entry in entries:
-        if entry["dtype"] == "BF16":
-            bits = np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16
-            arrays[name] = bits.view(np.float32).reshape(entry["shape"])
-        elif entry["dtype"] in _DTYPES:
-            values = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-            arrays[name] = values.reshape(entry["shape"])
-        else:
-            wrong.append(f"{name} has dtype {entry['dtype']}")
-    if wrong:
-        raise CheckpointError(f"{path}: expected floating-point tensors, but {', '.join(wrong)}")
-    return arrays
+        found = deserialize(data)
+    except (SafetensorError, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    (length,) = struct.unpack("<Q", data[:8])
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    entries = {}
+    for name, tensor in found:
+        kind, shape = tensor["dtype"], tuple(tensor["shape"])
+        if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
+            raise ValueError(f"{name} has dtype {kind} and shape {shape}")
+
+        def read(
+            kind: str = kind, shape: tuple[int, ...] = shape, bytes_: Any = tensor["data"]
+        ) -> npt.NDArray[Any]:
+            if kind == "BF16":  # the upper half of a float32
+                bits = np.frombuffer(bytes_, "<u2").astype("<u4") << 16
+                return bits.view("<f4").reshape(shape)
+            return np.frombuffer(bytes_, _DTYPES[kind]).reshape(shape)
+
+        entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), read)
+    return entries, metadata

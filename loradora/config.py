@@ -7,11 +7,12 @@ is read by the other.  What is not implemented here is refused by name; no optio
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
@@ -19,33 +20,34 @@ from loradora.nn import check_positive
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
-#: Options of PEFT that stay at these values here, with the reason.
-ABSENT: dict[str, tuple[Any, str]] = {
-    "alora_invocation_tokens": (None, "needs a tokenised prompt"),
-    "arrow_config": (None, "routes between adapters"),
-    "auto_mapping": (None, "names a transformers class"),
-    "base_model_name_or_path": (None, "names a model on a hub"),
-    "corda_config": (None, "needs activations of a calibration set"),
-    "ensure_weight_tying": (False, "tied layers are always adapted together here"),
-    "eva_config": (None, "needs activations of a calibration set"),
-    "kasa_config": (None, "another adapter family"),
-    "layer_replication": (None, "changes the architecture"),
-    "loftq_config": ({}, "needs quantised weights"),
-    "lora_ga_config": (None, "needs gradients of a calibration set"),
-    "megatron_config": (None, "needs Megatron"),
-    "megatron_core": ("megatron.core", "needs Megatron"),
-    "monteclora_config": (None, "another adapter family"),
-    "qalora_group_size": (16, "needs quantised weights"),
-    "revision": (None, "names a model on a hub"),
-    "target_parameters": (None, "adapts bare parameters, not linear layers"),
-    "trainable_token_indices": (None, "needs an embedding"),
-    "use_bdlora": (None, "another adapter family"),
-    "use_qalora": (False, "needs quantised weights"),
-    "velora_config": (None, "another adapter family"),
+#: Tasks for which PEFT trains a classification head whole, if the model has one by these names.
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+
+#: Options of PEFT that stay at their defaults here, with the reason.
+ABSENT = {
+    "alora_invocation_tokens": "it needs a tokenised prompt",
+    "arrow_config": "it routes between adapters",
+    "corda_config": "it needs activations of a calibration set",
+    "ensure_weight_tying": "tied layers are always adapted together here",
+    "eva_config": "it needs activations of a calibration set",
+    "fan_in_fan_out": "weights are (out, in) here",
+    "kasa_config": "it is another adapter family",
+    "layer_replication": "it changes the architecture",
+    "loftq_config": "it needs quantised weights",
+    "lora_ga_config": "it needs gradients of a calibration set",
+    "megatron_config": "it needs Megatron",
+    "megatron_core": "it needs Megatron",
+    "monteclora_config": "it is another adapter family",
+    "qalora_group_size": "it needs quantised weights",
+    "target_parameters": "it adapts bare parameters, not linear layers",
+    "trainable_token_indices": "it needs an embedding",
+    "use_bdlora": "it is another adapter family",
+    "use_qalora": "it needs quantised weights",
+    "velora_config": "it is another adapter family",
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LoraConfig:
     """Which layers get an adapter, and of what kind.
 
@@ -82,18 +84,17 @@ class LoraConfig:
         The path part that such a number follows; by default any but the first.
     modules_to_save
         Names of modules that train whole and are saved with the adapter.
-    fan_in_fan_out
-        Only False: weights are (out, in) here.
     lora_bias
         B has a bias, too (LoRA only).
     task_type
-        One of PEFT's task names; kept for the file.
+        One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score.
     inference_mode
         The adapter is frozen.
-    peft_type
-        "LORA".
-    peft_version
-        Kept for the file.
+    auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
+        What PEFT notes in the file; kept for it.
+
+    PEFT's other options are known, too, and refused with the reason (:data:`ABSENT`) unless they have
+    their default.
 
     Raises
     ------
@@ -115,37 +116,49 @@ class LoraConfig:
     layers_to_transform: Sequence[int] | int | None = None
     layers_pattern: Sequence[str] | str | None = None
     modules_to_save: Sequence[str] | None = None
-    fan_in_fan_out: bool = False
     lora_bias: bool = False
     task_type: str | None = None
     inference_mode: bool = False
+    auto_mapping: dict[str, Any] | None = None
+    base_model_name_or_path: str | None = None
     peft_type: str = "LORA"
     peft_version: str | None = None
+    revision: str | None = None
+
+    alora_invocation_tokens: Any = None
+    arrow_config: Any = None
+    corda_config: Any = None
+    ensure_weight_tying: bool = False
+    eva_config: Any = None
+    fan_in_fan_out: bool = False
+    kasa_config: Any = None
+    layer_replication: Any = None
+    loftq_config: Any = field(default_factory=dict)
+    lora_ga_config: Any = None
+    megatron_config: Any = None
+    megatron_core: str | None = "megatron.core"
+    monteclora_config: Any = None
+    qalora_group_size: int = 16
+    target_parameters: Any = None
+    trainable_token_indices: Any = None
+    use_bdlora: Any = None
+    use_qalora: bool = False
+    velora_config: Any = None
 
     def __post_init__(self) -> None:
+        for name, reason in ABSENT.items():
+            if getattr(self, name) != DEFAULTS[name] and getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not implemented: {reason}")
         self._check_names()
-        check_positive(
-            r=self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}
-        )
-        self.r = int(self.r)  # JSON knows Python's integers only
-        self.rank_pattern = {k: int(v) for k, v in self.rank_pattern.items()}
-        alphas = {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
-        numbers = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, **alphas}
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise TypeError(f"{name} must be a number, not {number!r}")
-            if not abs(number) <= sys.float_info.max:
-                raise ValueError(f"{name} must be finite, not {number!r}")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
+        self._check_numbers()
         self._check("bias", ("none", "all", "lora_only"))
         self._check("init_lora_weights", SCHEMES)
         self._check("task_type", (None, *TASKS))
         self._check("peft_type", ("LORA",))
-        for flag in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "inference_mode"):
+        for flag in ("use_rslora", "use_dora", "lora_bias", "inference_mode"):
             self._check(flag, (False, True))
-        if self.fan_in_fan_out:
-            raise ValueError("fan_in_fan_out is not implemented: weights are (out, in) here")
+        if self.heads():
+            self.modules_to_save = [*dict.fromkeys([*(self.modules_to_save or ()), *self.heads()])]
         if self.lora_bias and self.use_dora:
             raise ValueError("lora_bias does not go with use_dora: m scales a weight, not a bias")
         if self.init_lora_weights == "orthogonal" and self.r % 2:
@@ -157,34 +170,66 @@ class LoraConfig:
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern goes with layers_to_transform")
 
+    def heads(self) -> tuple[str, ...]:
+        """Return the modules that train whole because of the task, if the model has them."""
+        return HEADS.get(self.task_type or "", ())
+
+    def _check_numbers(self) -> None:
+        """Raise unless ranks are positive integers and the others finite; make them Python's own."""
+        ranks = {f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}
+        check_positive(r=self.r, **ranks)
+        alphas = {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
+        numbers = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, **alphas}
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, Real):
+                raise TypeError(f"{name} must be a number, not {number!r}")
+            if not _is_finite(number):
+                raise ValueError(f"{name} must be finite, not {number!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
+        self.r = int(self.r)
+        self.lora_alpha, self.lora_dropout = _plain(self.lora_alpha), float(self.lora_dropout)
+        self.rank_pattern = {k: int(v) for k, v in self.rank_pattern.items()}
+        self.alpha_pattern = {k: _plain(v) for k, v in self.alpha_pattern.items()}
+        wanted: Any = self.layers_to_transform
+        if wanted is not None:
+            one = isinstance(wanted, Integral)
+            self.layers_to_transform = int(wanted) if one else [int(i) for i in wanted]
+
     def _check_names(self) -> None:
         """Raise unless names are strings, layer numbers integers, and patterns can be compiled."""
-        expressions: list[str] = []
+        expressions: list[tuple[str, str]] = []  # as given, and as it will be used
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             if value is None:
                 continue
             if isinstance(value, str) and name != "modules_to_save":
-                expressions.append(value)
+                expressions.append((value, _part(value) if name == "layers_pattern" else value))
             elif not _all_are(str, value):
                 raise TypeError(f"{name} must be a list of names, not {value!r}")
             elif name == "layers_pattern":
-                expressions += value
+                expressions += [(pattern, _part(pattern)) for pattern in value]
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not _all_are(str, list(value)):
                 raise TypeError(f"{name} must be a dict from names to numbers, not {value!r}")
-            expressions += value
+            expressions += [(pattern, _trailing(pattern)) for pattern in value]
         numbers = self.layers_to_transform
-        if not (numbers is None or _all_are(int, [numbers]) or _all_are(int, numbers)):
+        if not (numbers is None or _all_are(Integral, [numbers]) or _all_are(Integral, numbers)):
             raise TypeError(f"layers_to_transform must be a list of integers, not {numbers!r}")
-        for expression in expressions:
-            _check_expression(expression)
+        for given, used in expressions:
+            try:
+                re.compile(given)
+                re.compile(used)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{given[:80]!r} is no regular expression: {error}") from error
 
     def _check(self, name: str, allowed: tuple[Any, ...]) -> None:
         value = getattr(self, name)
-        if not any(type(value) is type(a) and value == a for a in allowed):
+        matching = [a for a in allowed if isinstance(value, type(a)) and value == a]
+        if not matching or (isinstance(value, int) and type(value) is not type(matching[0])):
             raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        setattr(self, name, matching[0])  # PEFT's TaskType is a str, but JSON would not know it
 
     # -- which layers
 
@@ -219,11 +264,11 @@ class LoraConfig:
         wanted = self.layers_to_transform
         if wanted is None or wanted == []:
             return True
-        parts = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(self.layers_pattern)]
+        parts = [_part(pattern) for pattern in _listed(self.layers_pattern)]
         for part in parts or [r".*?\.[^.]*"]:
-            found = re.match(rf"{part}\.(\d+)\.", path)
+            found = re.match(rf"{part}\.(?P<number>\d+)\.", path)
             if found:
-                return int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+                return int(found["number"]) in ([wanted] if isinstance(wanted, int) else wanted)
         return False
 
     def options(self, path: str) -> dict[str, Any]:
@@ -247,9 +292,7 @@ class LoraConfig:
                 known[name] = sorted(value)
             elif isinstance(value, (tuple, range)):
                 known[name] = list(value)
-        return dict(
-            sorted({**{name: value for name, (value, _) in ABSENT.items()}, **known}.items())
-        )
+        return dict(sorted(known.items()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
@@ -267,28 +310,30 @@ class LoraConfig:
         """
         if values.get("peft_type") != "LORA":
             raise ValueError(f"peft_type must be 'LORA', not {values.get('peft_type')!r}")
-        kept = {}
-        unknown = []
-        for name, value in values.items():
-            if name in cls.__dataclass_fields__:
-                kept[name] = value
-            elif name not in ABSENT:
-                unknown.append(name)
-            elif value and value != ABSENT[name][0] and name not in _LABELS:
-                raise ValueError(f"{name}={value!r} is not implemented: it {ABSENT[name][1]}")
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            warnings.warn(f"unknown keys in the adapter config: {sorted(unknown)}", stacklevel=2)
-        return cls(**kept)
+            warnings.warn(f"unknown keys in the adapter config: {unknown}", stacklevel=2)
+        return cls(**{name: value for name, value in values.items() if name not in unknown})
 
 
-#: Keys that only say where a file came from.
-_LABELS = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "qalora_group_size",
-    "megatron_core",
-)
+#: What each option is if it is not given.
+DEFAULTS: dict[str, Any] = {
+    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    for f in dataclasses.fields(LoraConfig)
+}
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether a number is finite as a float, which an integer may be too large to be."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _plain(number: Any) -> float:
+    """Return a number as Python's int or float, whichever it is."""
+    return int(number) if isinstance(number, Integral) else float(number)
 
 
 def _all_are(kind: type, values: Any) -> bool:
@@ -298,11 +343,14 @@ def _all_are(kind: type, values: Any) -> bool:
     return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
-def _check_expression(expression: str) -> None:
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+def _trailing(pattern: str) -> str:
+    """Return the expression that matches whole trailing parts of a path."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _part(pattern: str) -> str:
+    """Return the expression for a path up to a part of it."""
+    return rf"(?:^|.*?\.)(?:{pattern})"
 
 
 def _listed(names: Sequence[str] | str | None) -> list[str]:
@@ -319,6 +367,6 @@ def _matches(names: Iterable[str] | str, path: str) -> bool:
 def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first pattern that matches whole trailing parts of ``path``."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(_trailing(pattern), path):
             return value
     return default

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,18 +28,20 @@ class Module:
 
     training: bool = True
 
-    def forward(self, x: Any) -> Tensor:
-        """Compute the output; to be defined by each layer."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the output; to be defined by each layer, with the arguments it needs."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward(x)")
 
-    def __call__(self, x: Any) -> Tensor:
-        """Return ``forward(x)``."""
-        return self.forward(x)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return ``forward(x)``, with whatever else it takes."""
+        return self.forward(*args, **kwargs)
 
     # -- walking
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
-        """Yield every tensor and module held directly, by attribute name (``name.i`` in a list).
+        """Yield every tensor and module held directly, by attribute name.
+
+        Those in a list, tuple or dict are named ``name.i`` or ``name.key``.
 
         Names with a leading underscore are private and hold no parameters.
         """
@@ -48,10 +50,11 @@ class Module:
                 continue
             if isinstance(value, (Tensor, Module)):
                 yield name, value
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
+            elif isinstance(value, (list, tuple, dict)):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                for key, item in items:
                     if isinstance(item, (Tensor, Module)):
-                        yield f"{name}.{i}", item
+                        yield f"{name}.{key}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield (path, module) for this module and all inside, a shared one under each of its names."""
@@ -63,10 +66,16 @@ class Module:
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (path, tensor) for every parameter, a shared one once, under its first name."""
         seen: set[Tensor] = set()
+        for name, p in self._names():
+            if p not in seen:
+                seen.add(p)
+                yield name, p
+
+    def _names(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (path, tensor) for every parameter, a shared one under each of its names."""
         for path, module in self.named_modules():
             for name, part in module._parts():
-                if isinstance(part, Tensor) and part not in seen:
-                    seen.add(part)
+                if isinstance(part, Tensor):
                     yield f"{path}.{name}" if path else name, part
 
     def parameters(self) -> list[Tensor]:
@@ -102,16 +111,25 @@ class Module:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
+        PyTorch lists a shared parameter under each of its names; those after the first are passed over.
+
         Raises
         ------
         ValueError
             Listing every missing, unexpected, misshapen or non-float entry at once.
         """
+        wrong = misfits(self.expected(state), {n: np.asarray(v) for n, v in state.items()})
+        if wrong:
+            raise ValueError("the state does not fit: " + "; ".join(wrong))
         parameters = dict(self.named_parameters())
-        values = check_state({n: p.shape for n, p in parameters.items()}, state)
-        values = {name: values[name].astype(p.dtype) for name, p in parameters.items()}
+        values = {name: np.asarray(state[name]).astype(p.dtype) for name, p in parameters.items()}
         for name, p in parameters.items():
             p.data = values[name]
+
+    def expected(self, given: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter by name, a shared one also by those of its names given."""
+        first = dict(self.named_parameters())
+        return {n: p.shape for n, p in self._names() if first.get(n) is p or n in given}
 
     # -- looks
 
@@ -133,28 +151,21 @@ class Module:
         return f"{head}{inside}\n)"
 
 
-def check_state(
-    expected: Mapping[str, tuple[int, ...]], state: Mapping[str, npt.ArrayLike]
-) -> dict[str, npt.NDArray[Any]]:
-    """Return ``state`` as arrays if it has exactly the expected names, shapes and a float dtype.
+def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> list[str]:
+    """Return everything in which ``given`` differs from the expected names and shapes, in words.
 
-    Raises
-    ------
-    ValueError
-        Listing everything that is wrong with it.
+    What is given needs a ``shape`` and a float ``dtype``.
     """
-    wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in state]
-    arrays = {name: np.asarray(value) for name, value in state.items()}
-    for name, array in arrays.items():
+    wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in given]
+    for name, array in given.items():
         if name not in expected:
             wrong.append(f"unexpected {name} {array.shape}")
-        elif array.shape != expected[name]:
+            continue
+        if array.shape != expected[name]:
             wrong.append(f"{name} has shape {array.shape}, expected {expected[name]}")
-        elif array.dtype.kind != "f":
+        if array.dtype.kind != "f":
             wrong.append(f"{name} has dtype {array.dtype}, expected a float dtype")
-    if wrong:
-        raise ValueError("the state does not fit: " + "; ".join(wrong))
-    return arrays
+    return wrong
 
 
 class Linear(Module):

@@ -1,7 +1,8 @@
 """From a model and a config to a model with adapters, and back.
 
-Nothing here changes the base.  An adapter is a *view*: a copy of the module tree in which every array
-is shared and frozen and the targeted layers are replaced by LoRA or DoRA layers.  A view costs only
+Nothing here changes the base, but that its arrays become read-only.  An adapter is a *view*: a copy of
+the module tree in which every tensor is shared and frozen and the targeted layers are replaced by LoRA
+or DoRA layers.  A view costs only
 the adapter's own few numbers.  So several adapters are several views, "adapter off" is a view without
 adapters, and merging is asking each layer for its plain equivalent.
 """
@@ -15,12 +16,20 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 
 from loradora import checkpoint
-from loradora.adapters import Adapted, DoRALinear, LoRALinear, LoRASum, LowRankLinear
+from loradora.adapters import (
+    Adapted,
+    DoRALinear,
+    LoRALinear,
+    LoRASum,
+    LowRankLinear,
+    freeze,
+)
 from loradora.config import LoraConfig
 from loradora.nn import Linear, Module, check_positive
 from minigrad import Tensor
@@ -29,34 +38,64 @@ Replace = Callable[[Module], "Module | None"]
 
 
 def rebuild(module: Module, replace: Replace) -> Module:
-    """Return a copy of the module tree that shares every array, frozen, with some modules replaced.
+    """Return a copy of the module tree that shares every tensor, frozen, with some modules replaced.
 
     ``replace(module)`` returns what stands in for a module, or None to copy it and look inside.
-    What is shared under several names stays shared.
+    What is shared under several names stays shared.  Arrays that are no tensors (buffers) and random
+    generators are copied, because a module may change them as it runs.
     """
-    done: dict[int, Any] = {}
+    done: dict[int, tuple[Any, Any]] = {}
 
     def visit(part: Any) -> Any:
-        if id(part) not in done:
-            done[id(part)] = part, make(part)  # holding on to part keeps its id its own
-        return done[id(part)][1]
-
-    def make(part: Any) -> Any:
+        if id(part) in done:
+            return done[id(part)][1]
+        new = part
         if isinstance(part, Tensor):
-            part.data.setflags(write=False)
-            return part.detach()
-        if isinstance(part, (list, tuple)):
-            return type(part)([visit(p) for p in part])
-        if not isinstance(part, Module):
-            return part
-        new = replace(part)
-        if new is None:
+            new = freeze(part)
+        elif isinstance(part, Module):
+            new = replace(part)
+            if new is None:
+                new = copy.copy(part)
+                done[id(part)] = part, new  # already here: a part inside may lead back to this one
+                vars(new).update({name: visit(value) for name, value in vars(part).items()})
+        elif isinstance(part, list):
             new = copy.copy(part)
-            vars(new).update({name: visit(value) for name, value in vars(part).items()})
+            new[:] = [visit(p) for p in part]
+        elif isinstance(part, tuple):
+            parts = [visit(p) for p in part]
+            new = type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
+        elif isinstance(part, dict):
+            new = copy.copy(part)
+            new.update({key: visit(value) for key, value in part.items()})
+        elif isinstance(part, MethodType):
+            new = MethodType(part.__func__, visit(part.__self__))
+        elif isinstance(part, (np.ndarray, np.random.Generator)):
+            new = copy.deepcopy(part)
+        done[id(part)] = part, new  # holding on to part keeps its id its own
         return new
 
     result: Module = visit(module)
     return result
+
+
+def _own_copy(module: Module) -> Module:
+    """Return a copy with arrays of its own, all trainable."""
+    new = copy.deepcopy(module).requires_grad_(True)
+    for p in new.parameters():
+        p.data = p.data.copy()  # writable
+    return new
+
+
+@contextlib.contextmanager
+def _intact(base: Module) -> Iterator[None]:
+    """Let what is done inside make arrays of ``base`` read-only, but not if it fails."""
+    before = [(array, array.flags.writeable) for array in (p.data for p in base.parameters())]
+    try:
+        yield
+    except BaseException:
+        for array, writeable in before:
+            array.setflags(write=writeable)
+        raise
 
 
 class Adapter:
@@ -87,17 +126,18 @@ class Adapter:
     def __init__(
         self, base: Module, config: LoraConfig, rng: np.random.Generator, *, strict: bool = True
     ) -> None:
+        config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         targets, whole = _plan(base, config, strict)
 
         def replace(module: Module) -> Module | None:
             if id(module) in whole:
-                return copy.deepcopy(module).requires_grad_(True)
+                return _own_copy(module)
             if not isinstance(module, Linear) or id(module) not in targets:
                 return None
             kind = DoRALinear if config.use_dora else LoRALinear
             return kind(module, **config.options(targets[id(module)]), rng=rng)
 
-        self.config = config
+        self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
         self._free_biases()
         modules = dict(self.model.named_modules())
@@ -121,6 +161,10 @@ class Adapter:
         """Make the adapter's tensors trainable, or freeze them."""
         for p in self.trained.values():
             p.requires_grad = value
+
+    def scalings(self) -> dict[str, float]:
+        """Return s of every adapted layer, by path."""
+        return {path: layer.scaling for path, layer in self.layers().items()}
 
     def layers(self) -> dict[str, LowRankLinear]:
         """Return the adapted layers by path; a tied layer once, under its first."""
@@ -162,13 +206,14 @@ def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str
     whole = set()
     for name in config.modules_to_save or ():
         hits = [m for path, m in modules if path == name or path.endswith(f".{name}")]
-        if strict and not hits:
+        if strict and not hits and name not in config.heads():
             raise ValueError(
                 f"modules_to_save={name!r} matches no module; there are: "
                 + ", ".join(path for path, _ in modules)
             )
         whole |= {id(m) for m in hits}
     both = [path for path in linears if config.conflicts(path)]
+    both += [path for path, m in found.items() if id(m) in whole]  # one layer under two names
     if strict and both:
         raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
     targets: dict[int, str] = {}
@@ -208,8 +253,6 @@ class PeftModel(Module):
         The source of randomness; a fresh, unseeded one by default.
     """
 
-    _view: Module
-
     def __init__(
         self,
         base: Module,
@@ -218,27 +261,46 @@ class PeftModel(Module):
         *,
         rng: np.random.Generator | None = None,
     ) -> None:
-        _refuse_adapters(base)
+        with _intact(base):
+            self._start(base)
+            self.add_adapter(adapter_name, config, rng=rng)
+            self.set_adapter(adapter_name)
+
+    def _start(self, base: Module) -> None:
+        """Begin without an adapter."""
+        if isinstance(base, PeftModel):
+            raise TypeError("the model has adapters already: use add_adapter or load_adapter")
         self._base = base
+        self._plain = self._active = rebuild(base, lambda _: None)
+        self._disabled = False
         self._adapters: dict[str, Adapter] = {}
         self.active_adapters: list[str] = []
-        self.add_adapter(adapter_name, config, rng=rng)
-        self._plain = rebuild(base, lambda _: None)
-        self.set_adapter(adapter_name)
+        self.training = base.training
 
     # -- the model it is now
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        yield "base_model", self._view
+    @property
+    def base_model(self) -> Module:
+        """The view that acts now: the layers of the base, those adapted with their adapters."""
+        return self._plain if self._disabled else self._active
 
-    def forward(self, x: Any) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute that only the model inside has."""
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        return getattr(self.base_model, name)
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        yield "base_model", self.base_model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base with the active adapter computes."""
-        return self._view(x)
+        return self.base_model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> PeftModel:
         """Set training or evaluation mode for every adapter."""
         self.training = mode
-        for view in [self._plain, self._view, *(a.model for a in self._adapters.values())]:
+        for view in [self._plain, self._active, *(a.model for a in self._adapters.values())]:
             view.train(mode)
         return self
 
@@ -262,12 +324,11 @@ class PeftModel(Module):
 
         :meth:`set_adapter` inside ends it: what it activates stays active.
         """
-        view, self._view = self._view, self._plain
+        before, self._disabled = self._disabled, True
         try:
             yield
         finally:
-            if self._view is self._plain:
-                self._view = view
+            self._disabled = self._disabled and before
 
     # -- several adapters
 
@@ -285,7 +346,7 @@ class PeftModel(Module):
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
         checkpoint.check_name(adapter_name)
-        adapter = Adapter(self._base, config, np.random.default_rng() if rng is None else rng)
+        adapter = Adapter(self._plain, config, np.random.default_rng() if rng is None else rng)
         self._keep(adapter_name, adapter)
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
@@ -306,23 +367,38 @@ class PeftModel(Module):
             biases, modules_to_save.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        view = self._view_of(names)
+        for name, adapter in self._adapters.items():
+            adapter.enable(name in names and not adapter.config.inference_mode)
+        self._active, self._disabled, self.active_adapters = view, False, names
+        view.train(self.training)
+
+    def _view_of(self, names: Sequence[str]) -> Module:
+        """Return the view in which these adapters act together."""
         chosen = [self._get(name) for name in names]
         if not chosen:
             raise ValueError("name at least one adapter; disable_adapter() turns them off")
-        view = chosen[0].model if len(chosen) == 1 else self._sum(chosen)
-        for adapter in self._adapters.values():
-            adapter.enable(adapter in chosen and not adapter.config.inference_mode)
-        self._view, self.active_adapters = view, names
-        view.train(self.training)
+        if len(set(names)) < len(names):
+            raise ValueError(f"an adapter is named twice: {', '.join(names)}")
+        return chosen[0].model if len(chosen) == 1 else self._sum(chosen)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; if it was the only active one, the oldest of the others becomes active."""
+        """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, and for the only adapter.
+        """
         self._get(adapter_name)
         if len(self._adapters) == 1:
             raise ValueError(f"{adapter_name!r} is the only adapter; the base is get_base_model()")
-        remaining = [name for name in self.active_adapters if name != adapter_name]
         del self._adapters[adapter_name]
-        self.set_adapter(remaining or next(iter(self._adapters)))
+        if adapter_name in self.active_adapters:
+            disabled = self._disabled
+            remaining = [name for name in self.active_adapters if name != adapter_name]
+            self.set_adapter(remaining or next(iter(self._adapters)))
+            self._disabled = disabled
 
     def add_weighted_adapter(
         self,
@@ -343,8 +419,8 @@ class PeftModel(Module):
         adapter_name
             The name of the sum.
         combination_type
-            "cat" is exact, its ranks add up; "svd" is the best approximation of rank
-            ``svd_rank``, by default the largest of the ranks.
+            "cat", the default, is exact, its ranks add up; "svd", PEFT's default, is the best
+            approximation of rank ``svd_rank``, by default the largest of the ranks.
         svd_rank
             See "svd".
 
@@ -377,7 +453,7 @@ class PeftModel(Module):
         self._keep(adapter_name, new)
 
     def _same(self, config: LoraConfig) -> Adapter:
-        return Adapter(self._base, config, np.random.default_rng(0), strict=False)
+        return Adapter(self._plain, config, np.random.default_rng(0), strict=False)
 
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
@@ -390,7 +466,7 @@ class PeftModel(Module):
             B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
             if kind == "svd":
                 rank = svd_rank or max(layer.r for _, layer in parts)
-                U, S, Vt = np.linalg.svd(B @ A, full_matrices=False)
+                U, S, Vt = np.linalg.svd(np.matmul(B, A, dtype=np.float64), full_matrices=False)
                 A, B = Vt[:rank], U[:, :rank] * S[:rank]
             factors[path] = A, B
         ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
@@ -411,7 +487,7 @@ class PeftModel(Module):
         """Return a view in which the LoRA layers of all the adapters lie on top of each other."""
         _check_sum(chosen)
         stacks: dict[int, list[LoRALinear]] = {}
-        modules = dict(self._base.named_modules())
+        modules = dict(self._plain.named_modules())
         for adapter in chosen:
             for path, layer in adapter.layers().items():
                 assert isinstance(layer, LoRALinear)
@@ -421,7 +497,7 @@ class PeftModel(Module):
             layers = stacks.get(id(module))
             return LoRASum(layers) if layers else None
 
-        return rebuild(self._base, replace)
+        return rebuild(self._plain, replace)
 
     def _get(self, name: str) -> Adapter:
         if name not in self._adapters:
@@ -443,35 +519,80 @@ class PeftModel(Module):
             f"trainable%: {100 * trainable / total:.4f}"
         )
 
-    def merge_and_unload(self) -> Module:
-        """Return a plain model with the active adapter in its weights; this model stays as it is.
+    def merge_and_unload(
+        self, safe_merge: bool = True, adapter_names: Sequence[str] | None = None
+    ) -> Module:
+        """Return a plain model with the active adapters in its weights; this model stays as it is.
+
+        Parameters
+        ----------
+        safe_merge
+            Refuse NaN and infinity.  (PEFT's default is not to look.)
+        adapter_names
+            Other adapters than the active ones.
 
         Raises
         ------
         ValueError
-            If an adapter holds NaN or infinity.
+            If an adapter holds NaN or infinity, or makes them, naming the tensors; and as for
+            :meth:`set_adapter`.
         """
-        merged = rebuild(self._view, _merged)
-        return copy.deepcopy(merged).requires_grad_(True)
+        view = self.base_model if adapter_names is None else self._view_of(adapter_names)
+
+        def merged(module: Module) -> Module | None:
+            return module.merge(safe_merge) if isinstance(module, Adapted) else None
+
+        bad = [name for name, p in view.named_parameters() if not np.isfinite(p.data).all()]
+        if safe_merge and bad:
+            raise ValueError(f"cannot merge: NaN or infinity in {', '.join(bad)}")
+        return _own_copy(rebuild(view, merged))
+
+    def unload(self) -> Module:
+        """Return a plain model with the weights of the base, a copy."""
+        return _own_copy(self._plain)
 
     # -- files
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write every adapter into PEFT's folder layout; needs the extra ``peft`` (safetensors).
+    def save_pretrained(
+        self, directory: str | Path, selected_adapters: Sequence[str] | None = None
+    ) -> None:
+        """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
         The adapter named "default" goes into ``directory``, any other into a folder of its name.
+
+        Parameters
+        ----------
+        directory
+            Where; it is made if it is not there.
+        selected_adapters
+            Which; all of them by default.
 
         Raises
         ------
         ImportError
             Without safetensors, naming the extra and the alternative.
+        ValueError
+            For an unknown name.
+        CheckpointError
+            If a file cannot be written.
         """
-        for name, adapter in self._adapters.items():
+        names = list(self._adapters) if selected_adapters is None else list(selected_adapters)
+        for name, adapter in [(name, self._get(name)) for name in names]:
             folder = Path(directory) if name == "default" else Path(directory) / name
-            checkpoint.save_folder(folder, adapter.config, _arrays(adapter))
+            checkpoint.save_folder(folder, adapter.config, _arrays(adapter), adapter.scalings())
 
     def save_adapter(self, file: str | Path, adapter_name: str | None = None) -> None:
-        """Write one adapter, config included, into one ``.npz`` file that needs only NumPy."""
+        """Write one adapter, config included, into one ``.npz`` file that needs only NumPy.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, and without a name if several adapters are active.
+        CheckpointError
+            If the file cannot be written.
+        """
+        if adapter_name is None and len(self.active_adapters) > 1:
+            raise ValueError(f"name one of the active adapters: {', '.join(self.active_adapters)}")
         adapter = self._get(self.active_adapter if adapter_name is None else adapter_name)
         checkpoint.save_npz(file, adapter.config, _arrays(adapter))
 
@@ -479,21 +600,26 @@ class PeftModel(Module):
         self,
         source: str | Path,
         adapter_name: str,
-        *,
         is_trainable: bool = False,
+        *,
         allow_nan: bool = False,
+        rng: np.random.Generator | None = None,
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
+        Parameters are those of :meth:`from_pretrained`.
+
         Raises
         ------
+        ValueError
+            For a name that is taken or is no plain name.
         CheckpointError
             Listing everything that is wrong with the files; nothing is changed.
         """
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
         checkpoint.check_name(adapter_name)
-        self._keep(adapter_name, _load(self._base, source, is_trainable, allow_nan))
+        self._keep(adapter_name, _load(self._plain, source, is_trainable, allow_nan, rng))
 
     @classmethod
     def from_pretrained(
@@ -501,9 +627,10 @@ class PeftModel(Module):
         base: Module,
         source: str | Path,
         adapter_name: str = "default",
-        *,
         is_trainable: bool = False,
+        *,
         allow_nan: bool = False,
+        rng: np.random.Generator | None = None,
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
 
@@ -522,27 +649,26 @@ class PeftModel(Module):
             Make the adapter trainable.
         allow_nan
             Accept NaN and infinity.
+        rng
+            The source of randomness for dropout, if it is trained on; a fresh one by default.
 
         Raises
         ------
         CheckpointError
             Listing everything that is wrong with the files.
         """
-        _refuse_adapters(base)
         checkpoint.check_name(adapter_name)
-        adapter = _load(base, source, is_trainable, allow_nan)
         model = cls.__new__(cls)
-        model._base, model._adapters = base, {}
-        model._plain = model._view = rebuild(base, lambda _: None)
-        model.training = False
-        model._keep(adapter_name, adapter)
-        model.set_adapter(adapter_name)
+        with _intact(base):
+            model._start(base)
+            model._keep(adapter_name, _load(model._plain, source, is_trainable, allow_nan, rng))
+            model.set_adapter(adapter_name)
         return model.eval()
 
     def __repr__(self) -> str:
         active = ", ".join(self.active_adapters)
         trainable, total = self.get_nb_trainable_parameters()
-        body = repr(self._view).replace("\n", "\n  ")
+        body = repr(self.base_model).replace("\n", "\n  ")
         return f"PeftModel(active: {active}, {trainable:,} of {total:,} trainable\n  {body}\n)"
 
 
@@ -574,15 +700,6 @@ def get_peft_model(
     return PeftModel(model, config, adapter_name, rng=rng)
 
 
-def _refuse_adapters(base: Module) -> None:
-    if isinstance(base, PeftModel):
-        raise TypeError("the model has adapters already: use add_adapter or load_adapter")
-
-
-def _merged(module: Module) -> Module | None:
-    return module.merge() if isinstance(module, Adapted) else None
-
-
 def _check_sum(chosen: Sequence[Adapter]) -> None:
     for config in (adapter.config for adapter in chosen):
         if config.use_dora:
@@ -597,25 +714,36 @@ def _arrays(adapter: Adapter) -> dict[str, Any]:
     return {key: p.data for key, p in adapter.trained.items()}
 
 
-def _load(base: Module, source: str | Path, is_trainable: bool, allow_nan: bool) -> Adapter:
+def _load(
+    base: Module,
+    source: str | Path,
+    is_trainable: bool,
+    allow_nan: bool,
+    rng: np.random.Generator | None,
+) -> Adapter:
     """Return the adapter in the files, made for ``base``; either all of it fits or nothing is done."""
-    config, arrays = checkpoint.load(source)
-    config = dataclasses.replace(config, inference_mode=not is_trainable)
+    file = checkpoint.load(source)
+    config = dataclasses.replace(file.config, inference_mode=not is_trainable)
     try:
-        _check_ranks(base, config, largest=max((a.size for a in arrays.values()), default=0))
-        adapter = Adapter(base, config, np.random.default_rng(0), strict=False)
+        longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
+        for path, r in _ranks(base, config).items():
+            if r > longest:  # before memory is allocated for it
+                raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")
+        # what is not overwritten in a moment is only what these two make of W0
+        keeps = config.init_lora_weights in ("pissa", "olora")
+        quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
+        rng = np.random.default_rng() if rng is None else rng
+        adapter = Adapter(base, quick, rng, strict=False)
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
-    arrays = checkpoint.check(source, adapter.trained, arrays, allow_nan)
+    adapter.config = config
+    arrays = checkpoint.check(source, file, adapter.trained, adapter.scalings(), allow_nan)
     for key, p in adapter.trained.items():
         p.data = arrays[key]
     return adapter
 
 
-def _check_ranks(base: Module, config: LoraConfig, largest: int) -> None:
-    """Raise for a rank that no tensor of the file can have, before memory is allocated for it."""
-    for path, module in base.named_modules():
-        if isinstance(module, Linear) and path and config.targets(path):
-            r = config.options(path)["r"]
-            if r > largest:
-                raise ValueError(f"r={r} for {path}, but the largest tensor has {largest} entries")
+def _ranks(base: Module, config: LoraConfig) -> dict[str, int]:
+    """Return r for every layer to adapt, by path; a tied layer once, under its first."""
+    targets, _ = _plan(base, config, strict=False)
+    return {path: config.options(path)["r"] for path in targets.values()}

@@ -220,7 +220,7 @@ def test_the_safetensors_file_is_sorted_contiguous_float32_with_the_format_of_py
     data = (tmp_path / WEIGHTS).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    assert header.pop("__metadata__") == {"format": "pt"}
+    assert header.pop("__metadata__")["format"] == "pt"
     assert list(header) == sorted(header)
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
     assert_array_equal(load(tmp_path)(X).data, model(X).data)
@@ -314,7 +314,7 @@ MISFITS = {
     "infinity": ({B: np.full((4, 2), np.inf)}, "NaN or infinity in layers.0.lora_B.weight"),
     "a rank too high": ({"config": {"r": 4}}, r"has shape \(2, 3\), expected \(4, 3\)"),
     "a rank too low": ({"config": {"r": 1}}, r"has shape \(2, 3\), expected \(1, 3\)"),
-    "an absurd rank": ({"config": {"r": 10**12}}, "r=1000000000000 for layers.0, but the largest"),
+    "an absurd rank": ({"config": {"r": 10**12}}, "r=1000000000000 for layers.0, but no tensor"),
     "fewer targets": ({"config": {"target_modules": ["0"]}}, "unexpected layers.2.lora_A.weight"),
     "other targets": ({"config": {"target_modules": ["1"]}}, r"not layers.1 \(ReLU\)"),
     "unknown targets": (
@@ -381,7 +381,7 @@ def test_tensors_without_the_prefix_of_peft_are_refused(tmp_path):
 def test_nan_is_accepted_if_asked_for_but_not_merged(tmp_path):
     model = load(rewritten(tmp_path, **{A: SHAPELESS * np.nan}), allow_nan=True)
     assert np.all(np.isnan(dict(model.named_parameters())["base_model.layers.0.A"].data))
-    with pytest.raises(ValueError, match="cannot merge: A holds NaN"):
+    with pytest.raises(ValueError, match=r"cannot merge: NaN or infinity in layers\.0\.A"):
         model.merge_and_unload()
 
 
@@ -429,7 +429,7 @@ def test_a_pickled_object_is_refused_and_never_unpickled(key, tmp_path):
     trap = np.array([Trap(tmp_path / "sprung")], object)
     trained().save_adapter(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", allow_pickle=True, **read(tmp_path / "a.npz") | {key: trap})
-    refuse(tmp_path / "a.npz", "is not a valid .npz file: .*allow_pickle=False")
+    refuse(tmp_path / "a.npz", "is not a valid .npz file: .*array of .*O', not of numbers")
     (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     refuse(tmp_path / "a.npz", "is not a valid .npz file")
     with pytest.raises(CheckpointError, match=r"is not a valid \.npz file"):
@@ -488,7 +488,7 @@ def test_damaged_files_are_refused_clearly_or_load_soundly(tmp_path):
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr(CONFIG, json.dumps(ld.LoraConfig(target_modules=["0"]).to_dict()))
-    refuse(tmp_path / "a.npz", f"is not a valid .npz file: not an array: {CONFIG}")
+    refuse(tmp_path / "a.npz", f"is not a valid .npz file: {CONFIG} is not an array")
 
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path):
@@ -500,12 +500,12 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path):
         pytest.warns(UserWarning, match="Duplicate name"),
     ):
         archive.writestr(f"{PREFIX}{A}.npy", file.getvalue())
-    refuse(tmp_path / "a.npz", "a name occurs twice")
+    refuse(tmp_path / "a.npz", "is not a valid .npz file: .* occurs twice")
 
 
 def test_a_single_array_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(3))
-    refuse(tmp_path / "a.npy", "is not a valid .npz file: it is a single array")
+    refuse(tmp_path / "a.npy", "is not a valid .npz file: it is no archive")
 
 
 def header(entry=None, **changes):
@@ -559,15 +559,21 @@ def test_a_falsified_safetensors_file_is_refused(name, tmp_path, safetensors):
 def test_an_intact_file_of_the_same_make_is_read(tmp_path, safetensors):
     """What was falsified above is refused for its fault, not for the way it was written."""
     assemble(tmp_path / "t.safetensors", header(), np.array([1, 2], np.float32).tobytes())
-    assert_array_equal(checkpoint._read_safetensors(tmp_path / "t.safetensors")["t"], [1, 2])
+    with checkpoint._entries(tmp_path / "t.safetensors") as (entries, _):
+        assert_array_equal(entries["t"].read(), [1, 2])
 
 
 @pytest.mark.parametrize("dtype", ["I32", "I64", "BOOL", "U8"])
 def test_safetensors_that_hold_no_floats_are_refused(dtype, tmp_path, safetensors):
     trained().save_pretrained(tmp_path)
-    size = {"I32": 4, "I64": 8, "BOOL": 1, "U8": 1}[dtype]
+    size, name = {
+        "I32": (4, "int32"),
+        "I64": (8, "int64"),
+        "BOOL": (1, "bool"),
+        "U8": (1, "uint8"),
+    }[dtype]
     replace_tensor(tmp_path / WEIGHTS, PREFIX + A, dtype, bytes(6 * size))
-    refuse(tmp_path, f"expected floating-point tensors, but {PREFIX}{A} has dtype {dtype}")
+    refuse(tmp_path, f"{A} has dtype {name}, expected a float dtype")
 
 
 # ----------------------------------------------------------------------------- the file system
@@ -690,9 +696,7 @@ def test_without_safetensors_the_error_names_the_extra_and_the_alternative(
         (lambda: load(tmp_path), "reads .npz without it"),
         (lambda: ld.load_model(Path("net.safetensors"), base()), "reads .npz without it"),
     ):
-        with pytest.raises(
-            ImportError, match=rf"pip install 'minigrad-loradora\[peft\]'; .*{alternative}"
-        ):
+        with pytest.raises(ImportError, match=rf"pip install -e '.\[peft\]'; .*{alternative}"):
             attempt()
     assert not (tmp_path / "new").exists()
     trained().save_adapter(tmp_path / "a.npz")

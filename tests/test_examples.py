@@ -79,7 +79,7 @@ LESSONS = {
         r"base\.npz +\d{3},\d{3} bytes",
         r"optical\.npz +\d\d,\d{3} bytes",
         r"the same logits bit by bit: True",
-        r"PEFT's (folder: .*the same logits: True|files need .*minigrad-loradora\[peft\])",
+        r"PEFT's (folder: .*the same logits: True|files need .*pip install -e '.\[peft\]')",
         r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d ± \d\.\d",
         r"rate 0\.02 +DoRA, m at 0\.2 +\d\d\.\d %",
     ],
@@ -192,5 +192,5 @@ def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
     lesson = EXAMPLES / "07_magnitude_and_direction.py"
     result = run("-c", textwrap.dedent(code), lesson, "--plot", cwd=tmp_path)
     assert result.returncode == 2
-    assert "pip install 'minigrad-loradora[plot]'" in result.stderr
+    assert "pip install -e '.[plot]'" in result.stderr
     assert "Traceback" not in result.stderr
