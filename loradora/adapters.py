@@ -86,7 +86,8 @@ class Adapted(Module):
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         if safe_merge and not all(np.isfinite(t.data).all() for t in parts.values()):
             sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
-            raise ValueError(f"cannot merge: {', '.join(sources or parts)} holds NaN or infinity")
+            results = [n for n, t in parts.items() if not np.isfinite(t.data).all()]
+            raise ValueError(f"cannot merge: {', '.join(sources or results)} holds NaN or infinity")
         return plain_linear(Tensor(weight.data), None if bias is None else Tensor(bias.data))
 
 
@@ -383,6 +384,7 @@ def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, AW0: Any) 
 # ----------------------------------------------------------------------------- the norm of V
 
 
+@np.errstate(all="ignore")
 def row_norm(
     W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], AW0: Any = None
 ) -> Tensor:
@@ -422,13 +424,12 @@ def row_norm(
     >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    with np.errstate(all="ignore"):
-        W0A = W0 @ A.mT if AW0 is None else AW0.mT
-        gram = A @ A.mT
-        change = W0A + B @ (s / 2 * gram)
-        square = squares + 2 * s * (change * B).sum(axis=1)
-        b, longest = np.asarray(B), s * s * np.linalg.norm(gram)
-        sound = square > 0.03 * (squares + longest * np.vecdot(b, b))
+    W0A = W0 @ A.mT if AW0 is None else AW0.mT
+    gram = A @ A.mT
+    change = W0A + B @ (s / 2 * gram)
+    square = squares + 2 * s * (change * B).sum(axis=1)
+    b, longest = np.asarray(B), s * s * np.linalg.norm(gram)
+    sound = square > 0.03 * (squares + longest * np.vecdot(b, b))
     if sound.all():
         return mg.sqrt(square)
     rows = np.flatnonzero(~sound)

@@ -242,7 +242,10 @@ def _write(files: Mapping[Path, bytes]) -> None:
     renamed: list[Path] = []
     try:
         for path, content in files.items():
-            with os.fdopen(os.open(new[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            handle = os.open(
+                new[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
+            )  # less the umask
+            with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -213,7 +213,8 @@ def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str
             )
         whole |= {id(m) for m in hits}
     both = [path for path in linears if config.conflicts(path)]
-    both += [path for path, m in found.items() if id(m) in whole]  # one layer under two names
+    inside = {id(part) for _, m in modules if id(m) in whole for _, part in m.named_modules()}
+    both += [path for path, m in found.items() if id(m) in inside]  # one layer under two names
     if strict and both:
         raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
     targets: dict[int, str] = {}
@@ -310,7 +311,15 @@ class PeftModel(Module):
 
     @property
     def active_adapter(self) -> str:
-        """The name of the active adapter, the first of several."""
+        """The name of the active adapter, the first of several.
+
+        Raises
+        ------
+        ValueError
+            If there is none left.
+        """
+        if not self.active_adapters:
+            raise ValueError("the model has no adapter left")
         return self.active_adapters[0]
 
     @property
@@ -385,19 +394,23 @@ class PeftModel(Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
 
+        Without the last one the model computes what the base does.
+
         Raises
         ------
         ValueError
-            For an unknown name, and for the only adapter.
+            For an unknown name.
         """
         self._get(adapter_name)
-        if len(self._adapters) == 1:
-            raise ValueError(f"{adapter_name!r} is the only adapter; the base is get_base_model()")
         del self._adapters[adapter_name]
         if adapter_name in self.active_adapters:
             disabled = self._disabled
             remaining = [name for name in self.active_adapters if name != adapter_name]
-            self.set_adapter(remaining or next(iter(self._adapters)))
+            remaining = remaining or list(self._adapters)[:1]
+            if remaining:
+                self.set_adapter(remaining)
+            else:
+                self._active, self.active_adapters = self._plain, []
             self._disabled = disabled
 
     def add_weighted_adapter(

@@ -72,12 +72,12 @@ def sweep(
     cotangents[order[-1]] = g
     while order:
         tensor = order.pop()
-        op = tensor._op
-        if op is None:
+        op, parents = tensor._op, tensor._parents
+        if op is None or parents is None:  # a leaf, or further back than the walk goes
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
         y: Array = tensor._data
-        inputs, parents = tensor._inputs, tensor._parents
+        inputs = tensor._inputs
         if record:
             y, inputs = tensor, _as_tensors(inputs, parents)
         vjps: Sequence[Any] = op.vjps

@@ -515,23 +515,23 @@ def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _mean(a, axis, keepdims)
 
 
-def _freedom(a: Array, axis: Axis, ddof: int) -> Array:
-    """Return n − ddof, the degrees of freedom, but not less than 0."""
-    return np.maximum(_count(a, axis) - ddof, 0).astype(a.dtype)
+def _per_degree(a: Array, axis: Axis, ddof: int) -> float:
+    """Return 1/N for the N = n − ddof degrees of freedom; infinity if there are none."""
+    return float(np.divide(1.0, np.maximum(_count(a, axis) - ddof, 0)))
 
 
 # v = Σ(a − μ)²/N with N = n − ddof:  dv = 2/N Σ(a − μ)(da − dμ) = 2/N Σ(a − μ) da,
 # since Σ(a − μ) dμ = 0   ⟹   ā = 2ȳ (a − μ)/N
 @op(
     lambda g, y, a, axis=None, ddof=0, keepdims=False: (
-        _restore(2 * g, a, axis) * (a - mean(a, axis, keepdims=True)) / _freedom(a, axis, ddof)
+        _restore(2 * g, a, axis) * (a - mean(a, axis, keepdims=True)) * _per_degree(a, axis, ddof)
     )
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
     """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``."""
     deviation = a - _mean(a, axis, keepdims=True)
-    correction = _count(a, axis) / _freedom(a, axis, ddof)
-    return _mean(deviation * deviation, axis, keepdims) * correction
+    share = _count(a, axis) * _per_degree(a, axis, ddof)  # n/N
+    return _mean(deviation * deviation, axis, keepdims) * share
 
 
 def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:

@@ -4,6 +4,8 @@
 
 Valid files (``.npz`` and, if safetensors is installed, PEFT's folder) are changed a little: bytes
 flipped, removed, repeated or moved, values in the JSON replaced, tensors renamed, reshaped or retyped.
+Where a checksum or a length would betray the change at once, it is made to fit again, so that the damage
+reaches what is inside.
 The suite tries two hundred.  A clear error is a ``CheckpointError``; after it the model that was to
 receive the adapter must be what it was before.  Anything else is reported with its seed.
 """
@@ -15,6 +17,7 @@ import io
 import json
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +96,9 @@ def retouch_number(data, rng):
 DAMAGE = [flip, flip, cut, remove, repeat, overwrite, append, retouch_number]
 
 VALUES = [
+    "a{99999999999999999999}",
+    "(?i)0",
+    "0|2",
     None,
     -1,
     0,
@@ -150,11 +156,49 @@ def other_tensors(data, rng):
     return file.getvalue()
 
 
+def other_member(data, rng):
+    """Return the ``.npz`` with one of its arrays damaged and then packed again, checksums and all."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = str(rng.choice(list(members)))
+    members[name] = (
+        DAMAGE[rng.integers(len(DAMAGE))](members[name][:128], rng) + members[name][128:]
+    )
+    ways = [zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", ways[rng.integers(len(ways))]) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return file.getvalue()
+
+
+SHAPES = [[0, 2**62], [2**63, 0], [1] * 65, [], [2, 3], [-1], ["2"], None]
+
+
+def other_header(data, rng):
+    """Return the safetensors file with its header damaged, or one tensor more, and the length right."""
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    if rng.random() < 0.5:
+        text = DAMAGE[rng.integers(len(DAMAGE))](data[8 : 8 + length], rng)
+    else:
+        shape = SHAPES[rng.integers(len(SHAPES))]
+        kind = str(rng.choice(["F32", "BF16", "I64", "F8_E4M3", "C64"]))
+        extra = {"dtype": kind, "shape": shape, "data_offsets": [len(body)] * 2}
+        text = json.dumps(header | {str(rng.choice(list(header))) + "x": extra}).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
 def damaged(kind, files, rng):
     """Return the files with one of them damaged."""
     target = {"npz": "a.npz", "safetensors": WEIGHTS, "json": CONFIG}[kind]
     ways = list(DAMAGE)
-    ways += {"npz": [other_tensors] * 4, "json": [other_json] * 8}.get(kind, [])
+    inside = {
+        "npz": [other_tensors] * 4 + [other_member] * 6,
+        "safetensors": [other_header] * 6,
+        "json": [other_json] * 8,
+    }
+    ways += inside[kind]
     with np.errstate(all="ignore"):
         return files | {target: ways[rng.integers(len(ways))](files[target], rng)}
 

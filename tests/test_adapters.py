@@ -8,6 +8,7 @@ columns, with the norm held constant and exactly differentiated.
 import contextlib
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -493,6 +494,73 @@ def test_the_cached_norm_is_never_stale_after_a_step_or_a_load(kind):
         layer(x)
         change()
         assert_allclose(layer(x).data, in_training(layer, x), rtol=1e-12)
+
+
+@every_dora
+def test_the_cached_norm_knows_the_scaling(kind):
+    layer = trained(kind).eval()
+    x, _ = inputs(layer)
+    with mg.no_grad():
+        layer(x)
+        layer.scaling *= 3
+        assert_allclose(layer(x).data, in_training(layer, x), rtol=1e-12)
+
+
+@every_dora
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_what_the_norm_relies_on_cannot_be_written_to_in_a_copy_either(kind, copied):
+    layer = copied(trained(kind))
+    layer(inputs(layer)[0])
+    with pytest.raises(ValueError, match="read-only"):
+        layer.base_layer.weight.data[0] = 0
+    layer.base_layer.weight.data = 2 * layer.base_layer.weight.data
+    layer(inputs(layer)[0])
+    with pytest.raises(ValueError, match="read-only"):
+        layer.base_layer.weight.data[0] = 0
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_the_exact_norm_is_computed_once_too_where_nobody_differentiates_it(kind, calls):
+    layer = trained(kind).eval()
+    x, G = inputs(layer)
+    calls.clear()
+    with mg.no_grad():
+        layer(x)
+        layer(x)
+    assert len(calls) == 1
+    _, found = gradients(layer, x, G)
+    _, expected = gradients(layer.train(), x, G)
+    for name, g in expected.items():
+        assert_allclose(found[name], g, rtol=1e-12, err_msg=name)
+
+
+@every_kind
+@pytest.mark.parametrize("batch", [(2,), (3, 2)])
+def test_a_thawed_weight_gets_its_gradient(kind, batch):
+    """The norm counts as constant in W0, too, if it is held constant."""
+    layer = trained(kind, sizes=(3, 16))
+    x, G = inputs(layer, batch)
+    before = layer(x).data
+    layer.base_layer.weight.requires_grad = True
+    layer(x).backward(G)
+    assert_allclose(layer(x).data, before, rtol=1e-12)
+    weight = layer.base_layer.weight
+    if "exact" not in kind:
+        rows, G_rows = x.reshape(-1, 3), G.reshape(-1, 16)
+        c = 1 if kind == "LoRA" else layer.m.data / layer.norm().data
+        scale = c if kind == "DoRA of columns" or kind == "LoRA" else c[:, None]
+        assert_allclose(weight.grad, scale * (G_rows.T @ rows), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("r", "size"), [(64, 1.0), (128, 1.0), (256, 1.0)])
+def test_a_large_rank_alone_does_not_call_for_the_definition(r, size, monkeypatch):
+    """Rows far from cancelling are computed from r columns, however many these are."""
+    rng = np.random.default_rng(0)
+    W0 = rng.normal(size=(64, 512)) / np.sqrt(512)
+    A, B = rng.normal(size=(r, 512)) / np.sqrt(512), rng.normal(size=(64, r)) * size / np.sqrt(r)
+    expected = np.linalg.norm(W0 + B @ A, axis=1)
+    monkeypatch.setattr(mg, "norm", None)
+    assert_allclose(row_norm(W0, A, B, 1.0, row_squares(W0)).data, expected, rtol=1e-10)
 
 
 @every_dora

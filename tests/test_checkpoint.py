@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -710,3 +711,114 @@ def importing_no_safetensors(real):
         return real(name, *args, **kwargs)
 
     return without
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, safetensors):
+    """The second of two files cannot be put in its place: the first goes back to what it was."""
+    trained().save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    replace, calls = os.replace, []
+
+    def fail_at_the_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        trained("DoRA").save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_readme_that_is_there_stays(tmp_path, safetensors):
+    (tmp_path / "README.md").write_text("my own words")
+    trained().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+
+
+def test_files_are_as_open_to_others_as_the_user_wants(tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644)):
+        before = os.umask(mask)
+        try:
+            trained().save_adapter(tmp_path / "a.npz")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.npz").stat().st_mode & 0o777 == mode
+
+
+def test_everything_that_is_wrong_is_listed_at_once(tmp_path):
+    changes = {A: SHAPELESS.astype(np.int32)[:1] if SHAPELESS.ndim else np.zeros((1, 3), np.int32)}
+    rewritten(tmp_path, **changes, **{"stray.weight": np.zeros(2, np.float32)})
+    arrays = read(tmp_path / "a.npz")
+    arrays.pop(PREFIX + "layers.0.lora_B.weight")
+    arrays[PREFIX + "layers.2.lora_B.weight"] = np.full_like(
+        arrays[PREFIX + "layers.2.lora_B.weight"], np.nan
+    )
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(CheckpointError) as failure:
+        load(tmp_path / "a.npz")
+    for part in (
+        "missing layers.0.lora_B.weight",
+        f"{A} has shape",
+        f"{A} has dtype int32",
+        "unexpected stray.weight",
+        "NaN or infinity in layers.2.lora_B.weight",
+    ):
+        assert part in str(failure.value)
+
+
+def test_a_config_whose_alpha_was_edited_is_noticed(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    text = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(text | {"lora_alpha": 80}))
+    refuse(tmp_path, r"the config gives layers\.0 the scaling 40, but it was saved with")
+
+
+def test_a_key_that_occurs_twice_in_the_config_is_refused(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    text = (tmp_path / CONFIG).read_text().replace('"lora_alpha"', '"lora_alpha": 1, "lora_alpha"')
+    (tmp_path / CONFIG).write_text(text)
+    refuse(tmp_path, "a key occurs twice")
+
+
+def test_a_large_array_is_refused_before_it_is_unpacked(tmp_path):
+    trained().save_adapter(tmp_path / "a.npz")
+    arrays = read(tmp_path / "a.npz") | {PREFIX + "bomb": np.zeros(200_000_000, np.uint8)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    del arrays
+    tracemalloc.start()
+    try:
+        refuse(tmp_path / "a.npz", r"unexpected bomb \(200000000,\)")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_rank_that_no_tensor_has_is_refused_before_anything_is_drawn(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    text = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(
+        json.dumps(text | {"r": 10**9, "init_lora_weights": "orthogonal"})
+    )
+    refuse(tmp_path, "r=1000000000 for layers.0, but no tensor has")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    refuse(tmp_path / "a.npz", "cannot read .*a.npz: it is not a file")
+
+
+def test_a_checkpoint_of_pytorch_lists_a_shared_tensor_under_both_names(tmp_path):
+    net = ld.Sequential(ld.Linear(2, 2), ld.ReLU())
+    net.tied = net[0]
+    both = {
+        f"{name}.{n}": p.data + 1 for name in ("0", "tied") for n, p in net[0].named_parameters()
+    }
+    np.savez(tmp_path / "net.npz", **both)
+    ld.load_model(tmp_path / "net.npz", net)
+    assert_array_equal(net[0].weight.data, both["0.weight"])
+    net.load_state_dict({name: value for name, value in both.items() if name.startswith("0")})
+    with pytest.raises(ValueError, match="unexpected else"):
+        net.load_state_dict(both | {"else": np.zeros(1)})

@@ -549,3 +549,85 @@ class TestHessianVectorProduct:
         h = 6e-6
         up, down = (self.gradient(leaf(self.w + s * h * self.v)).data for s in (1, -1))
         assert_allclose(self.product(), (up - down) / (2 * h), rtol=1e-7)
+
+
+# ----------------------------------------------------------------------------- what has changed since
+
+
+def test_the_graph_of_a_gradient_refuses_a_leaf_that_was_assigned_to():
+    x = leaf(2.0)
+    y = x * x
+    x.data = np.array(5.0)
+    assert mg.grad(y, x).item() == 4  # of the graph that was recorded
+    with pytest.raises(RuntimeError, match=r"leaf of shape \(\) was assigned to"):
+        mg.grad(y, x, create_graph=True)
+
+
+def test_no_gradient_is_written_if_a_rule_fails():
+    def broken(g, y, a):
+        raise ArithmeticError
+
+    a, b = leaf(3.0), leaf([1.0, 2.0])
+    fails = mg.ops.Op(lambda x: x * 1, (broken,))
+    for y in ((fails(a) * b).sum(), (b * fails(a)).sum()):
+        with pytest.raises(ArithmeticError):
+            y.backward()
+        assert a.grad is None
+        assert b.grad is None
+
+
+def test_a_graph_that_was_released_further_back_does_not_matter():
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    y.sum().backward()
+    z = (y * 3).sum()
+    assert_array_equal(mg.grad(z, y).data, [3, 3])
+    with pytest.raises(RuntimeError, match="released"):
+        mg.grad(z, x)
+
+
+def test_a_gradient_to_differentiate_again_is_recorded_also_within_no_grad():
+    x = leaf(2.0)
+    y = x**3
+    with mg.no_grad():
+        slope = mg.grad(y, x, create_graph=True)
+        assert not (x * 2).requires_grad
+    assert mg.grad(slope, x).item() == 12
+
+
+def test_no_grad_refuses_to_decorate_what_runs_later():
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    async def both():
+        yield
+
+    for function in (generator, coroutine, both):
+        with pytest.raises(TypeError, match=f"{function.__name__} runs later"):
+            mg.no_grad()(function)
+
+
+def test_whether_results_are_recorded_can_be_asked():
+    assert mg.is_grad_enabled()
+    with mg.no_grad():
+        assert not mg.is_grad_enabled()
+
+
+@pytest.mark.parametrize("xs", [np.ones(2), [np.ones(2)], 1.0], ids=str)
+def test_only_tensors_can_be_differentiated_by(xs):
+    with pytest.raises(TypeError):
+        mg.grad(leaf(1.0) * 2, xs)
+
+
+def test_a_result_that_is_no_tensor_cannot_be_differentiated():
+    with pytest.raises(TypeError, match="expected a Tensor"):
+        mg.grad(np.ones(1), leaf(1.0))
+
+
+def test_the_gradient_has_the_byte_order_of_its_leaf():
+    x = mg.Tensor(np.ones(2, ">f8"), requires_grad=True)
+    (x * 2 + x * 3).sum().backward()
+    assert x.grad.dtype == x.dtype == np.dtype(">f8")

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -583,11 +584,12 @@ def test_a_deleted_adapter_is_gone_and_another_becomes_active():
     model.delete_adapter("default")
     assert (model.active_adapters, list(model.peft_config)) == (["c"], ["c"])
     assert model.get_nb_trainable_parameters()[0] == 80
-    with pytest.raises(
-        ValueError, match=r"'c' is the only adapter; the base is get_base_model\(\)"
-    ):
-        model.delete_adapter("c")
-    assert list(model.peft_config) == ["c"]
+    model.delete_adapter("c")
+    assert (model.active_adapters, list(model.peft_config)) == ([], [])
+    assert_array_equal(out(model), out(model.get_base_model()))
+    with pytest.raises(ValueError, match="no adapter left"):
+        model.active_adapter  # noqa: B018
+    assert "active: ," in repr(model)
 
 
 def test_of_two_active_adapters_the_other_stays():
@@ -783,3 +785,249 @@ def test_a_merge_with_nan_is_refused_and_the_model_stays(method):
     with pytest.raises(ValueError, match=r"cannot merge: NaN or infinity in .*A"):
         model.merge_and_unload()
     assert bytes_of(model) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_merge_looks_at_biases_whole_modules_and_the_result(value):
+    for options, name in (
+        ({"bias": "all"}, "head.0.bias"),
+        ({"modules_to_save": ["head"]}, "head.2.weight"),
+    ):
+        model = adapted(**options)
+        dict(model.named_parameters())[f"base_model.{name}"].data.flat[0] = value
+        with pytest.raises(ValueError, match=f"NaN or infinity in .*{re.escape(name)}"):
+            model.merge_and_unload()
+        merged = model.merge_and_unload(safe_merge=False)
+        assert not np.isfinite(merged.state_dict()[name]).all()
+    model = adapted()
+    for name, p in model.named_parameters():
+        if name.endswith((".A", ".B")):
+            p.data = np.full_like(p.data, 1e30)
+    with pytest.raises(ValueError, match="cannot merge: weight holds NaN or infinity"):
+        model.merge_and_unload()
+
+
+# ----------------------------------------------------------------------------- any module
+
+
+class Pair(NamedTuple):
+    """Two layers in a named tuple."""
+
+    one: ld.Linear
+    two: ld.Linear
+
+
+class Odd(ld.Module):
+    """What users write: two inputs, a method as attribute, layers in a dict, a buffer, a way back."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.pair = Pair(ld.Linear(4, 4, rng=rng), ld.Linear(4, 4, rng=rng))
+        self.byname = {"x": ld.Linear(4, 4, rng=rng), "y": ld.Linear(4, 4, rng=rng)}
+        self.act = self.body
+        self._owner = self
+        self.calls = np.zeros(1)
+        self.noise = np.random.default_rng(1)
+
+    def body(self, x):
+        return self.byname["x"](self.pair.one(x))
+
+    def forward(self, x, mask=None, *, shift=0.0):
+        self.calls += 1
+        self.noise.random()
+        x = self.act(x) + shift
+        return self.byname["y"](self.pair.two(x if mask is None else x * mask))
+
+
+def test_a_module_may_be_made_as_users_make_them():
+    base = Odd()
+    model = adapted(base=base, target_modules="all-linear", trained=False)
+    x, mask = X, np.eye(4, dtype=np.float32)[:1]
+    assert_array_equal(model(x, mask, shift=1.0).data, base(x, mask, shift=1.0).data)
+    assert list(dict(model.peft_config)) == ["default"]
+    assert len(model.trainable_parameters()) == 2 * 4
+    randomized(model)
+    live = model(x, mask, shift=1.0).data
+    assert np.abs(live - base(x, mask, shift=1.0).data).max() > 1e-3
+    assert_allclose(model.merge_and_unload()(x, mask, shift=1.0).data, live, atol=1e-5)
+    assert model.base_model._owner is model.base_model
+    assert model.base_model.act.__self__ is model.base_model
+
+
+def test_what_a_module_changes_as_it_runs_is_its_own():
+    base = Odd()
+    model = adapted(base=base, target_modules="all-linear")
+    state = base.noise.bit_generator.state
+    model(X)
+    assert base.calls == 0
+    assert base.noise.bit_generator.state == state
+    assert model.base_model.calls == 1
+
+
+def test_attributes_of_the_base_can_be_reached():
+    model = adapted()
+    assert model.head is model.base_model.head
+    assert isinstance(model.blocks[0].q, LowRankLinear)
+    with pytest.raises(AttributeError):
+        model.nothing  # noqa: B018
+    with pytest.raises(AttributeError):
+        model._nothing  # noqa: B018
+
+
+# ----------------------------------------------------------------------------- nothing half done
+
+
+def writable(base):
+    return [p.data.flags.writeable for p in base.parameters()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "all-linear", "r": 5, "init_lora_weights": "pissa"},
+        {"target_modules": ["q"], "rank_pattern": {"nothing": 3}},
+        {"target_modules": ["q"], "modules_to_save": ["nothing"]},
+    ],
+    ids=str,
+)
+def test_an_injection_that_fails_leaves_every_array_as_it_was(options):
+    base = Net()
+    with pytest.raises(ValueError, match=r"pissa|matches"):
+        adapted(base=base, **options)
+    assert all(writable(base))
+
+
+def test_a_load_that_fails_leaves_every_array_as_it_was(tmp_path):
+    adapted(base=ld.MLP([4, 3]), target_modules=["0"]).save_adapter(tmp_path / "a.npz")
+    base = Net()
+    with pytest.raises(ld.CheckpointError):
+        ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")
+    assert all(writable(base))
+
+
+def test_a_config_that_changes_later_changes_nothing(tmp_path):
+    targets = ["q"]
+    changing = config(target_modules=targets)
+    model = ld.get_peft_model(Net(), changing)
+    targets.append("v")
+    changing.r, changing.lora_alpha = 7, 99
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
+    assert loaded.peft_config["default"].r == 2
+    assert loaded.peft_config["default"].target_modules == ["q"]
+
+
+def test_a_config_is_checked_again_when_it_is_used():
+    changed = config()
+    changed.bias = "banana"
+    with pytest.raises(ValueError, match="bias must be one of"):
+        ld.get_peft_model(Net(), changed)
+
+
+def test_one_layer_under_two_names_is_not_both_adapted_and_trained_whole():
+    for options in (
+        {"target_modules": ["tied.q"], "modules_to_save": ["blocks.0.q"]},
+        {"target_modules": ["blocks.0.q"], "modules_to_save": ["tied"]},
+    ):
+        with pytest.raises(ValueError, match="named by both"):
+            adapted(**options)
+
+
+# ----------------------------------------------------------------------------- as PEFT's users know it
+
+
+class Classifier(ld.Module):
+    """A net with a head by the name that PEFT looks for."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.q, self.classifier = ld.Linear(4, 4, rng=rng), ld.Linear(4, 3, rng=rng)
+
+    def forward(self, x):
+        return self.classifier(self.q(x))
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_task_of_classification_trains_its_head(task):
+    model = adapted(base=Classifier(), target_modules=["q"], task_type=task)
+    assert model.peft_config["default"].modules_to_save == ["classifier", "score"]
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {f"base_model.classifier.{n}" for n in ("weight", "bias")} < trained
+    headless = adapted(task_type=task)  # which is no error: the head is implied, not asked for
+    assert len(headless.trainable_parameters()) == len(adapted().trainable_parameters())
+
+
+def test_the_base_can_be_taken_out_again_without_the_adapter():
+    base = Net()
+    plain = adapted(base=base).unload()
+    assert_array_equal(out(plain), out(base))
+    assert all(p.requires_grad and p.data.flags.writeable for p in plain.parameters())
+
+
+def test_others_than_the_active_adapters_can_be_merged():
+    model = adapted()
+    add(model, "other", seed=3)
+    merged = model.merge_and_unload(adapter_names=["other"])
+    both = model.merge_and_unload(adapter_names=["default", "other"])
+    assert model.active_adapters == ["default"]
+    model.set_adapter("other")
+    assert_allclose(out(merged), out(model), atol=1e-5)
+    model.set_adapter(["default", "other"])
+    assert_allclose(out(both), out(model), atol=1e-5)
+
+
+def test_an_adapter_named_twice_is_refused():
+    with pytest.raises(ValueError, match="named twice: default, default"):
+        adapted().set_adapter(["default", "default"])
+
+
+def test_of_several_active_adapters_one_is_named_to_be_saved(tmp_path):
+    model = adapted()
+    add(model, "other", seed=3)
+    model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="name one of the active adapters: default, other"):
+        model.save_adapter(tmp_path / "a.npz")
+
+
+def test_the_mode_set_while_disabled_reaches_adapters_that_act_together():
+    base = ld.Sequential(ld.Linear(4, 4), ld.Dropout(0.5), ld.Linear(4, 4))
+    model = adapted(base=base, target_modules=["0"])
+    add(model, "other", target_modules=["0"])
+    model.set_adapter(["default", "other"])
+    for mode in (False, True):
+        with model.disable_adapter():
+            model.train(mode)
+        assert {m.training for _, m in model.named_modules()} == {mode}
+
+
+def test_deleting_another_adapter_changes_neither_what_is_active_nor_what_is_frozen():
+    model = adapted()
+    add(model, "other")
+    model.requires_grad_(False)
+    with model.disable_adapter():
+        before = out(model)
+        model.delete_adapter("other")
+        assert_array_equal(out(model), before)
+    assert not model.trainable_parameters()
+
+
+def test_an_svd_of_float16_factors_is_computed_in_more_digits():
+    base = ld.MLP([4, 4], dtype=np.float16)
+    model = adapted(base=base, target_modules=["0"])
+    model.add_weighted_adapter(["default"], [2.0], "twice", "svd")
+    assert all(p.dtype == np.float16 for p in model.parameters())
+
+
+def test_copies_of_several_adapters_go_on_sharing_one_base():
+    model = adapted(base=ld.MLP([4, 4]), target_modules=["0"])
+    add(model, "other", target_modules=["0"])
+    twin = copy.deepcopy(model)
+    views = [a.model for a in twin._adapters.values()]
+    one, other = (dict(v.named_parameters())["layers.0.base_layer.weight"] for v in views)
+    assert one.data is other.data
+    assert not np.shares_memory(one.data, model.get_base_model().layers[0].weight.data)
+
+
+def test_the_model_starts_in_the_mode_of_its_base():
+    assert not adapted(base=Net().eval()).training
+    assert adapted(base=Net()).training

@@ -410,3 +410,61 @@ def test_losses_of_no_examples():
     y, g = value_and_gradients(lambda a: mg.mse_loss(a, np.ones((0,))), np.ones((0,)))
     assert np.isnan(y)
     assert g.shape == (0,)
+
+
+# ----------------------------------------------------------------------------- second order
+
+
+@pytest.mark.parametrize("condition", [[255, 0], [-3, 0], [0.5, 0.0], [True, False]], ids=str)
+def test_a_condition_of_numbers_chooses_and_does_not_scale(condition):
+    x = mg.Tensor([1.0, 1.0], requires_grad=True)
+    for create_graph in (False, True):
+        y = mg.where(condition, x, 0.0).sum() + mg.where(condition, 0.0, 3 * x).sum()
+        assert_array_equal(mg.grad(y, x, create_graph=create_graph).data, [1, 3])
+
+
+def test_the_hessian_of_a_power_is_symmetric_where_the_exponent_is_0():
+    """∂²(aᵇ)/∂a∂b = aᵇ⁻¹ (1 + b log a), which is 1/a at b = 0."""
+    a, b = mg.Tensor(2.0, requires_grad=True), mg.Tensor(0.0, requires_grad=True)
+    da, db = mg.grad(a**b, [a, b], create_graph=True)
+    assert mg.grad(da, b).item() == mg.grad(db, a).item() == 0.5
+    mg.gradgradcheck(mg.pow, np.array([2.0, 0.5]), np.array([0.0, 0.0]))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_gradient_of_the_norm_at_the_zero_vector_is_constant(axis):
+    x = mg.Tensor(np.zeros((2, 3)), requires_grad=True)
+    slope = mg.grad(mg.norm(x, axis=axis).sum(), x, create_graph=True)
+    assert_array_equal(mg.grad((slope * np.arange(6.0).reshape(2, 3)).sum(), x).data, 0 * x.data)
+
+
+@pytest.mark.parametrize("f", [mg.max, mg.min], ids=["max", "min"])
+def test_an_infinite_upstream_gradient_reaches_only_what_was_chosen(f):
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    expected = [0, inf] if f is mg.max else [inf, 0]
+    assert_array_equal(mg.grad(f(x), x, inf).data, expected)
+
+
+# ----------------------------------------------------------------------------- numbers, few bits
+
+REDUCTIONS = [mg.sum, mg.mean, mg.max, mg.min, mg.norm, mg.var, mg.softmax, mg.log_softmax]
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("f", REDUCTIONS, ids=lambda f: f.name)
+def test_a_number_may_be_reduced_over_its_only_axis(f, axis):
+    x = mg.Tensor(3.0, requires_grad=True)
+    y, row = f(x, axis=axis), f(x.reshape(1), axis=axis)
+    assert y.shape == ()
+    assert_array_equal(y.data, row.data.reshape(()))
+    slope = mg.grad(y, x, create_graph=True)
+    assert_array_equal(slope.data, mg.grad(row, x, np.ones(row.shape)).data)
+    with pytest.raises(ValueError, match="axis 1"):
+        f(x, axis=1)
+
+
+def test_a_mean_of_many_float16_does_not_overflow():
+    x = mg.Tensor(np.full(70_000, 1000, np.float16), requires_grad=True)
+    assert mg.mean(x).item() == 1000
+    assert mg.var(x).item() == 0
+    assert mg.mean(x).dtype == np.float16

@@ -553,3 +553,93 @@ def test_a_tensor_given_by_keyword_gets_its_gradient():
     assert [a.grad[0].max() for a in (x, w)] == [2, 5]
     np.testing.assert_array_equal(b.grad, [5, 5])
     np.testing.assert_array_equal(mg.linear(x, w=w).data, np.full((5, 2), 3))
+
+
+# ----------------------------------------------------------------------------- no gradient is lost
+
+
+class Named(mg.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_a_subclass_keeps_its_gradient_and_its_class_in_a_copy():
+    p = Named([1.0, 2.0], requires_grad=True)
+    (mg.exp(p) * 2 + p.sum()).sum().backward()
+    assert_allclose(p.grad, 2 * np.exp([1, 2]) + 2)
+    for twin in (copy.deepcopy(p), pickle.loads(pickle.dumps(p))):
+        assert type(twin) is Named
+        assert_array_equal(twin.grad, p.grad)
+        assert twin.grad is not p.grad
+
+
+def test_a_list_of_tensors_is_refused_where_it_would_lose_their_gradients():
+    a = mg.Tensor(1.0, requires_grad=True)
+    for attempt in (lambda: mg.Tensor([a, a]), lambda: mg.add(V, [a, a, a]), lambda: mg.exp([[a]])):
+        with pytest.raises(TypeError, match="use stack or concatenate"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.array(["2.5"]), np.array(["2020-01-01"], "M8[D]"), [None], [1j], [object()]],
+    ids=str,
+)
+def test_joining_checks_its_operands_as_arithmetic_does(wrong):
+    for join in (mg.concatenate, mg.stack):
+        with pytest.raises(TypeError, match="real numbers"):
+            join([mg.Tensor([1.0]), wrong])
+
+
+def test_one_tensor_is_joined_like_several():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    y = mg.concatenate([x])
+    assert y is not x
+    assert not y.data.flags.writeable
+    with pytest.raises(ValueError, match="axis 1"):
+        mg.concatenate([x], axis=1)
+    with pytest.raises(ValueError, match="zero-dimensional"):
+        mg.concatenate([mg.Tensor(1.0)])
+
+
+def test_many_tensors_are_joined_at_once():
+    xs = [mg.Tensor([float(i)], requires_grad=True) for i in range(50)]
+    y = mg.concatenate(xs)
+    assert y._parents[:50] == xs
+    for i, g in enumerate(mg.grad(y, xs, np.arange(50.0))):
+        assert_array_equal(g.data, [i])
+
+
+def test_what_was_left_out_may_be_none():
+    x, w = mg.Tensor([[1.0, 2.0]]), mg.Tensor([[3.0, 4.0]])
+    assert mg.linear(x, w, None).item() == 11
+    assert mg.linear(x, w, b=None).item() == 11
+
+
+def test_a_wider_bias_widens_the_result():
+    x, w, b = (np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.ones(1, np.float64))
+    assert mg.linear(x, w, b).dtype == (x @ w.T + b).dtype == np.float64
+
+
+def test_comparing_and_joining_never_warn():
+    x = mg.Tensor([1.0], requires_grad=True)
+    small = x.astype(np.float32)
+    with np.errstate(all="raise"):
+        assert (small < 1e300).all()
+        assert mg.stack([small[0], 1e300]).data[1] == np.inf
+        assert (x.astype(np.float16) + np.array([70000])).data == np.inf
+
+
+def test_membership_is_that_of_the_array():
+    assert 2.0 in mg.Tensor([1.0, 2.0])
+    assert 3.0 not in mg.Tensor([1.0, 2.0])
+
+
+def test_a_number_too_large_for_a_float_is_refused_by_the_op():
+    with pytest.raises(OverflowError, match="mul"):
+        V * 10**400
+
+
+def test_a_condition_must_be_made_of_bools_or_numbers():
+    for wrong in (["a", "b", "c"], None, [None] * 3):
+        with pytest.raises(TypeError, match="condition"):
+            mg.where(wrong, V, V)
