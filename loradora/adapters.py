@@ -251,15 +251,15 @@ class DoRALinear(LowRankLinear):
         x = self.as_input(x)
         dropped = self.lora_dropout(x)
         if self.norm_axis == 1:
-            z, AW0 = self.product(dropped)
-            y = rescale(z, self.m, self.divisor(AW0), self.bias)
+            z, W0A = self.product(dropped)
+            y = rescale(z, self.m, self.divisor(W0A), self.bias)
         else:
             scaled = dropped * (self.m / self.divisor())
             y = self.correct(self.base_layer(scaled), scaled)
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
     def product(self, x: Any) -> tuple[Tensor, Any]:
-        """Return x Vᵀ and, if it comes at little cost, the A W0ᵀ that the norm needs; else None.
+        """Return x Vᵀ and, if it comes at little cost, the W0 Aᵀ that the norm needs; else None.
 
         To multiply W0 by the r rows of A alone costs a third of what 64 rows of x cost, because W0 has to
         be read for it; beside the few rows of x it is nearly free.  (While B = 0 it is not needed: then
@@ -268,12 +268,12 @@ class DoRALinear(LowRankLinear):
         W0 = self.base_layer.weight
         few = x.ndim == 2 and 4 * len(x) <= len(W0) and not W0.requires_grad
         if few and self.training and self.detach_norm and self.B.data.any():
-            AW0 = np.empty((self.r, len(W0)), W0.dtype)
+            W0A = np.empty((len(W0), self.r), W0.dtype)
             h = mg.linear(x, self.A)
-            return product_beside(x, W0.data, h, self.B, self.scaling, self.A.data, AW0), AW0
+            return product_beside(x, W0.data, h, self.B, self.scaling, self.A.data, W0A), W0A
         return self.correct(mg.linear(x, W0), x), None
 
-    def norm(self, AW0: Any = None) -> Tensor:
+    def norm(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``.
 
         In evaluation the constant is computed once, and again when s, A, B or W0 have changed.
@@ -282,25 +282,25 @@ class DoRALinear(LowRankLinear):
         if not self.detach_norm and mg.is_grad_enabled():
             return self._lengths(self.A, self.B)
         if self.training:
-            return self._lengths(A, B, AW0)
+            return self._lengths(A, B, W0A)
         W0, values = self.base_layer.weight.data, (self.scaling, A.tobytes(), B.tobytes())
         if self._evaluated[0] is not W0 or self._evaluated[1] != values:
             self._evaluated = W0, values, self._lengths(A, B)
         norm: Tensor = self._evaluated[2]
         return norm
 
-    def _lengths(self, A: Any, B: Any, AW0: Any = None) -> Tensor:
+    def _lengths(self, A: Any, B: Any, W0A: Any = None) -> Tensor:
         W0 = self.base_layer.weight.data
         if self._squares[0] is not W0:
             W0.setflags(write=False)  # what is remembered of it must stay true
             self._squares = W0, row_squares(W0 if self.norm_axis == 1 else W0.mT)
         if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
             W0, A, B = W0.mT, B.mT, A.mT
-        return row_norm(W0, A, B, self.scaling, self._squares[1], AW0)
+        return row_norm(W0, A, B, self.scaling, self._squares[1], W0A)
 
-    def divisor(self, AW0: Any = None) -> Tensor:
+    def divisor(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0."""
-        norm = self.norm(AW0)
+        norm = self.norm(W0A)
         return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
 
     @property
@@ -343,7 +343,7 @@ class LoRASum(Adapted):
 # y = y0 + s h Bᵀ,  dy = dy0 + s dh Bᵀ + s h dBᵀ   ⟹   h̄ = s ȳ B,  B̄ = s ȳᵀ h
 @mg.op(
     lambda g, y, y0, h, B, s: g,
-    lambda g, y, y0, h, B, s: s * mg.linear(g, B.mT),
+    lambda g, y, y0, h, B, s: s * (g @ B),
     lambda g, y, y0, h, B, s: as_rows(g).mT @ (s * as_rows(h)),
 )
 def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
@@ -354,12 +354,16 @@ def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
     return mg.linear.forward(s * h, B, y0)
 
 
+def _total(g: Any) -> Any:
+    return as_rows(g).sum(axis=0)
+
+
 # y = z∘c + b with c = m/n,  dy = dz∘c + z∘(dm/n − c dn/n) + db   ⟹
 @mg.op(
-    lambda g, y, z, m, n, b=None: g * (m / n),  #             z̄ = ȳ∘c
-    lambda g, y, z, m, n, b=None: g * z / n,  #               m̄ = ȳ∘z/n
-    lambda g, y, z, m, n, b=None: -g * z * (m / n) / n,  #    n̄ = −ȳ∘z∘c/n
-    lambda g, y, z, m, n, b: g,  #                            b̄ = ȳ
+    lambda g, y, z, m, n, b=None: g * (m / n),  #                    z̄ = ȳ∘c
+    lambda g, y, z, m, n, b=None: _total(g * z) / n,  #              m̄ = Σ ȳ∘z/n over the rows
+    lambda g, y, z, m, n, b=None: -_total(g * z) / n * (m / n),  #   n̄ = −Σ ȳ∘z∘c/n
+    lambda g, y, z, m, n, b: g,  #                                   b̄ = ȳ, summed by the engine
 )
 def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
     """Return (m/n) ∘ z + b for z (…, out) and m, n, b (out,): DoRA's y, if z = x Vᵀ and n = ‖V‖."""
@@ -369,16 +373,16 @@ def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
 
 # the rules of x W0ᵀ + s h Bᵀ, as in linear and plus_product
 @mg.op(
-    lambda g, y, x, W0, h, B, s, A, AW0: mg.linear(g, W0.T),
+    lambda g, y, x, W0, h, B, s, A, W0A: mg.linear(g, W0.T),
     None,
-    lambda g, y, x, W0, h, B, s, A, AW0: s * mg.linear(g, B.mT),
-    lambda g, y, x, W0, h, B, s, A, AW0: g.mT @ (s * h),
+    lambda g, y, x, W0, h, B, s, A, W0A: s * (g @ B),
+    lambda g, y, x, W0, h, B, s, A, W0A: g.mT @ (s * h),
 )
-def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, AW0: Any) -> Any:
-    """Return x W0ᵀ + s h Bᵀ for x (N, in) and h (N, r), and on the way write A W0ᵀ into the array AW0."""
-    both = mg.linear.forward(np.concatenate([x, A]), W0)
-    AW0[...] = both[len(x) :]
-    return mg.linear.forward(s * h, B, both[: len(x)])
+def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, W0A: Any) -> Any:
+    """Return x W0ᵀ + s h Bᵀ for x (N, in) and h (N, r), and on the way fill the array W0A with W0 Aᵀ."""
+    both = W0 @ np.concatenate([x.T, A.T], axis=1)
+    W0A[...] = both[:, len(x) :]
+    return mg.linear.forward(s * h, B, both[:, : len(x)].T)
 
 
 # ----------------------------------------------------------------------------- the norm of V
@@ -386,7 +390,7 @@ def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, AW0: Any) 
 
 @np.errstate(all="ignore")
 def row_norm(
-    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], AW0: Any = None
+    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], W0A: Any = None
 ) -> Tensor:
     """Return ‖W0 + s B A‖ for each row, without forming B A.
 
@@ -410,8 +414,8 @@ def row_norm(
         The scaling.
     squares
         :func:`row_squares` of W0, which is computed once.
-    AW0
-        A W0ᵀ, shape (r, out), if it is known.
+    W0A
+        W0 Aᵀ, shape (out, r), if it is known.
 
     Returns
     -------
@@ -424,12 +428,14 @@ def row_norm(
     >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    W0A = W0 @ A.mT if AW0 is None else AW0.mT
+    W0A = W0 @ A.mT if W0A is None else W0A
     gram = A @ A.mT
     change = W0A + B @ (s / 2 * gram)
-    square = squares + 2 * s * (change * B).sum(axis=1)
-    b, longest = np.asarray(B), s * s * np.linalg.norm(gram)
-    sound = square > 0.03 * (squares + longest * np.vecdot(b, b))
+    ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
+    square = squares + 2 * s * ((change * B) @ ones)
+    b, G = np.asarray(B), np.asarray(gram)
+    longest = s * s * math.sqrt(np.vdot(G, G))
+    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))
     if sound.all():
         return mg.sqrt(square)
     rows = np.flatnonzero(~sound)

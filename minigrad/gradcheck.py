@@ -58,7 +58,7 @@ def gradcheck(
         Accepted error relative to the larger of the two values.
     atol
         Accepted absolute error, less if the whole Jacobian is smaller than 1; what rounding makes of
-        the difference, 4ε·max(1, |y|)/h, is accepted on top.
+        the difference, 16ε·max(1, |y|)/h, is accepted on top.
     seed
         Of the random upstream gradient.
 
@@ -176,7 +176,7 @@ def _checked(y: Any) -> Tensor:
 def _accepted(jacobian: npt.NDArray[Any], y: Tensor, atol: float, step: float) -> npt.NDArray[Any]:
     """Return the absolute error accepted in each entry of the Jacobian."""
     largest = float(np.max(np.abs(jacobian), initial=0, where=np.isfinite(jacobian)))
-    rounding = 4 * np.finfo(np.float64).eps / step * np.maximum(1, np.abs(y.data))
+    rounding = 16 * np.finfo(np.float64).eps / step * np.maximum(1, np.abs(y.data))
     per_output = atol * min(1.0, largest) + np.where(np.isfinite(rounding), rounding, 0)
     one_each: npt.NDArray[Any] = per_output.reshape(y.shape + (1,) * (jacobian.ndim - y.ndim))
     return one_each

@@ -103,12 +103,8 @@ def record(op: Op[...], *args: Any) -> Tensor:
         else:
             inputs.append(_operand(op, len(inputs), args))
         parents.append(None)
-    for i in range(op.smooth, len(args)):
-        if not op.has_rule(i) and _holds_tensor(args[i]):
-            raise TypeError(
-                f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
-                "gradient there: pass an array"
-            )
+    if len(args) > op.smooth:
+        _refuse_tensors(op, args)
     try:
         y = _thread.quietly(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
@@ -171,6 +167,16 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
         return number
     others = (b for j, b in enumerate(args) if j != i and op.has_rule(j))
     return number if any(np.ndim(b) for b in others) else np.asarray(number, np.float64)
+
+
+def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
+    """Raise TypeError for a Tensor where the op has no rule: its gradient would be lost silently."""
+    for i in range(op.smooth, len(args)):
+        if not op.has_rule(i) and _holds_tensor(args[i]):
+            raise TypeError(
+                f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
+                "gradient there: pass an array"
+            )
 
 
 def as_reals(a: Any) -> npt.NDArray[Any]:

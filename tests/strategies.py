@@ -180,8 +180,8 @@ def products_beside(draw: st.DrawFn) -> Call:
     """What is frozen, W0, A and the room for their product, is no variable: float32."""
     rows, into, out, r = (draw(LENGTHS) for _ in range(4))
     x, W0, h, B, s, A = draw(arrays((rows, into), (out, into), (rows, r), (out, r), (), (r, into)))
-    W0, A, AW0 = (a.astype(np.float32) for a in (W0, A, np.zeros((r, out))))
-    return (x, W0, h, B, s.item(), A, AW0), {}
+    W0, A, W0A = (a.astype(np.float32) for a in (W0, A, np.zeros((out, r))))
+    return (x, W0, h, B, s.item(), A, W0A), {}
 
 
 @st.composite
@@ -369,7 +369,7 @@ CASES: dict[str, Case] = {
     ),
     "pow": Case(powers(), np.power),
     product_beside.name: Case(
-        products_beside(), lambda x, W0, h, B, s, A, AW0: x @ W0.T + s * (h @ B.T)
+        products_beside(), lambda x, W0, h, B, s, A, W0A: x @ W0.T + s * (h @ B.T)
     ),
     "residual": Case(classifications(), lambda x, labels: softmax(x) - np.eye(x.shape[1])[labels]),
     "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),

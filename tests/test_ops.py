@@ -236,14 +236,14 @@ def test_plus_product_is_the_correction_of_lora(drawn, seed):
 
 @given(CASES["product_beside"].draws, st.integers(0, 99))
 def test_product_beside_is_two_products_and_fills_the_array_beside(drawn, seed):
-    x, W0, h, B, s, A, AW0 = drawn[0]
+    x, W0, h, B, s, A, W0A = drawn[0]
     agree(
-        lambda x, h, B: product_beside(x, W0, h, B, s, A, AW0),
+        lambda x, h, B: product_beside(x, W0, h, B, s, A, W0A),
         lambda x, h, B: mg.linear(x, W0) + s * (h @ B.mT),
         [x, h, B],
         seed,
     )
-    np.testing.assert_allclose(AW0, A @ W0.T, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(W0A, W0 @ A.T, rtol=1e-5, atol=1e-4)
 
 
 @given(CASES["rescale"].draws, st.integers(0, 99))
