@@ -1,9 +1,12 @@
 """loradora: LoRA and DoRA for linear layers, on minigrad.
 
-Read it in this order: ``adapters`` (the heart), ``nn`` (layers), ``peft`` and ``config`` (which layers,
-merging), ``checkpoint`` (files), ``optim`` and ``train`` (training).
+Read it in this order: ``adapters`` (the heart) and ``by_hand`` (its gradients on paper), ``nn`` (layers),
+``init`` (how A and B start), ``config`` and ``peft`` (which layers, merging), ``checkpoint`` (files),
+``optim`` and ``train`` (training), ``analysis`` (what an adapter did).
 """
 
+from loradora import analysis as analysis
+from loradora import by_hand as by_hand
 from loradora.adapters import DoRALinear as DoRALinear
 from loradora.adapters import LoRALinear as LoRALinear
 from loradora.checkpoint import CheckpointError as CheckpointError

@@ -54,7 +54,7 @@ import numpy.typing as npt
 
 import minigrad as mg
 from loradora.init import Scheme, initial_factors
-from loradora.nn import Dropout, Linear, Module, check_positive
+from loradora.nn import Dropout, Linear, Module, check_finite, check_positive
 from minigrad import Tensor
 from minigrad.ops import add_into, as_rows
 
@@ -135,8 +135,7 @@ class LowRankLinear(Adapted):
                 f"{type(self).__name__} adapts a Linear layer, not {type(base).__name__}"
             )
         check_positive(r=r)
-        if isinstance(lora_alpha, bool) or not math.isfinite(lora_alpha):
-            raise ValueError(f"lora_alpha must be a finite number, not {lora_alpha!r}")
+        check_finite(lora_alpha=lora_alpha)
         rng = np.random.default_rng() if rng is None else rng
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
@@ -168,7 +167,7 @@ class LowRankLinear(Adapted):
         return x
 
     def _describe(self) -> str:
-        return f"r={self.r}, scaling={self.scaling:g}"
+        return f"{self.base_layer._describe()}, r={self.r}, scaling={self.scaling:g}"
 
 
 class LoRALinear(LowRankLinear):
@@ -182,6 +181,22 @@ class LoRALinear(LowRankLinear):
         B has a trained bias, too: the correction is s (x Aᵀ Bᵀ + B_bias).
     **options
         Those of :class:`LowRankLinear`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`LowRankLinear`.
+
+    Examples
+    --------
+    >>> base = Linear(2, 1, bias=False)
+    >>> base.weight.data = np.float32([[3, 0]])
+    >>> layer = LoRALinear(base, r=1, lora_alpha=1)
+    >>> layer.A.data, layer.B.data = np.float32([[0, 1]]), np.float32([[4]])
+    >>> layer.weight  # W0 + s B A
+    Tensor([[3., 4.]], dtype=float32)
+    >>> layer(np.float32([1, 10])).item()
+    43.0
     """
 
     def __init__(self, base: Linear, *, lora_bias: bool = False, **options: Any) -> None:
@@ -233,6 +248,22 @@ class DoRALinear(LowRankLinear):
         (out,); 0 that of each column, per input, and m is (in,).
     **options
         Those of :class:`LowRankLinear`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`LowRankLinear`; ValueError also for another ``norm_axis``.
+
+    Examples
+    --------
+    B A turns the rows of the weight, and m says how long they are:
+
+    >>> base = Linear(2, 1, bias=False)
+    >>> base.weight.data = np.float32([[3, 0]])
+    >>> layer = DoRALinear(base, r=1, lora_alpha=1)
+    >>> layer.A.data, layer.B.data = np.float32([[0, 1]]), np.float32([[4]])
+    >>> layer.weight.data.round(4)  # V = (3, 4), at the length m = 3
+    array([[1.8, 2.4]], dtype=float32)
     """
 
     def __init__(
@@ -302,6 +333,10 @@ class DoRALinear(LowRankLinear):
         """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0."""
         norm = self.norm(W0A)
         return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
+
+    def _describe(self) -> str:
+        exact = "" if self.detach_norm else ", exact norm"
+        return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
 
     @property
     def weight(self) -> Tensor:

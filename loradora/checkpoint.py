@@ -62,7 +62,15 @@ class Entry(NamedTuple):
 
 
 def save_model(file: str | Path, model: Module) -> None:
-    """Write the parameters of ``model`` by name into an ``.npz`` file."""
+    """Write the parameters of ``model`` by name into an ``.npz`` file.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such directory, or ``file`` is one.
+    OSError
+        If the disk refuses; an old file stays as it was.
+    """
     _write_npz(Path(file), {name: p.data for name, p in model.named_parameters()})
 
 
@@ -237,6 +245,8 @@ def _write(files: Mapping[Path, bytes]) -> None:
     for path in files:
         if path.is_dir():
             raise CheckpointError(f"cannot write {path}: it is a directory")
+        if not path.parent.is_dir():
+            raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}")
     new = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in files}
     old = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in files}
     renamed: list[Path] = []

@@ -7,16 +7,15 @@ is read by the other.  What is not implemented here is refused by name; no optio
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
-from loradora.nn import check_positive
+from loradora.nn import check_finite, check_positive
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -180,11 +179,7 @@ class LoraConfig:
         check_positive(r=self.r, **ranks)
         alphas = {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
         numbers = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, **alphas}
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, Real):
-                raise TypeError(f"{name} must be a number, not {number!r}")
-            if not _is_finite(number):
-                raise ValueError(f"{name} must be finite, not {number!r}")
+        check_finite(**numbers)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
         self.r = int(self.r)
@@ -321,14 +316,6 @@ DEFAULTS: dict[str, Any] = {
     f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     for f in dataclasses.fields(LoraConfig)
 }
-
-
-def _is_finite(number: Any) -> bool:
-    """Whether a number is finite as a float, which an integer may be too large to be."""
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
 
 
 def _plain(number: Any) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -139,11 +140,13 @@ class Module:
 
     def __repr__(self) -> str:
         parts = [(n, p) for n, p in self._parts() if isinstance(p, Module)]
-        own = [p for _, p in self._parts() if isinstance(p, Tensor)]
+        own = [(n, p) for n, p in self._parts() if isinstance(p, Tensor)]
         notes = [self._describe()] if self._describe() else []
+        free = [n for n, p in own if p.requires_grad]
         if own:
-            trainable = sum(p.size for p in own if p.requires_grad)
-            notes.append(f"{trainable:,} trainable" if trainable else "frozen")
+            trainable = sum(p.size for n, p in own if n in free)
+            some = f" ({', '.join(free)})" if len(free) < len(own) else ""
+            notes.append(f"{trainable:,} trainable{some}" if free else "frozen")
         head = f"{type(self).__name__}({', '.join(notes)}"
         if not parts:
             return head + ")"
@@ -194,6 +197,13 @@ class Linear(Module):
         For sizes below 1.
     TypeError
         For sizes that are not integers.
+
+    Examples
+    --------
+    >>> layer = Linear(2, 3)
+    >>> layer.weight.data, layer.bias.data = np.float32([[1, 0], [0, 1], [1, 1]]), np.float32([0, 0, 5])
+    >>> layer(np.array([[1.0, 10.0]]))
+    Tensor([[ 1., 10., 16.]], dtype=float32, op=linear, requires_grad=True)
     """
 
     def __init__(
@@ -250,6 +260,19 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} must be at least 1, not {value}")
 
 
+def check_finite(**values: Any) -> None:
+    """Raise unless every value is a finite real number (not a bool)."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer that no float can hold
+            finite = False
+        if not finite:
+            raise ValueError(f"{name} must be finite, not {value!r}")
+
+
 class ReLU(Module):
     """max(x, 0), entry by entry."""
 
@@ -272,15 +295,25 @@ class Dropout(Module):
 
     Raises
     ------
-    ValueError
-        For p outside [0, 1).
+    TypeError, ValueError
+        For p that is not a number in [0, 1).
+
+    Examples
+    --------
+    >>> dropout = Dropout(0.5, rng=np.random.default_rng(0))
+    >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]))
+    Tensor([2., 0., 0., 0.])
+    >>> dropout.eval()(Tensor([1.0, 1.0, 1.0, 1.0]))
+    Tensor([1., 1., 1., 1.])
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
-        if isinstance(p, bool) or not 0 <= p < 1:
+        if isinstance(p, bool) or not isinstance(p, Real):
+            raise TypeError(f"the dropout rate must be a number, not {p!r}")
+        if not 0 <= p < 1:
             raise ValueError(f"the dropout rate must lie in [0, 1), not {p!r}")
-        self.p = float(p)
-        self.rng = np.random.default_rng() if rng is None else rng
+        self.p: float = float(p)
+        self.rng: np.random.Generator = np.random.default_rng() if rng is None else rng
 
     def forward(self, x: Any) -> Any:
         """Return x thinned out; x itself in evaluation mode or for p = 0."""

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from loradora.nn import check_finite
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -33,8 +34,9 @@ class Optimizer:
 
     Raises
     ------
-    ValueError
-        For a negative rate, no trainable tensor, or one that occurs twice.
+    TypeError, ValueError
+        For a rate that is not a finite number of at least 0, no trainable tensor, one that occurs
+        twice, or a group with other entries.
     """
 
     def __init__(self, params: Groups, lr: float) -> None:
@@ -47,8 +49,9 @@ class Optimizer:
             if unknown:
                 raise ValueError(f"a group has 'params' and may have 'lr', not {unknown}")
             rate = group.get("lr", lr)
-            if not rate >= 0 or not math.isfinite(rate):
-                raise ValueError(f"a learning rate must be finite and not negative, not {rate!r}")
+            check_finite(lr=rate)
+            if rate < 0:
+                raise ValueError(f"lr must not be negative, not {rate!r}")
             for p in group["params"]:
                 if p in self.rates:
                     raise ValueError(f"a parameter of shape {p.shape} occurs twice")
@@ -85,6 +88,20 @@ class SGD(Optimizer):
         The learning rate η.
     momentum
         μ, in [0, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Optimizer`; ValueError also for a momentum outside [0, 1).
+
+    Examples
+    --------
+    >>> p = Tensor([1.0], requires_grad=True)
+    >>> optimizer = SGD([p], lr=0.1)
+    >>> (p * p).sum().backward()  # the gradient is 2
+    >>> optimizer.step()
+    >>> p.data
+    array([0.8])
     """
 
     def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
@@ -124,6 +141,22 @@ class AdamW(Optimizer):
         ε.
     weight_decay
         λ.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Optimizer`; ValueError also for betas outside [0, 1), a negative eps or decay.
+
+    Examples
+    --------
+    The first step has the length lr, whatever the gradient is: m̂/√v̂ = g/√g² = ±1.
+
+    >>> p = Tensor([1.0, 1.0], requires_grad=True)
+    >>> optimizer = AdamW([p], lr=0.1, weight_decay=0)
+    >>> (p * np.array([1e-3, 1e3])).sum().backward()
+    >>> optimizer.step()
+    >>> p.data.round(4)
+    array([0.9, 0.9])
     """
 
     def __init__(

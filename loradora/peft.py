@@ -107,8 +107,10 @@ class Adapter:
         The LoraConfig it was made from.
     model
         The view.
-    trained
+    saved
         Its tensors by their names in PEFT's files, without the prefix.
+    trained
+        Those of them that training changes: all, unless a variant of LoRA freezes some.
 
     Parameters
     ----------
@@ -118,34 +120,44 @@ class Adapter:
         How.
     rng
         The source of randomness.
+    layer
+        The class of its layers; by default LoRALinear or DoRALinear, as the config says.
     strict
-        Refuse names in the config that match nothing, or both a target and a module to save.
+        Refuse patterns and modules to save that match nothing, or both a target and a module to save.
         PEFT writes such configs; in a file the tensors tell what is meant, and all are checked.
     """
 
     def __init__(
-        self, base: Module, config: LoraConfig, rng: np.random.Generator, *, strict: bool = True
+        self,
+        base: Module,
+        config: LoraConfig,
+        rng: np.random.Generator,
+        layer: type[LowRankLinear] | None = None,
+        *,
+        strict: bool = True,
     ) -> None:
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         targets, whole = _plan(base, config, strict)
+        kind = layer or (DoRALinear if config.use_dora else LoRALinear)
 
         def replace(module: Module) -> Module | None:
             if id(module) in whole:
                 return _own_copy(module)
             if not isinstance(module, Linear) or id(module) not in targets:
                 return None
-            kind = DoRALinear if config.use_dora else LoRALinear
             return kind(module, **config.options(targets[id(module)]), rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
         self._free_biases()
         modules = dict(self.model.named_modules())
-        self.trained = {
+        adapted = {id(part) for layer in self.layers().values() for _, part in layer._parts()}
+        self.saved = {
             _file_key(modules, name): p
             for name, p in self.model.named_parameters()
-            if p.requires_grad
+            if p.requires_grad or id(p) in adapted
         }
+        self.trained = [p for p in self.saved.values() if p.requires_grad]
         self.enable(not config.inference_mode)
 
     def _free_biases(self) -> None:
@@ -159,7 +171,7 @@ class Adapter:
 
     def enable(self, value: bool) -> None:
         """Make the adapter's tensors trainable, or freeze them."""
-        for p in self.trained.values():
+        for p in self.trained:
             p.requires_grad = value
 
     def scalings(self) -> dict[str, float]:
@@ -195,7 +207,7 @@ def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str
     if not found:
         raise ValueError(
             f"target_modules={config.target_modules!r} matches no Linear layer; there are: "
-            + ", ".join(linears)
+            + (", ".join(linears) or f"none inside this {type(base).__name__}")
         )
     if config.exclude_modules and not any(config.excludes(path) for path, _ in modules):
         warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
@@ -223,16 +235,20 @@ def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str
     return targets, whole
 
 
+#: How PEFT's files call the tensors of an adapted layer.
+PEFT_NAMES = {
+    "A": "lora_A.weight",
+    "B": "lora_B.weight",
+    "B_bias": "lora_B.bias",
+    "m": "lora_magnitude_vector",
+}
+
+
 def _file_key(modules: dict[str, Module], name: str) -> str:
     """Return PEFT's name in files for the tensor called ``name`` in a view with these modules."""
     path, _, last = name.rpartition(".")
     if isinstance(modules.get(path), LowRankLinear):
-        last = {
-            "A": "lora_A.weight",
-            "B": "lora_B.weight",
-            "B_bias": "lora_B.bias",
-            "m": "lora_magnitude_vector",
-        }[last]
+        last = PEFT_NAMES.get(last, last)
     return f"{path}.{last}" if path else last
 
 
@@ -252,6 +268,8 @@ class PeftModel(Module):
         Its name.
     rng
         The source of randomness; a fresh, unseeded one by default.
+    layer
+        Another class of adapted layers than the config's LoRALinear or DoRALinear.
     """
 
     def __init__(
@@ -261,10 +279,13 @@ class PeftModel(Module):
         adapter_name: str = "default",
         *,
         rng: np.random.Generator | None = None,
+        layer: type[LowRankLinear] | None = None,
     ) -> None:
+        if not isinstance(config, LoraConfig):
+            raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
         with _intact(base):
             self._start(base)
-            self.add_adapter(adapter_name, config, rng=rng)
+            self.add_adapter(adapter_name, config, rng=rng, layer=layer)
             self.set_adapter(adapter_name)
 
     def _start(self, base: Module) -> None:
@@ -342,9 +363,14 @@ class PeftModel(Module):
     # -- several adapters
 
     def add_adapter(
-        self, adapter_name: str, config: LoraConfig, *, rng: np.random.Generator | None = None
+        self,
+        adapter_name: str,
+        config: LoraConfig,
+        *,
+        rng: np.random.Generator | None = None,
+        layer: type[LowRankLinear] | None = None,
     ) -> None:
-        """Add an adapter without activating it.
+        """Add an adapter without activating it; ``layer`` is as for :func:`get_peft_model`.
 
         Raises
         ------
@@ -355,8 +381,8 @@ class PeftModel(Module):
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
         checkpoint.check_name(adapter_name)
-        adapter = Adapter(self._plain, config, np.random.default_rng() if rng is None else rng)
-        self._keep(adapter_name, adapter)
+        rng = np.random.default_rng() if rng is None else rng
+        self._keep(adapter_name, Adapter(self._plain, config, rng, layer))
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
         configs = [adapter.config, *self.peft_config.values()]
@@ -459,8 +485,8 @@ class PeftModel(Module):
         chosen = [self._get(name) for name in adapters]
         if len(chosen) == 1 and weights[0] == 1 and combination_type == "cat":
             new = self._same(chosen[0].config)
-            for key, p in chosen[0].trained.items():
-                new.trained[key].data = p.data
+            for key, p in chosen[0].saved.items():
+                new.saved[key].data = p.data
         else:
             new = self._weighted(chosen, weights, combination_type, svd_rank)
         self._keep(adapter_name, new)
@@ -679,10 +705,13 @@ class PeftModel(Module):
         return model.eval()
 
     def __repr__(self) -> str:
-        active = ", ".join(self.active_adapters)
+        active = ", ".join(self.active_adapters) or "none"
+        others = ", ".join(name for name in self._adapters if name not in self.active_adapters)
+        notes = f"active: {active}" + (f", inactive: {others}" if others else "")
         trainable, total = self.get_nb_trainable_parameters()
+        notes += ", disabled" if self._disabled else f", {trainable:,} of {total:,} trainable"
         body = repr(self.base_model).replace("\n", "\n  ")
-        return f"PeftModel(active: {active}, {trainable:,} of {total:,} trainable\n  {body}\n)"
+        return f"PeftModel({notes}\n  {body}\n)"
 
 
 def get_peft_model(
@@ -691,17 +720,34 @@ def get_peft_model(
     adapter_name: str = "default",
     *,
     rng: np.random.Generator | None = None,
+    layer: type[LowRankLinear] | None = None,
 ) -> PeftModel:
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
 
     ``model`` itself keeps its values and stays usable; its arrays become read-only, and an optimizer
     that goes on training it works on copies of its own.
 
+    Parameters
+    ----------
+    model
+        Any Module with Linear layers inside, at any depth.
+    config
+        Which of them, and how.
+    adapter_name
+        The name of the adapter.
+    rng
+        The source of randomness; a fresh, unseeded one by default.
+    layer
+        The class of adapted layers, if it is to be another than LoRALinear or DoRALinear.  What it
+        trains must have their names, A, B and m, to be saved for PEFT.
+
     Raises
     ------
+    TypeError
+        If ``model`` is a PeftModel already, or ``config`` no LoraConfig.
     ValueError
-        If no Linear layer matches, listing those that there are, or for any other name in
-        the config that matches nothing; nothing is changed.
+        If no Linear layer matches, listing those that there are, if a target is something else, or
+        if a pattern or a module to save matches nothing; nothing is changed.
 
     Examples
     --------
@@ -710,7 +756,7 @@ def get_peft_model(
     >>> model.print_trainable_parameters()
     trainable params: 5,224 || all params: 208,754 || trainable%: 2.5025
     """
-    return PeftModel(model, config, adapter_name, rng=rng)
+    return PeftModel(model, config, adapter_name, rng=rng, layer=layer)
 
 
 def _check_sum(chosen: Sequence[Adapter]) -> None:
@@ -724,7 +770,7 @@ def _check_sum(chosen: Sequence[Adapter]) -> None:
 
 
 def _arrays(adapter: Adapter) -> dict[str, Any]:
-    return {key: p.data for key, p in adapter.trained.items()}
+    return {key: p.data for key, p in adapter.saved.items()}
 
 
 def _load(
@@ -750,8 +796,8 @@ def _load(
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
     adapter.config = config
-    arrays = checkpoint.check(source, file, adapter.trained, adapter.scalings(), allow_nan)
-    for key, p in adapter.trained.items():
+    arrays = checkpoint.check(source, file, adapter.saved, adapter.scalings(), allow_nan)
+    for key, p in adapter.saved.items():
         p.data = arrays[key]
     return adapter
 

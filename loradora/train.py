@@ -11,6 +11,7 @@ import numpy.typing as npt
 import minigrad as mg
 from loradora.nn import Module, check_positive
 from loradora.optim import Optimizer, Schedule, constant
+from minigrad.functional import check_labels
 
 
 class Step(NamedTuple):
@@ -85,19 +86,22 @@ def fit(
 
     Raises
     ------
-    ValueError
-        At the first step, if x and labels differ in length or are empty.
+    TypeError, ValueError, IndexError
+        At the first step, before anything changes: if x and labels differ in length or are empty, if
+        labels are no class numbers, or ``steps`` or ``batch_size`` no integers of at least 1.
     FloatingPointError
         If the loss is no longer finite; the step is not taken.
     """
     check_positive(steps=steps, batch_size=batch_size)
-    if len(x) != len(labels) or len(x) == 0:
-        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+    x, labels = _examples(x, labels)
     model.train()
     batches = _batches(len(x), batch_size, rng)
     for step in range(1, steps + 1):
         chosen = next(batches)
-        loss = mg.cross_entropy(model(x[chosen]), labels[chosen])
+        logits = model(x[chosen])
+        if step == 1:  # all of them, before anything changes
+            check_labels(labels, logits.shape[-1])
+        loss = mg.cross_entropy(logits, labels[chosen])
         if not np.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {step}: try a smaller rate"
@@ -107,6 +111,18 @@ def fit(
         factor = schedule((step - 1) / steps)
         optimizer.step(factor)
         yield Step(step, steps, loss.item(), factor)
+
+
+def _examples(x: Any, labels: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return inputs and labels as arrays of one length, at least 1."""
+    x, labels = np.asarray(x), np.asarray(labels)
+    if x.ndim == 0 or labels.ndim != 1:
+        raise ValueError(
+            f"expected inputs (N, …) and labels (N,), got {x.shape} and {labels.shape}"
+        )
+    if len(x) != len(labels) or len(x) == 0:
+        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+    return x, labels
 
 
 def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
@@ -125,12 +141,12 @@ def evaluate(
 
     Raises
     ------
-    ValueError
-        If x and labels differ in length or are empty.
+    TypeError, ValueError, IndexError
+        If x and labels differ in length or are empty, if labels are no class numbers, or
+        ``batch_size`` no integer of at least 1.
     """
     check_positive(batch_size=batch_size)
-    if len(x) != len(labels) or len(x) == 0:
-        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+    x, labels = _examples(x, labels)
     mode = model.training
     model.eval()
     try:

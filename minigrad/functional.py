@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,11 @@ def gelu(x: Operand, approximate: str = "tanh") -> Tensor:
     ------
     NotImplementedError
         For another ``approximate``; the exact Φ needs erf, which NumPy lacks.
+
+    Examples
+    --------
+    >>> gelu([-3.0, 0.0, 3.0]).data.round(3)
+    array([-0.004,  0.   ,  2.996])
     """
     if approximate != "tanh":
         raise NotImplementedError(
@@ -89,16 +94,21 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
     shape, labels = np.shape(logits), np.asarray(labels)
-    if labels.size == 0:
-        labels = labels.astype(np.intp)  # an empty list is one of floats to NumPy
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
+    if labels.size == 0:
+        labels = labels.astype(np.intp)  # an empty list is one of floats to NumPy
+    check_labels(labels, shape[1])
+    return _reduce(ops.surprise(logits, labels), reduction)
+
+
+def check_labels(labels: npt.NDArray[Any], classes: int) -> None:
+    """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= shape[1])]
+    wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise IndexError(f"label {wrong[0]} is out of range for {shape[1]} classes")
-    return _reduce(ops.surprise(logits, labels), reduction)
+        raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
@@ -114,6 +124,11 @@ def concatenate(tensors: Sequence[Operand], axis: int | None = 0) -> Tensor:
     ------
     ValueError
         For no tensors, or shapes that differ in another axis.
+
+    Examples
+    --------
+    >>> concatenate([[1.0, 2.0], [3.0]])
+    Tensor([1., 2., 3.])
     """
     if len(tensors) == 0:
         raise ValueError("concatenate needs at least one tensor")

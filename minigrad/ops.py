@@ -649,3 +649,8 @@ def surprise(x: Array, labels: Array) -> Array:
     """
     z, powers = _powers(x, 1)
     return np.log(powers.sum(axis=1)) - z[np.arange(len(z)), labels]
+
+
+if not TYPE_CHECKING:  # type checkers cannot evaluate it, and see all names that are public
+    #: What ``from minigrad.ops import *`` brings: every operation that has a name here.
+    __all__ = ["OPS", "Op", "op", *(name for name in OPS if name in globals())]

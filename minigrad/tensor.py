@@ -367,11 +367,10 @@ class Tensor:
         return np.array(self._data, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        notes = "" if self.dtype == np.float64 else f", dtype={self.dtype}"
-        if self._op is not None:
-            notes += f", op={self._op.name}"
-        elif self._requires_grad:
-            notes += ", requires_grad=True"
+        notes = f", shape={self.shape}" if self.size == 0 and self.ndim > 1 else ""
+        notes += "" if self.dtype == np.float64 else f", dtype={self.dtype}"
+        notes += "" if self._op is None else f", op={self._op.name}"
+        notes += ", requires_grad=True" if self._requires_grad else ""
         return f"Tensor({np.array2string(self._data, separator=', ', prefix='Tensor(')}{notes})"
 
     def __format__(self, spec: str) -> str:

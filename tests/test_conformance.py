@@ -572,7 +572,7 @@ def test_30_requires_grad_follows_the_active_adapter(options, tmp_path):
 def test_30b_an_adapted_layer_shows_its_kind_rank_and_base(options):
     shown = repr(adapted(**options))
     kind = "DoRALinear" if options is DORA else "LoRALinear"
-    assert f"(lin0): {kind}(r=8, scaling=1" in shown
+    assert f"(lin0): {kind}(10 → 20, r=8, scaling=1" in shown
     assert "(base_layer): Linear(10 → 20, frozen)" in shown
 
 

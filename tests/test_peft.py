@@ -304,7 +304,7 @@ def test_the_tree_shows_what_is_adapted_active_and_frozen():
         "PeftModel(active: default, 80 of ",
         "(head): Sequential(",
         "(base_layer): Linear(4 → 6, frozen)",
-        "LoRALinear(r=2, scaling=1.5, 20 trainable",
+        "LoRALinear(4 → 6, r=2, scaling=1.5, 20 trainable",
     ):
         assert part in shown
 
@@ -589,7 +589,7 @@ def test_a_deleted_adapter_is_gone_and_another_becomes_active():
     assert_array_equal(out(model), out(model.get_base_model()))
     with pytest.raises(ValueError, match="no adapter left"):
         model.active_adapter  # noqa: B018
-    assert "active: ," in repr(model)
+    assert "active: none" in repr(model)
 
 
 def test_of_two_active_adapters_the_other_stays():
@@ -1031,3 +1031,45 @@ def test_copies_of_several_adapters_go_on_sharing_one_base():
 def test_the_model_starts_in_the_mode_of_its_base():
     assert not adapted(base=Net().eval()).training
     assert adapted(base=Net()).training
+
+
+# ----------------------------------------------------------------------------- variants
+
+
+class LoRAFALinear(ld.LoRALinear):
+    """LoRA with A frozen as it was drawn."""
+
+    def __init__(self, base, **options):
+        super().__init__(base, **options)
+        self.A.requires_grad = False
+
+
+def test_a_variant_trains_what_it_leaves_free_and_is_saved_whole(tmp_path):
+    base = Net()
+    model = ld.get_peft_model(base, config(), layer=LoRAFALinear, rng=np.random.default_rng(0))
+    names = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+    assert names == {"B"}
+    randomized(model)
+    model.set_adapter("default")
+    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"B"}
+    assert_allclose(out(model.merge_and_unload()), out(model), atol=1e-5)
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")  # which any LoRA can be
+    assert_array_equal(out(loaded), out(model))
+
+
+def test_what_is_no_config_is_refused_and_named():
+    with pytest.raises(TypeError, match="expected a LoraConfig, got dict"):
+        ld.get_peft_model(Net(), {"r": 2})
+
+
+def test_the_looks_tell_what_is_disabled_inactive_and_partly_frozen():
+    model = adapted(bias="all", target_modules=["q"])
+    assert "6 trainable (bias)" in repr(model)
+    model = adapted("DoRA")
+    add(model, "other")
+    assert "active: default, inactive: other" in repr(model)
+    with model.disable_adapter():
+        assert "disabled" in repr(model)
+    exact = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, detach_norm=False, norm_axis=0)
+    assert "3 → 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)

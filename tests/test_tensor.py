@@ -210,10 +210,10 @@ def test_asarray_gives_the_array():
     [
         (mg.Tensor([1.0, 2.0]), "Tensor([1., 2.])"),
         (mg.Tensor(1.5), "Tensor(1.5)"),
-        (mg.Tensor(np.zeros((0, 2))), "Tensor([])"),
+        (mg.Tensor(np.zeros((0, 2))), "Tensor([], shape=(0, 2))"),
         (leaf([1.0]), "Tensor([1.], requires_grad=True)"),
         (leaf([1.0], np.float32), "Tensor([1.], dtype=float32, requires_grad=True)"),
-        (leaf([1.0]) + 1, "Tensor([2.], op=add)"),
+        (leaf([1.0]) + 1, "Tensor([2.], op=add, requires_grad=True)"),
         (mg.Tensor([1.0]) + 1, "Tensor([2.])"),
         (mg.Tensor([[1.0], [2.0]]), "Tensor([[1.],\n        [2.]])"),
     ],

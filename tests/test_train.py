@@ -265,3 +265,18 @@ def test_a_label_that_is_no_class_is_refused(label):
     labels[7] = label
     with pytest.raises(IndexError, match=str(label)):
         ld.evaluate(base(), X, labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "error"), [(3, IndexError), (-1, IndexError), (0.5, TypeError)], ids=str
+)
+def test_one_wrong_label_is_refused_before_anything_changes(label, error):
+    x, labels = np.ones((64, 4), np.float32), np.zeros(64, type(label))
+    labels[-1] = label
+    model = ld.MLP([4, 3])
+    before = model.state_dict()
+    optimizer = ld.SGD(model.parameters(), lr=0.1)
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match="label"):
+        next(ld.fit(model, x, labels, optimizer=optimizer, steps=16, batch_size=4, rng=rng))
+    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
