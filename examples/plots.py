@@ -1,7 +1,9 @@
-"""The figure of ``finetune_digits.py``; the only file here that needs matplotlib.
+"""The pictures of the course.
 
-Three answers in one picture: how fast the methods learn, what each parameter buys, and what the adapter
-did to the first layer, whose weights can be looked at because they are weights of pixels.
+``draw`` is the figure of ``finetune_digits.py``: how fast the methods learn, what each parameter buys,
+what each forgets, and what the adapter did to the first layer, whose weights can be looked at because
+they are weights of pixels.  ``decomposition`` is that of lesson 7.  Both need matplotlib; ``graph``, for
+lesson 1, writes SVG by itself.
 """
 
 from __future__ import annotations
@@ -140,3 +142,81 @@ def _filters(figure: Any, results: Results) -> None:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label)
+
+
+# ---------------------------------------------------------------------------- lesson 1
+
+GRAPH = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><style>
+text {{ font: 14px sans-serif }}  .name {{ font-weight: bold }}
+.box {{ fill: #fff; stroke: #333 }}
+.edge {{ fill: none; stroke: #0072b2; stroke-width: 2 }}  .tip, .slope {{ fill: #0072b2 }}
+</style><marker id="tip" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<path class="tip" d="M0,0 8,4 0,8z"/></marker><rect width="100%" height="100%" fill="#fff"/>
+{content}</svg>
+"""
+
+
+def graph(order: Any, label: Any, edges: Any) -> str:
+    """Return a recorded graph as SVG: a column per distance from the leaves, a box per node.
+
+    On each arrow stands the derivative along it.
+    """
+    column: dict[Any, int] = {}
+    for node in order:
+        column[node] = 1 + max((column[parent] for parent, _ in edges(node)), default=-1)
+    row = {n: [m for m in order if column[m] == column[n]].index(n) for n in order}
+    content = ""
+    for node in order:
+        x, y = 20 + 270 * column[node], 20 + 130 * row[node]
+        name, value, gradient = label(node)
+        content += (
+            f'<rect class="box" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
+            f'<text class="name" x="{x + 14}" y="{y + 20}">{name}</text>'
+            f'<text x="{x + 14}" y="{y + 40}">value {value:+.4f}</text>'
+            f'<text x="{x + 14}" y="{y + 60}">gradient {gradient:+.4f}</text>'
+        )
+        for i, (parent, slope) in enumerate(edges(node)):
+            px, py = 180 + 270 * column[parent], 56 + 130 * row[parent]
+            end = y + 36 + 24 * (2 * i + 1 - len(edges(node)))
+            content += (
+                f'<path class="edge" marker-end="url(#tip)" '
+                f'd="M{px},{py} C{x - 40},{py} {x - 70},{end} {x - 5},{end}"/>'
+                f'<text class="slope" x="{x - 62}" y="{end - 6}">{slope:+.2f}</text>'
+            )
+    width = 200 + 270 * max(column.values())
+    return GRAPH.format(width=width, height=112 + 130 * max(row.values()), content=content)
+
+
+# ---------------------------------------------------------------------------- lesson 7
+
+
+def decomposition(points: Any, pooled: Any, paper: Any, file: Path) -> None:
+    """Draw ΔD against ΔM: a panel per method, a colour and a marker per layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file, no window
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, 3, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
+    )
+    looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]  # safe for the colour-blind
+    for panel, (method, layers) in zip(panels, points.items(), strict=True):
+        for (path, changes), (colour, marker) in zip(layers.items(), looks, strict=True):
+            M, D = np.transpose(changes)
+            panel.plot(D, M, color=colour, marker=marker, label=path, linewidth=1)
+        M, D = np.transpose([change for changes in layers.values() for change in changes])
+        ends = np.array([0, D.max()])
+        line = np.polyval(np.polyfit(D, M, 1), ends)
+        panel.plot(ends, line, color="0.6", linewidth=6, alpha=0.5, zorder=0, label="best fit")
+        title = f"{method}: {pooled[method]:+.2f}\n(the paper: {paper[method]:+.2f})"
+        panel.set_title(title.replace("-", "−"), fontweight="bold")
+        panel.set_xlabel("ΔD: how far rows turned")
+    panels[0].set_ylabel("ΔM: how much row lengths changed")
+    panels[0].legend(loc="upper left", fontsize="small")
+    highest = max(pooled, key=pooled.__getitem__)
+    figure.suptitle(f"Correlation of ΔD and ΔM: highest for {highest}, as in the paper" if highest
+                    == "LoRA" else f"Correlation of ΔD and ΔM: highest for {highest}")  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
