@@ -71,9 +71,8 @@ def against_relu():
     x = np.linspace(-5, 5, 1001)
     for k in (1, 10, 100):
         gap = np.abs(softplus(k * x).data / k - mg.relu(x).data)
-        print(
-            f"   softplus({k:3}·x)/{k:<3} is at most {gap.max():.4f} from relu(x), at x = {x[gap.argmax()]:g}"
-        )
+        worst, at = gap.max(), x[gap.argmax()]
+        print(f"   softplus({k:3}·x)/{k:<3} is at most {worst:.4f} from relu(x), at x = {at:g}")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,13 @@ def draw(results: Results, rank: int, directory: Path) -> Path:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    figure: Any = plt.figure(figsize=(9, 6.6), layout="constrained")
+    figure: Any = plt.figure(figsize=(11, 6.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.45, 1])
-    left, right = above.subplots(1, 2)
+    left, middle, right = above.subplots(1, 3, width_ratios=[1.2, 1.2, 0.8])
     shown = [pair for pair in results if pair[0].method.rank in (0, rank)]
     _learning_curves(left, shown, rank)
-    _parameters(right, results)
+    _parameters(middle, results)
+    _forgetting(right, shown, rank)
     _filters(below, shown)
 
     lora, full = (accuracies(shown, name).mean() for name in ("lora", "full"))
@@ -81,9 +82,9 @@ def _learning_curves(axes: Any, results: Results, rank: int) -> None:
         title="How fast they learn (mean)",
         xlabel="step",
         ylabel="accuracy on the new digits (%)",
-        ylim=(frozen - 30, 95),
+        ylim=(frozen - 8, 95),
     )
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.16))
 
 
 def _parameters(axes: Any, results: Results) -> None:
@@ -107,18 +108,39 @@ def _parameters(axes: Any, results: Results) -> None:
             capsize=3,
             label=f"{title}, r = 1 … 16" if name in ("lora", "dora") else title,
         )
+        if name == "lora":
+            for i in (0, -1):
+                at = (counts[i], means[i] - spreads[i])
+                axes.annotate(f"r = {1 if i == 0 else 16}", at, (0, -14), textcoords="offset points",
+                              ha="center", color=color)  # fmt: skip
     low, high = axes.get_ylim()
     frozen = accuracies(results, "frozen").mean()
-    axes.text(0.04, 0.04, f"↓ frozen base {frozen:.1f}", transform=axes.transAxes)
+    axes.text(0.04, 0.02, f"↓ frozen base {frozen:.1f}", transform=axes.transAxes)
     axes.set(
         title="What a parameter buys (mean ± sd)",
         xlabel="trainable parameters",
         ylabel="accuracy on the new digits (%)",
         xscale="log",
         xlim=(900, 4e5),
-        ylim=(low - 0.7 * (high - low), high),  # room for the legend
+        ylim=(low - 0.75 * (high - low), high),  # room for the legend
     )
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.05))
+
+
+def _forgetting(axes: Any, results: Results, rank: int) -> None:
+    """Show what each method still knows of MNIST, and what it does with the adapter switched off."""
+    names = [name for name in STYLE if name != "scratch"]
+    for name in names:
+        title, color, _ = STYLE[name]
+        old = 100 * np.array([row.old_domain_accuracy for _, row in results if row.method == name])
+        spread = old.std(ddof=1) if len(old) > 1 else 0
+        axes.bar(title.replace(" ", "\n"), old.mean(), yerr=spread, color=color, capsize=3)
+    base = 100 * np.mean([row.base_accuracy for _, row in results])
+    axes.axhline(base, color="#0072B2", linestyle="--")
+    axes.annotate(
+        "adapter off: the base", (len(names) - 0.5, base + 0.7), ha="right", color="#0072B2"
+    )
+    axes.set(title="Kept on MNIST (mean ± sd)", ylabel="accuracy on MNIST (%)", ylim=(40, 100))
 
 
 def _filters(figure: Any, results: Results) -> None:
@@ -137,6 +159,7 @@ def _filters(figure: Any, results: Results) -> None:
         figure.subplots(2, FILTERS), [("base", base), ("change", change)]
     ):
         limit = np.abs(weight[most]).max()
+        label = f"{label}\n±{limit:.2f}"
         for axes, row in zip(line, weight[most]):
             axes.imshow(row.reshape(28, 28), cmap="PuOr", vmin=-limit, vmax=limit)
             axes.set(xticks=[], yticks=[])

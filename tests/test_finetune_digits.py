@@ -1,7 +1,8 @@
 """examples/finetune_digits.py: the data are what they claim to be, and the command keeps its promises."""
 
+import contextlib
 import gzip
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -183,7 +184,7 @@ def test_base_is_untouched(short_run):
     frozen, *others = short_run.rows
     assert frozen["old_domain_accuracy"] == frozen["base_accuracy"] > 0.9
     assert all(row["base_accuracy"] == frozen["base_accuracy"] for row in others)
-    assert "off = base, bit for bit" in short_run.text
+    assert "each model is the base, bit for bit" in short_run.text
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -197,7 +198,7 @@ def test_saved_adapter_reproduces_its_row(short_run, digits, method):
 
 
 def test_merged_models_are_checked_and_files_named(short_run):
-    assert "merged = live" in short_run.text
+    assert "merged into plain weights, 2,000 of 2,000 answers" in short_run.text
     for name in ("base_seed7.npz", "lora_r4_seed7.npz", "dora_r4_seed7.npz", "rows.json"):
         assert str(short_run.out / name) in short_run.text
 
@@ -225,10 +226,14 @@ def test_without_matplotlib_plot_names_the_extra(short_run):
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ([-0.4], "does not beat"),
-        ([0.4], "too few seeds"),
+        ([-0.4], "-0.4 points; too few seeds"),
+        ([0.4], "+0.4 points; too few seeds"),
         ([0.3, 0.3], "too few seeds"),
-        ([-0.5, -0.3, -0.6, -0.2, -0.4], "does not beat"),
+        (
+            [-0.5, -0.3, -0.6, -0.2, -0.4],
+            "-0.4 ± 0.1 (paired, standard error) points; it does not beat",
+        ),
+        ([4.0, 0.0, 0.0, 0.0, 0.0], "+0.8 ± 0.8 (paired"),
         ([1.0, -0.9, 0.8, -0.7, 0.3], "does not beat"),
         ([1.0, 1.1, 0.9, 1.2, 0.8], "it beats"),
     ],
@@ -249,8 +254,10 @@ def test_says_what_dora_gained(digits, gains, verdict):
         (["--epochs", "-1"], "--epochs"),
         (["--seeds", "0"], "--seeds"),
         (["--mnist", "no/such/place"], "no/such/place"),
-        (["--json", "no/such/place/rows.json"], "no/such/place"),
-        (["--out", str(SCRIPT)], str(SCRIPT)),
+        (["--json", "no/such/place/rows.json"], "--json: cannot use no/such/place"),
+        (["--json", str(EXAMPLES)], "--json"),
+        (["--out", str(SCRIPT)], f"--out: cannot use {SCRIPT}"),
+        (["--rank", "785"], "at most 784"),
         (["--method", "lora", "--plot"], "--plot"),
     ],
 )
@@ -268,3 +275,149 @@ def test_bad_options_end_in_one_line(digits, monkeypatch, capsys, tmp_path, opti
 def test_bad_options_set_the_exit_code(tmp_path):
     done = run("--rank", 0, "--out", tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_refused_command_leaves_no_file(tmp_path):
+    done = run("--per-class", 1000, "--json", tmp_path / "rows.json", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_fails_names_alpha(tmp_path):
+    done = run("--method", "lora", "--epochs", 1, "--alpha", "1e300", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "a smaller --alpha" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- the experiment is fair
+
+
+@pytest.fixture
+def script(digits):
+    return importlib.import_module("finetune_digits")
+
+
+def chosen_by(script, monkeypatch, tmp_path, *options):
+    monkeypatch.setattr(
+        sys, "argv", ["finetune_digits.py", "--out", str(tmp_path), *map(str, options)]
+    )
+    return script.options()
+
+
+@pytest.fixture
+def task(script, digits):
+    """A base that knows next to nothing, twenty images, and both domains."""
+    base = ld.MLP(digits.SIZES, rng=np.random.default_rng(0))
+    old, new = digits.mnist(), digits.optdigits()
+    few = digits.few(new.train, 2, np.random.default_rng(0))
+    return script.Task(0, base, few, new, old, epochs=3, curves=False)
+
+
+def test_the_defaults_are_the_documented_ones(script, monkeypatch, tmp_path):
+    chosen = chosen_by(script, monkeypatch, tmp_path)
+    assert (chosen.rank, chosen.alpha, chosen.per_class) == (4, 8, 20)
+    assert (chosen.epochs, chosen.seed, chosen.seeds) == (40, 0, 1)
+    assert chosen.method == ["frozen", "scratch", "head", "full", "lora", "dora"]
+    assert chosen_by(script, monkeypatch, tmp_path, "--rank", 3).alpha == 6
+
+
+def test_the_few_images_come_from_the_pool_and_every_seed_has_its_turn(
+    script, digits, monkeypatch, tmp_path
+):
+    pools, seeds = [], []
+    monkeypatch.setattr(digits, "few", lambda pool, n, rng: pools.append((pool, n)) or pool)
+    monkeypatch.setattr(digits, "pretrained", lambda train, rng, report: None)
+    monkeypatch.setattr(script, "best", lambda method, task, progress: seeds.append(task.seed))
+    monkeypatch.setattr(script, "measure", lambda run: None)
+    chosen = chosen_by(script, monkeypatch, tmp_path, "--method", "lora", "--seed", 4, "--seeds", 3)
+    script.experiment(chosen)
+    assert seeds == [4, 5, 6]
+    assert all(pool is chosen.new.train and n == 20 for pool, n in pools)
+
+
+def test_the_learning_rate_is_chosen_on_the_validation_split(script, task, monkeypatch):
+    """The best on validation wins, and nothing else is looked at."""
+    monkeypatch.setattr(
+        script, "train", lambda method, task, rate, progress: SimpleNamespace(rate=rate, model=rate)
+    )
+
+    def evaluate(model, x, y):
+        assert x is task.new.validation.x
+        return SimpleNamespace(accuracy={0.005: 0.8, 0.01: 0.9, 0.02: 0.9}[model], loss=1 / model)
+
+    monkeypatch.setattr(ld, "evaluate", evaluate)
+    assert script.best(script.Method("lora", 4, 8.0), task, None).rate == 0.02
+
+
+@pytest.mark.parametrize("name", ["scratch", "head", "full", "lora", "dora"])
+def test_every_method_gets_the_same_images_steps_and_schedule(script, task, monkeypatch, name):
+    calls = []
+
+    def fit(model, x, y, **options):
+        calls.append((x, y, options))
+        return iter(())
+
+    monkeypatch.setattr(ld, "fit", fit)
+    method = script.Method(name, 4 if name in script.ADAPTERS else 0, 8.0)
+    script.train(method, task, 0.5, script.Progress(1))
+    [(x, y, options)] = calls
+    assert x is task.few.x
+    assert y is task.few.y
+    assert (options["steps"], options["batch_size"], options["schedule"].__name__) == (
+        3,
+        32,
+        "linear",
+    )
+    optimizer = options["optimizer"]
+    assert set(optimizer.rates.values()) == {0.5}
+    assert optimizer.weight_decay == 0
+    assert options["rng"].random() == script.stream(0, 3).random()
+
+
+def test_alpha_reaches_the_adapters(script, task):
+    model = script.build(script.Method("dora", 2, 6.0), task.base, np.random.default_rng(0))
+    assert model.peft_config["default"].lora_alpha == 6
+    assert model.peft_config["default"].use_dora
+
+
+@pytest.fixture
+def trained(script, task):
+    """A DoRA away from its start."""
+    model = script.build(script.Method("dora", 2, 4.0), task.base, np.random.default_rng(0))
+    for p in model.trainable_parameters():
+        p.data = p.data + np.float32(0.1)
+    return script.Run(script.Method("dora", 2, 4.0), task, 0.1, model, 1.0, [])
+
+
+def test_the_adapter_is_switched_off_to_measure_the_base(script, trained, monkeypatch):
+    off = []
+    monkeypatch.setattr(
+        ld,
+        "evaluate",
+        lambda model, x, y: off.append(model._disabled) or SimpleNamespace(accuracy=len(off)),
+    )
+    row = script.measure(trained)
+    assert off[int(row.base_accuracy) - 1]
+    assert not off[int(row.new_domain_accuracy) - 1]
+    assert not off[int(row.old_domain_accuracy) - 1]
+
+
+def test_the_check_sees_an_adapter_that_cannot_be_switched_off(script, trained, monkeypatch):
+    assert "the same" in script.check([trained])
+    monkeypatch.setattr(ld.PeftModel, "disable_adapter", lambda self: contextlib.nullcontext())
+    with pytest.raises(RuntimeError, match="adapter off, the model is not the base"):
+        script.check([trained])
+
+
+def test_the_check_sees_a_merge_that_changes_the_answers(script, trained, monkeypatch):
+    monkeypatch.setattr(ld.PeftModel, "merge_and_unload", lambda self: self.unload())
+    with pytest.raises(RuntimeError, match="merged and live logits differ"):
+        script.check([trained])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs the extra 'plot'")
+def test_the_figure_is_drawn(tmp_path):
+    done = run("--plot", "--epochs", 1, "--seeds", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "finetune_digits.png").read_bytes().startswith(b"\x89PNG")
