@@ -155,12 +155,16 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
     Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.  No
-    ``.grad`` is written before the whole walk has succeeded.
+    ``.grad`` is written before the whole walk has succeeded.  A leaf is given the array that a rule has
+    made for it; it gets a copy where a rule handed on its own cotangent, or a view of something.
     """
+    given: set[int] = set()
     with plain_rules(True):
         for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
+            fresh = c.base is None and c.flags.writeable and id(c) not in given
+            given.add(id(c))
             total = c if leaf.grad is None else leaf.grad + c
-            leaf.grad = np.array(total, leaf.dtype, copy=total is c or None)
+            leaf.grad = np.array(total, leaf.dtype, copy=None if fresh or total is not c else True)
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:

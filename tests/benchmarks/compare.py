@@ -24,6 +24,7 @@ from pathlib import Path
 
 import growth
 import inference
+import main_job
 import memory
 import overhead
 import steps
@@ -57,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what the imports left behind is nobody's garbage
     sections = (section.report(options.quick) for section in (steps, inference, overhead))
-    more = (section.report(options.quick) for section in (memory, growth))
+    more = (section.report(options.quick) for section in (memory, growth, main_job))
     lines = []
     for line in itertools.chain(header(), *sections, *more):
         print(line, flush=True)

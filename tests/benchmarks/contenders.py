@@ -97,7 +97,13 @@ class Contender(Protocol):
     def parameters(self) -> list[Array]: ...
 
 
-def agree(problem: Problem, dora: bool, steps: int = 3, tolerance: float = 1e-5) -> None:
+def agree(
+    problem: Problem,
+    dora: bool,
+    steps: int = 3,
+    tolerance: float = 1e-5,
+    names: Sequence[str] | None = None,
+) -> None:
     """Refuse to go on unless everybody does the same work: losses and parameters after a few steps.
 
     Losses are compared on the whole batch, parameters on a few of its examples: among a million inputs of
@@ -107,8 +113,8 @@ def agree(problem: Problem, dora: bool, steps: int = 3, tolerance: float = 1e-5)
     before = problem.trained(dora)
     for size in (few, problem):
         expected = None
-        for name, make in EVERYBODY.items():
-            side = make(size, dora)
+        for name in names or EVERYBODY:
+            side = EVERYBODY[name](size, dora)
             losses = [side.step() for _ in range(steps)]
             trained = side.parameters()
             if expected is None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from contenders import EVERYBODY, Contender, Problem
+from contenders import EVERYBODY, Contender, Problem, agree
 from overhead import CHAINS, ENGINES, ours
 from timing import interleaved, table
 
@@ -61,7 +61,9 @@ def rank(seconds: float) -> Iterator[str]:
 
 
 def training(problem: Problem):
-    """Return the steps of ours and of PEFT."""
+    """Return the steps of ours and of PEFT, after checking that they do the same work."""
+    for dora in (False, True):
+        agree(problem, dora, names=("ours", "PEFT"))
     sides: dict[str, Contender] = {
         f"{method} {name}": EVERYBODY[name](problem, method == "DoRA")
         for method in ("LoRA", "DoRA")

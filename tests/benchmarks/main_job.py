@@ -1,0 +1,95 @@
+"""How much of its training time ``examples/finetune_digits.py`` spends inside NumPy.
+
+Counted is what runs in the forwards and rules of the ops and in the optimizer's update: there is nothing
+in them but calls of NumPy.  All else, recording, walking back, layers, batches, is ours.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import table
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import digits
+import finetune_digits
+
+import minigrad as mg
+from loradora.optim import Optimizer
+
+METHODS = "scratch", "head", "full", "lora", "dora"
+
+
+class Inside:
+    """Adds up the time between the outermost entries and exits of the functions it has wrapped."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth = 0.0, 0
+
+    def watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any) -> Any:
+            if self.depth:
+                return function(*args)
+            self.depth = 1
+            start = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                self.seconds += time.perf_counter() - start
+                self.depth = 0
+
+        return watching
+
+
+def report(quick: bool) -> Iterator[str]:
+    inside = Inside()
+    ops, updates = dict(mg.OPS), Optimizer.__subclasses__()
+    kept = [(op, op.forward, op.vjps) for op in ops.values()]
+    kept_updates = [(kind, kind._update) for kind in updates]
+    for op in ops.values():
+        op.forward = inside.watched(op.forward)
+        op.vjps = tuple(rule and inside.watched(rule) for rule in op.vjps)
+    for kind in updates:
+        kind._update = inside.watched(kind._update)
+    try:
+        rows = list(phases(inside, steps=100 if quick else 15 * 94))
+    finally:
+        for op, forward, vjps in kept:
+            op.forward, op.vjps = forward, vjps
+        for kind, update in kept_updates:
+            kind._update = update
+    seconds, counted = (sum(row[i] for row in rows) for i in (1, 2))
+    met = "✓" if counted >= 0.9 * seconds else "✗"
+    cells = [[name, f"{s:.2f}", f"{100 * c / s:.0f} %"] for name, s, c in rows]
+    cells.append(["all together", f"{seconds:.2f}", f"{100 * counted / seconds:.0f} % ≥90 % {met}"])
+    yield from table("The main job's training time inside NumPy", ["", "s", "inside"], cells)
+
+
+def phases(inside: Inside, steps: int) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, seconds, seconds inside NumPy) of pre-training and of each method."""
+    old, new = digits.mnist(), digits.optdigits()
+    inside.seconds, start = 0.0, time.perf_counter()
+    base = digits.pretrained(old.train, np.random.default_rng(0), steps)
+    yield "pre-training", time.perf_counter() - start, inside.seconds
+    few = digits.few(new.train, 20, np.random.default_rng(1))
+    task = finetune_digits.Task(0, base, few, new, old, 40, curves=False)
+    for name in METHODS:
+        adapts = name in finetune_digits.ADAPTERS
+        method = finetune_digits.Method(name, *((4, 8.0) if adapts else ()))
+        seconds = counted = 0.0
+        for rate in finetune_digits.METHODS[name][1]:
+            inside.seconds = 0.0
+            seconds += finetune_digits.train(method, task, rate, Silent()).seconds
+            counted += inside.seconds
+        yield method.title, seconds, counted
+
+
+class Silent:
+    """Shows no progress."""
+
+    def step(self, step: Any) -> None:
+        """Pass over a step."""
