@@ -274,7 +274,7 @@ class DoRALinear(LowRankLinear):
         super().__init__(base, **options)
         self.detach_norm, self.norm_axis = detach_norm, norm_axis
         self._squares: tuple[Any, Any] = (None, None)  # W0, and the squares of its rows
-        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; ‖V‖
+        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; the divisor
         self.m = Tensor(self._lengths(self.A.data, self.B.data).data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
@@ -296,29 +296,36 @@ class DoRALinear(LowRankLinear):
         be read for it; beside the few rows of x it is nearly free.  (While B = 0 it is not needed: then
         x W0ᵀ is computed as in the base, to be the same bit for bit.)
         """
-        W0 = self.base_layer.weight
-        few = x.ndim == 2 and 4 * len(x) <= len(W0) and not W0.requires_grad
-        if few and self.training and self.detach_norm and self.B.data.any():
+        W0, h, s = self.base_layer.weight, mg.linear(x, self.A), self.scaling
+        if W0.requires_grad:
+            return plus_product(mg.linear(x, W0), h, self.B, s), None
+        if x.ndim == 2 and 4 * len(x) <= len(W0) and self._norm_is_due and self.B.data.any():
             W0A = np.empty((len(W0), self.r), W0.dtype)
-            h = mg.linear(x, self.A)
-            return product_beside(x, W0.data, h, self.B, self.scaling, self.A.data, W0A), W0A
-        return self.correct(mg.linear(x, W0), x), None
+            return frozen_product(x, W0.data, h, self.B, s, self.A.data, W0A), W0A
+        return frozen_product(x, W0.data, h, self.B, s), None
+
+    @property
+    def _norm_is_due(self) -> bool:
+        return self.training and self.detach_norm
 
     def norm(self, W0A: Any = None) -> Tensor:
-        """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``.
-
-        In evaluation the constant is computed once, and again when s, A, B or W0 have changed.
-        """
-        A, B = self.A.data, self.B.data
+        """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``."""
         if not self.detach_norm and mg.is_grad_enabled():
             return self._lengths(self.A, self.B)
-        if self.training:
-            return self._lengths(A, B, W0A)
-        W0, values = self.base_layer.weight.data, (self.scaling, A.tobytes(), B.tobytes())
+        return self._lengths(self.A.data, self.B.data, W0A)
+
+    def divisor(self, W0A: Any = None) -> Tensor:
+        """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0.
+
+        In evaluation a constant is computed once, and again when s, A, B or W0 have changed.
+        """
+        if self.training or (not self.detach_norm and mg.is_grad_enabled()):
+            return _or_infinity(self.norm(W0A))
+        W0, values = self.base_layer.weight.data, (self.scaling, *map(_bytes, (self.A, self.B)))
         if self._evaluated[0] is not W0 or self._evaluated[1] != values:
-            self._evaluated = W0, values, self._lengths(A, B)
-        norm: Tensor = self._evaluated[2]
-        return norm
+            self._evaluated = W0, values, _or_infinity(self.norm())
+        divisor: Tensor = self._evaluated[2]
+        return divisor
 
     def _lengths(self, A: Any, B: Any, W0A: Any = None) -> Tensor:
         W0 = self.base_layer.weight.data
@@ -328,11 +335,6 @@ class DoRALinear(LowRankLinear):
         if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
             W0, A, B = W0.mT, B.mT, A.mT
         return row_norm(W0, A, B, self.scaling, self._squares[1], W0A)
-
-    def divisor(self, W0A: Any = None) -> Tensor:
-        """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0."""
-        norm = self.norm(W0A)
-        return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
 
     def _describe(self) -> str:
         exact = "" if self.detach_norm else ", exact norm"
@@ -344,6 +346,14 @@ class DoRALinear(LowRankLinear):
         V = self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data)
         c = self.m.data / self.divisor().data
         return Tensor(c[:, None] * V if self.norm_axis == 1 else V * c)
+
+
+def _bytes(t: Tensor) -> bytes:
+    return t.data.tobytes()
+
+
+def _or_infinity(norm: Tensor) -> Tensor:
+    return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
 
 
 class LoRASum(Adapted):
@@ -406,15 +416,23 @@ def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
     return y if b is None else add_into(y, b)
 
 
-# the rules of x W0ᵀ + s h Bᵀ, as in linear and plus_product
+# the rules of x W0ᵀ + s h Bᵀ, as in linear and plus_product; W0 is frozen
 @mg.op(
-    lambda g, y, x, W0, h, B, s, A, W0A: mg.linear(g, W0.T),
+    lambda g, y, x, W0, h, B, s, *beside: mg.linear(g, W0.T),
     None,
-    lambda g, y, x, W0, h, B, s, A, W0A: s * (g @ B),
-    lambda g, y, x, W0, h, B, s, A, W0A: g.mT @ (s * h),
+    lambda g, y, x, W0, h, B, s, *beside: s * (g @ B),
+    lambda g, y, x, W0, h, B, s, *beside: as_rows(g).mT @ (s * as_rows(h)),
 )
-def product_beside(x: Any, W0: Any, h: Any, B: Any, s: float, A: Any, W0A: Any) -> Any:
-    """Return x W0ᵀ + s h Bᵀ for x (N, in) and h (N, r), and on the way fill the array W0A with W0 Aᵀ."""
+def frozen_product(
+    x: Any, W0: Any, h: Any, B: Any, s: float, A: Any = None, W0A: Any = None
+) -> Any:
+    """Return x W0ᵀ + s h Bᵀ for x (…, in) and h (…, r).
+
+    On the way, for x (N, in), W0 is also multiplied by the rows of A: the array ``W0A`` (out, r) is
+    filled with W0 Aᵀ.
+    """
+    if A is None:
+        return mg.linear.forward(s * h, B, mg.linear.forward(x, W0))
     both = W0 @ np.concatenate([x.T, A.T], axis=1)
     W0A[...] = both[:, len(x) :]
     return mg.linear.forward(s * h, B, both[:, : len(x)].T)

@@ -16,7 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loradora.adapters import plus_product, product_beside, rescale
+from loradora.adapters import frozen_product, plus_product, rescale
 
 Shape: TypeAlias = tuple[int, ...]
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -176,12 +176,15 @@ def low_rank_products(draw: st.DrawFn) -> Call:
 
 
 @st.composite
-def products_beside(draw: st.DrawFn) -> Call:
+def frozen_products(draw: st.DrawFn) -> Call:
     """What is frozen, W0, A and the room for their product, is no variable: float32."""
-    rows, into, out, r = (draw(LENGTHS) for _ in range(4))
-    x, W0, h, B, s, A = draw(arrays((rows, into), (out, into), (rows, r), (out, r), (), (r, into)))
+    rows, into, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
+    beside = len(rows) == 1 and draw(st.booleans())
+    x, W0, h, B, s, A = draw(
+        arrays((*rows, into), (out, into), (*rows, r), (out, r), (), (r, into))
+    )
     W0, A, W0A = (a.astype(np.float32) for a in (W0, A, np.zeros((out, r))))
-    return (x, W0, h, B, s.item(), A, W0A), {}
+    return (x, W0, h, B, s.item(), *((A, W0A) if beside else ())), {}
 
 
 @st.composite
@@ -368,8 +371,8 @@ CASES: dict[str, Case] = {
         low_rank_products(), lambda y0, h, B, s: y0 + s * np.einsum("...r,or->...o", h, B)
     ),
     "pow": Case(powers(), np.power),
-    product_beside.name: Case(
-        products_beside(), lambda x, W0, h, B, s, A, W0A: x @ W0.T + s * (h @ B.T)
+    frozen_product.name: Case(
+        frozen_products(), lambda x, W0, h, B, s, *beside: x @ W0.T + s * (h @ B.T)
     ),
     "residual": Case(classifications(), lambda x, labels: softmax(x) - np.eye(x.shape[1])[labels]),
     "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),

@@ -151,8 +151,8 @@ def test_no_rule_is_called_for_what_is_frozen(differentiated, options):
 RECORDED = {
     (ld.LoRALinear, "first"): ["linear", "plus_product"],  # h = x Aᵀ; x W0ᵀ + b + s h Bᵀ
     (ld.LoRALinear, "inner"): ["linear", "linear", "plus_product"],
-    (ld.DoRALinear, "first"): ["linear", "product_beside", "rescale"],
-    (ld.DoRALinear, "inner"): ["linear", "product_beside", "rescale"],
+    (ld.DoRALinear, "first"): ["linear", "frozen_product", "rescale"],
+    (ld.DoRALinear, "inner"): ["linear", "frozen_product", "rescale"],
 }
 
 
