@@ -13,9 +13,8 @@ Everything that belongs to one pass lives in local variables of that pass.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +53,19 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     return sorted(found, key=attrgetter("_birth"))
 
 
+class _Rules(threading.local):
+    """Whether this thread is in a backward pass over plain arrays.
+
+    A rule may call ops.  For a user they return Tensors; in a pass over arrays that would make a Tensor
+    only to unwrap it, at several times the cost.  So there an op given arrays is its mere forward.
+    """
+
+    plain = False
+
+
+rules = _Rules()
+
+
 def sweep(
     order: list[Tensor],
     g: Array,
@@ -70,6 +82,23 @@ def sweep(
     """
     cotangents: dict[Any, Array] = dict.fromkeys(order)
     cotangents[order[-1]] = g
+    before, rules.plain = rules.plain, not record
+    try:
+        with np.errstate(all="ignore"):
+            _walk(order, cotangents, wanted, record, release)
+    finally:
+        rules.plain = before
+    return cotangents
+
+
+def _walk(
+    order: list[Tensor],
+    cotangents: dict[Any, Array],
+    wanted: Collection[Tensor],
+    record: bool,
+    release: bool,
+) -> None:
+    """Hand every tensor's cotangent on to its parents, newest first: the chain rule itself."""
     while order:
         tensor = order.pop()
         op, parents = tensor._op, tensor._parents
@@ -90,7 +119,6 @@ def sweep(
                 cotangents[parent] = c if others is None else others + c
         if release:
             tensor._inputs = tensor._parents = None
-    return cotangents
 
 
 def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:
@@ -127,30 +155,6 @@ def fit(g: Array, a: Array, record: bool) -> Array:
     return g if g.dtype is a.dtype else g.astype(a.dtype)
 
 
-class _Rules(threading.local):
-    """Whether this thread is in a backward pass over plain arrays.
-
-    A rule may call ops.  For a user they return Tensors; in a pass over arrays that would make a Tensor
-    only to unwrap it, at several times the cost.  So there an op given arrays is its mere forward.
-    """
-
-    plain = False
-
-
-rules = _Rules()
-
-
-@contextlib.contextmanager
-def plain_rules(plain: bool) -> Iterator[None]:
-    """Run rules without NumPy's warnings and, if ``plain``, with ops as mere functions of arrays."""
-    before, rules.plain = rules.plain, plain
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    finally:
-        rules.plain = before
-
-
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
@@ -159,12 +163,11 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     made for it; it gets a copy where a rule handed on its own cotangent, or a view of something.
     """
     given: set[int] = set()
-    with plain_rules(True):
-        for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
-            fresh = c.base is None and c.flags.writeable and id(c) not in given
-            given.add(id(c))
-            total = c if leaf.grad is None else leaf.grad + c
-            leaf.grad = np.array(total, leaf.dtype, copy=None if fresh or total is not c else True)
+    for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
+        fresh = c.base is None and c.flags.writeable and id(c) not in given
+        given.add(id(c))
+        total = c if leaf.grad is None else leaf.grad + c
+        leaf.grad = np.array(total, leaf.dtype, copy=None if fresh or total is not c else True)
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
@@ -180,5 +183,4 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     order = [tensor for tensor in order if tensor in between]
     if not order:
         return {}
-    with plain_rules(not record):
-        return sweep(order, g, wanted, record=record)
+    return sweep(order, g, wanted, record=record)

@@ -567,7 +567,7 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
             raise RuntimeError(
                 f"a result of shape {y.shape} needs a gradient of that shape to go back"
             )
-        gradient = np.ones(y.shape, y.dtype)
+        gradient = _tensor(np.ones(y.shape, y.dtype))
     if not isinstance(gradient, Tensor):
         gradient = Tensor(gradient)
         gradient._data.setflags(write=False)  # a rule that writes to it fails, and spoils nothing
