@@ -77,14 +77,14 @@ def _learning_curves(axes: Any, results: Results, rank: int) -> None:
         axes.plot(steps, 100 * accuracy, color=color, label=label, linewidth=2)
     frozen = accuracies(results, "frozen").mean()
     axes.axhline(frozen, color="#666666", linestyle=":")
-    axes.annotate(f"frozen base {frozen:.1f}", (steps[-1], frozen + 0.5), ha="right")
+    axes.annotate(f"frozen base {frozen:.1f}", (steps[-1], frozen - 0.6), ha="right", va="top")
     axes.set(
         title="How fast they learn (mean)",
         xlabel="step",
         ylabel="accuracy on the new digits (%)",
         ylim=(frozen - 8, 95),
     )
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.16))
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.2))
 
 
 def _parameters(axes: Any, results: Results) -> None:
@@ -109,10 +109,9 @@ def _parameters(axes: Any, results: Results) -> None:
             label=f"{title}, r = 1 … 16" if name in ("lora", "dora") else title,
         )
         if name == "lora":
-            for i in (0, -1):
-                at = (counts[i], means[i] - spreads[i])
-                axes.annotate(f"r = {1 if i == 0 else 16}", at, (0, -14), textcoords="offset points",
-                              ha="center", color=color)  # fmt: skip
+            for i, text in ((0, "r = 1"), (-1, "r = 16")):
+                place = {"xytext": (7, -11), "textcoords": "offset points", "color": color}
+                axes.annotate(text, (counts[i], means[i]), **place)
     low, high = axes.get_ylim()
     frozen = accuracies(results, "frozen").mean()
     axes.text(0.04, 0.02, f"↓ frozen base {frozen:.1f}", transform=axes.transAxes)
@@ -238,8 +237,10 @@ def decomposition(points: Any, pooled: Any, paper: Any, file: Path) -> None:
     panels[0].set_ylabel("ΔM: how much row lengths changed")
     panels[0].legend(loc="upper left", fontsize="small")
     highest = max(pooled, key=pooled.__getitem__)
-    figure.suptitle(f"Correlation of ΔD and ΔM: highest for {highest}, as in the paper" if highest
-                    == "LoRA" else f"Correlation of ΔD and ΔM: highest for {highest}")  # fmt: skip
+    message = f"Turning and stretching go together most in {highest}"
+    if highest == "LoRA" and min(pooled.values()) > 0:
+        message += ", as in the paper; but no correlation is negative here"
+    figure.suptitle(message)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -132,3 +132,26 @@ def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
 def spread(accuracies):
     values = 100 * np.array(list(accuracies))
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
+    file = ROOT / "tests" / "benchmarks" / "results" / "xeon_2_cores.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+
+    def numbers(title, first):
+        """Return the medians in a line of a table."""
+        start = next(i for i, line in enumerate(lines) if line.startswith(title))
+        line = next(line for line in lines[start:] if line.startswith(first))
+        return [float(n) for n in re.findall(r"([\d.]+) ±", line)]
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d×-]+), (\d+), (\d+) \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for sizes, batch, r, cells in rows:
+        lora, dora, *inference = (cell.strip() for cell in cells.split("|"))
+        found = numbers("Training steps in proportion", f"{sizes}, batch {batch}, r {r} ")
+        assert [float(lora), float(dora)] == pytest.approx(found[:2], abs=0.051)
+        other = {"784-256-128-10": "784-128-256-10"}.get(sizes, sizes)
+        if inference[0]:
+            found = numbers("Inference in proportion", f"{other}, batch {batch} ")
+            assert [float(x) for x in inference] == pytest.approx(found[2:], abs=0.051)
