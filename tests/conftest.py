@@ -1,5 +1,7 @@
 """How hard Hypothesis tries: 25 examples per promise, or with ``--thorough`` ten times as many."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -25,3 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("thorough" if config.getoption("--thorough") else "default")
+
+
+@pytest.fixture
+def no_gc():
+    """The garbage collector off: what disappears now was freed by its reference count alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -236,6 +236,39 @@ def test_at_the_start_the_layer_is_the_base_bit_by_bit(kind, dtype, scheme, prob
 
 
 @every_kind
+@pytest.mark.parametrize(("sizes", "rows"), [((784, 10), 1), ((784, 64), 8), ((300, 256), 64)])
+def test_at_the_start_a_large_layer_is_the_base_bit_by_bit(kind, sizes, rows):
+    """A product of more rows, computed together, would differ in the last bit."""
+    layer = fresh(kind, sizes, r=8, dtype=np.float32)
+    x, _ = inputs(layer, (rows,))
+    assert layer(x).data.tobytes() == layer.base_layer(x).data.tobytes()
+
+
+def test_few_rows_take_the_product_that_the_norm_needs_along(calls):
+    """W0 is read once for both."""
+    layer = trained("DoRA", (6, 32))
+    for rows, along in ((8, True), (9, False)):
+        calls.clear()
+        layer(inputs(layer, (rows,))[0])
+        *_, W0A = calls[-1]
+        assert (W0A is not None) == along
+        if along:
+            assert_allclose(W0A, layer.base_layer.weight.data @ layer.A.data.T, rtol=1e-12)
+
+
+@every_dora
+def test_a_new_weight_has_new_norms(kind):
+    """What is remembered of the old one is dropped, in training and in evaluation."""
+    for mode in (True, False):
+        layer = trained(kind).train(mode)
+        x, G = inputs(layer)
+        layer(x)
+        layer.base_layer.weight.data = 2 * layer.base_layer.weight.data
+        expected, _ = closed_forms(layer, x, G)
+        assert_allclose(layer(x).data, expected, rtol=1e-11, atol=1e-11)
+
+
+@every_kind
 def test_the_base_and_the_layer_share_one_read_only_array(kind):
     base = ld.Linear(3, 4)
     cls, options = KINDS[kind]

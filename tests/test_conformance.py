@@ -608,4 +608,7 @@ def test_30e_the_norm_kept_in_evaluation_gives_the_same_numbers_and_is_dropped_o
     layer.B.data = layer.B.data + 0.5
     changed = out(model)
     assert far(changed, first)
+    V = layer.base_layer.weight.data + layer.scaling * (layer.B.data @ layer.A.data)
+    fresh = layer.m.data / np.linalg.norm(V, axis=1)
+    assert_allclose(layer.weight.data, fresh[:, None] * V, rtol=1e-5, atol=1e-6)
     assert_allclose(out(model.merge_and_unload()), changed, rtol=1e-5, atol=1e-5)

@@ -1,6 +1,5 @@
 """The chain rule: what a graph remembers, when it forgets, and which work is not done."""
 
-import gc
 import threading
 import weakref
 
@@ -21,15 +20,6 @@ def chain(x, length):
     for _ in range(length):
         x = x + 1
     return x
-
-
-@pytest.fixture
-def no_gc():
-    """The garbage collector off: what disappears now was freed by its reference count alone."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.fixture

@@ -191,7 +191,9 @@ def test_the_merged_model_is_a_plain_trainable_model_that_shares_nothing(method)
     model = adapted(method, base)
     before, expected = bytes_of(base), out(model)
     merged = model.merge_and_unload()
-    assert all(p.requires_grad for p in merged.parameters())
+    assert all(p.requires_grad and p.data.flags.writeable for p in merged.parameters())
+    others = [p.data for m in (base, model) for p in m.parameters()]
+    assert not any(np.shares_memory(p.data, a) for p in merged.parameters() for a in others)
     step(merged, lr=1.0)
     assert bytes_of(base) == before
     assert_array_equal(out(model), expected)
@@ -317,6 +319,16 @@ def test_training_mode_reaches_every_adapter():
     assert_array_equal(out(model), out(model))
     model.train()
     assert not np.array_equal(out(model), out(model))
+
+
+def test_the_mode_of_the_base_is_its_own():
+    base = ld.Sequential(ld.Linear(4, 4), ld.Dropout(0.5))
+    model = adapted(base=base, target_modules=["0"])
+    model.eval()
+    assert {m.training for _, m in base.named_modules()} == {True}
+    base.eval()
+    model.train()
+    assert {m.training for _, m in base.named_modules()} == {False}
 
 
 @every_method
@@ -460,6 +472,8 @@ def test_only_the_active_adapter_is_trainable():
     for name in ("default", "other", "default"):
         model.set_adapter(name)
         assert model.get_nb_trainable_parameters()[0] == count[name]
+        for other, adapter in model._adapters.items():
+            assert {p.requires_grad for p in adapter.trained} == {other == name}
     model.set_adapter(["default", "other"])
     assert model.get_nb_trainable_parameters()[0] == 120
 

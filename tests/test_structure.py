@@ -71,15 +71,6 @@ def recorded(y):
     return [tensor for tensor in ancestry(y) if tensor._op is not None]
 
 
-@pytest.fixture
-def no_gc():
-    """The garbage collector off: what disappears now was freed by its reference count alone."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 # ----------------------------------------------------------------------------- nothing like W0
 
 
