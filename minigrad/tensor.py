@@ -166,7 +166,8 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
     if Tensor in map(type, args):
         return number
     others = (b for j, b in enumerate(args) if j != i and op.has_rule(j))
-    return number if any(np.ndim(b) for b in others) else np.asarray(number, np.float64)
+    alone = not any(isinstance(b, Tensor) or np.ndim(b) for b in others)
+    return np.asarray(number, np.float64) if alone else number
 
 
 def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
