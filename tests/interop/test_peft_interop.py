@@ -347,3 +347,67 @@ def test_a_merged_model_of_ours_is_a_checkpoint_for_pytorch(use_dora: bool, tmp_
     with np.load(tmp_path / "merged.npz") as arrays:
         net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     twins.agree(twins.run(ours, x), twins.run(net, x))
+
+
+# ---------------------------------------------------------------------------------- a tree trained whole
+
+
+class Tree(torch.nn.Module):
+    """A net whose head is itself a net, called as PEFT expects of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        linear = torch.nn.Linear
+        self.q = linear(7, 6)
+        self.classifier = torch.nn.Sequential(linear(6, 6), torch.nn.ReLU(), linear(6, 5))
+
+    def forward(self, x):
+        return self.classifier(self.q(x))
+
+
+class TwinTree(ld.Module):
+    """The same here."""
+
+    def __init__(self) -> None:
+        self.q = ld.Linear(7, 6)
+        self.classifier = ld.Sequential(ld.Linear(6, 6), ld.ReLU(), ld.Linear(6, 5))
+
+    def forward(self, x):
+        return self.classifier(self.q(x))
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+@both_methods
+def test_a_head_of_several_layers_travels_both_ways(bias, use_dora, tmp_path):
+    net, (x, _) = Tree(), twins.data()
+    ours_net = TwinTree()
+    ours_net.load_state_dict(twins.state(net))
+    options = {"target_modules": ["q"], "modules_to_save": ["classifier"], "bias": bias}
+    options["use_dora"] = use_dora
+    theirs = twins.train(twins.adapt(net, **options), 3)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    loaded = twins.load(ours_net, tmp_path / "theirs")
+    twins.agree(twins.run(loaded, x), twins.run(theirs, x))
+
+    ours = twins.train(twins.adapt(ours_net, **options), 3)
+    ours.save_pretrained(tmp_path / "ours")
+    if bias == "none":  # with "all", PEFT asks for the biases under its inner names, too
+        twins.agree(twins.run(ours, x), twins.run(twins.load(net, tmp_path / "ours"), x))
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_task_of_classification_saves_the_head_as_peft_reads_it(task_type, tmp_path):
+    net, (x, _) = Tree(), twins.data()
+    ours_net = TwinTree()
+    ours_net.load_state_dict(twins.state(net))
+    ours = twins.train(twins.adapt(ours_net, target_modules=["q"], task_type=task_type), 3)
+    ours.save_pretrained(tmp_path)
+    keys = set(twins.on_disk(tmp_path))
+    assert {
+        f"base_model.model.classifier.{i}.{n}" for i in (0, 2) for n in ("weight", "bias")
+    } < keys
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"task_type": None}))
+    theirs = twins.load(net, tmp_path)  # a task's own class would ask for a transformers model
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
