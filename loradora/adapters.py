@@ -299,14 +299,11 @@ class DoRALinear(LowRankLinear):
         W0, h, s = self.base_layer.weight, mg.linear(x, self.A), self.scaling
         if W0.requires_grad:
             return plus_product(mg.linear(x, W0), h, self.B, s), None
-        if x.ndim == 2 and 4 * len(x) <= len(W0) and self._norm_is_due and self.B.data.any():
+        few = x.ndim == 2 and 4 * len(x) <= len(W0)
+        if few and self.training and self.detach_norm and self.B.data.any():
             W0A = np.empty((len(W0), self.r), W0.dtype)
             return frozen_product(x, W0.data, h, self.B, s, self.A.data, W0A), W0A
         return frozen_product(x, W0.data, h, self.B, s), None
-
-    @property
-    def _norm_is_due(self) -> bool:
-        return self.training and self.detach_norm
 
     def norm(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``."""
@@ -428,8 +425,8 @@ def frozen_product(
 ) -> Any:
     """Return x W0ᵀ + s h Bᵀ for x (…, in) and h (…, r).
 
-    On the way, for x (N, in), W0 is also multiplied by the rows of A: the array ``W0A`` (out, r) is
-    filled with W0 Aᵀ.
+    On the way, for x (N, in), W0 is also multiplied by the rows of A.  The array ``W0A`` (out, r) is no
+    argument but room for this second result, W0 Aᵀ, through which no gradient goes.
     """
     if A is None:
         return mg.linear.forward(s * h, B, mg.linear.forward(x, W0))
