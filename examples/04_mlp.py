@@ -4,7 +4,8 @@ What you will see: a few of the images; the graph of one step, and which gradien
 goes down; and the trained net in front of digits of other writers from another scanner.
 
 Why it matters: a net is a function of its weights, and training is walking against its gradient.  The
-last number, so much lower than the one before, is the problem that LoRA and DoRA are here to solve.
+last number, so much lower than the one before, calls for fine-tuning; how to do that with few numbers and
+without losing the old net is what LoRA and DoRA are about.
 
 Read next: loradora/nn.py, optim.py and train.py, then digits.py (the data); then 05_lora.py.
 """
@@ -66,9 +67,9 @@ def training(net, old, rng):
                 f"   {step.step // per_epoch:5}   {np.mean(losses):9.3f}   {100 * accuracy:8.1f} %"
             )
             losses.clear()
-    print(
-        "\n   The loss falls further than the accuracy rises: the net also learns its examples by heart."
-    )
+    seen, unseen = ld.evaluate(net, *old.train), ld.evaluate(net, *old.validation)
+    for name, part in (("what it was trained on", seen), ("the validation images", unseen)):
+        print(f"   in the end, on {name}: loss {part.loss:.3f}, {100 * part.accuracy:.1f} %")
 
 
 def main():

@@ -74,18 +74,16 @@ def ranks():
     """Train with several ranks: what cannot be done with fewer directions than the task needs."""
     print("3. The rank of ΔW = s B A\n")
     needed = np.linalg.lstsq(x, target - x @ W0.T - b)[0].T  # the ΔW that solves the task
-    show("needed", needed, 0.0)
+    show("needed", needed, np.sum((x @ (W0 + needed).T + b - target) ** 2) / (2 * N))
     for r in (1, 2, 4):
         layer = ld.LoRALinear(base, r=r, lora_alpha=ALPHA, rng=np.random.default_rng(r))
         train_by_minigrad(layer)
         loss = mg.mse_loss(layer(x), target, reduction="sum").item() / (2 * N)
         show(f"r = {r}", layer.weight.data - W0, loss)
     print(
-        "\n   r = 1 does the best that one direction can, r = 4 leaves two of its four unused.  The"
+        "\n   r = 1 does what one direction can for these x, which is not to copy the larger of the two;"
     )
-    print(
-        "   effective rank counts by size: two equal values are 2, a large and a small one are less.\n"
-    )
+    print("   r = 4 leaves two of its four unused.  The effective rank counts by size.\n")
 
 
 def show(name, dW, loss):

@@ -76,7 +76,9 @@ def gradients():
         print(f"{name} {abs(cosines).max():.2g}", end="   ")
     dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
     error = abs(held.V - exact.V - dropped).max()
-    print(f"\n   held less exact is (m/‖V‖) m̄ ∘ V̂, a pull along the row, up to {error:.0e}\n")
+    print(
+        f"\n   held less exact is (m/‖V‖) m̄ ∘ V̂, a pull along the row (equal to within {error:.0e})\n"
+    )
 
 
 def differences():
@@ -98,7 +100,6 @@ def differences():
     held.m.data = np.sum(unscaled * (target - b), axis=0) / np.sum(unscaled**2, axis=0)
     gap = abs(on_paper(held, True).B - on_paper(held, False).B).max()
     print(f"   Where m is optimal, m̄ = 0, nothing is dropped: held and exact agree up to {gap:.0e}")
-    print("   So the default is nearly the slope for as long as m follows, and not elsewhere.")
 
 
 def verdict(loss, B):

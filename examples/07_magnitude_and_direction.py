@@ -84,7 +84,7 @@ def decomposition(base, new, r, runs, steps):
     print(
         "   Pooled, it counts whether one proportion of ΔM to ΔD holds for all three layers.  How far"
     )
-    print("   the base was trained moves these numbers, too: see --epochs 5, and --runs 5.")
+    print("   the base was trained moves these numbers, too: see --epochs 5.")
     return points, pooled
 
 
@@ -93,7 +93,7 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--epochs", type=int, default=15, help="of pre-training the base (15)")
     add("--rank", type=int, default=4, help="of the adapters (4)")
-    add("--runs", type=int, default=1, help="draws and starts to average (1)")
+    add("--runs", type=int, default=3, help="draws and starts to average (3)")
     add("--steps", type=int, default=280, help="of fine-tuning (280)")
     add("--plot", nargs="?", const=FIGURE, type=Path, metavar="FILE", help=f"draw, into {FIGURE}")
     options = parser.parse_args()

@@ -12,9 +12,9 @@ each the learning rate that does best on a validation split:
     dora      the same, with the lengths of the rows of the weight learnt apart
 
 You will see a table: how much each method trains, how well it reads the new digits, and how well it
-still reads MNIST, with the adapter on and off.  LoRA comes close to full fine-tuning with a fortieth of
-the parameters.  Left on, it forgets more of MNIST; switched off, it gives the old net back exactly,
-because nothing has touched it.
+still reads MNIST, with the adapter on and off.  LoRA comes close to full fine-tuning and trains less than
+3 % as many parameters.  Left on, it forgets, too, the more the higher its learning rate; switched off, it
+gives the old net back exactly, because nothing has touched it.
 
     python examples/finetune_digits.py                  well under a minute
     python examples/finetune_digits.py --seeds 5        mean ± standard deviation
@@ -51,15 +51,16 @@ import minigrad as mg
 from loradora.optim import linear
 from loradora.train import Step
 
-#: Each method's name in the table, and the learning rates it may choose from.
-METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "frozen": ("frozen base", ()),
-    "scratch": ("from scratch", (0.001, 0.003)),
-    "head": ("head only", (0.003, 0.01, 0.03)),
-    "full": ("full fine-tuning", (0.001, 0.003)),
-    "lora": ("LoRA", (0.005, 0.01, 0.02)),
-    "dora": ("DoRA", (0.005, 0.01, 0.02)),
+#: Each method's name in the table.
+METHODS = {
+    "frozen": "frozen base",
+    "scratch": "from scratch",
+    "head": "head only",
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "dora": "DoRA",
 }
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # the learning rates that each may choose from
 ADAPTERS = ("lora", "dora")
 BATCH = 32
 SWEEP = (1, 2, 4, 8, 16)  # the ranks in the figure
@@ -92,7 +93,7 @@ class Method:
     @property
     def title(self) -> str:
         """What the table calls it."""
-        return METHODS[self.name][0] + (f" r={self.rank}" if self.rank else "")
+        return METHODS[self.name] + (f" r={self.rank}" if self.rank else "")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def best(method: Method, task: Task, progress: Progress) -> Run:
     """Train at every candidate rate; return the run that does best on the validation split."""
     if method.name == "frozen":
         return Run(method, task, 0.0, task.base, 0.0, [])
-    runs = [train(method, task, rate, progress) for rate in METHODS[method.name][1]]
+    runs = [train(method, task, rate, progress) for rate in RATES]
 
     def quality(run: Run) -> tuple[float, float]:
         validation = ld.evaluate(run.model, *task.new.validation)
@@ -409,12 +410,13 @@ def findings(results: Results) -> Iterator[str]:
     adapted = [name for name in ADAPTERS if rows[name]]
     if adapted:
         kept = [
-            f"{METHODS[name][0]} {percent(row.old_domain_accuracy for row in rows[name])}"
+            f"{METHODS[name]} {percent(row.old_domain_accuracy for row in rows[name])}"
             for name in (*adapted, "full")
             if rows[name]
         ]
         base = percent(row.base_accuracy for row in rows[adapted[0]])
-        yield f"Kept on MNIST: {', '.join(kept)}; with the adapter off {base}, as before."
+        few = "" if len(rows[adapted[0]]) > 1 else " (one seed says little)"
+        yield f"Kept on MNIST{few}: {', '.join(kept)}; with the adapter off {base}, as before."
     rates = {name: {run.rate for run, row in results if row.method == name} for name in METHODS}
     yield "Learning rates chosen on validation: " + ", ".join(
         f"{name} {'/'.join(f'{rate:g}' for rate in sorted(chosen))}"

@@ -138,14 +138,16 @@ class Adapter:
     ) -> None:
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         targets, whole = _plan(base, config, strict)
-        kind = layer or (DoRALinear if config.use_dora else LoRALinear)
+        self.layer = layer or (DoRALinear if config.use_dora else LoRALinear)
+        if issubclass(self.layer, DoRALinear) != config.use_dora:
+            raise ValueError(f"use_dora={config.use_dora} does not go with {self.layer.__name__}")
 
         def replace(module: Module) -> Module | None:
             if id(module) in whole:
                 return _own_copy(module)
             if not isinstance(module, Linear) or id(module) not in targets:
                 return None
-            return kind(module, **config.options(targets[id(module)]), rng=rng)
+            return self.layer(module, **config.options(targets[id(module)]), rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
@@ -484,15 +486,15 @@ class PeftModel(Module):
         checkpoint.check_name(adapter_name)
         chosen = [self._get(name) for name in adapters]
         if len(chosen) == 1 and weights[0] == 1 and combination_type == "cat":
-            new = self._same(chosen[0].config)
+            new = self._same(chosen[0].config, chosen[0].layer)
             for key, p in chosen[0].saved.items():
                 new.saved[key].data = p.data
         else:
             new = self._weighted(chosen, weights, combination_type, svd_rank)
         self._keep(adapter_name, new)
 
-    def _same(self, config: LoraConfig) -> Adapter:
-        return Adapter(self._plain, config, np.random.default_rng(0), strict=False)
+    def _same(self, config: LoraConfig, layer: type[LowRankLinear] | None = None) -> Adapter:
+        return Adapter(self._plain, config, np.random.default_rng(0), layer, strict=False)
 
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
@@ -643,6 +645,7 @@ class PeftModel(Module):
         *,
         allow_nan: bool = False,
         rng: np.random.Generator | None = None,
+        layer: type[LowRankLinear] | None = None,
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
@@ -658,7 +661,7 @@ class PeftModel(Module):
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
         checkpoint.check_name(adapter_name)
-        self._keep(adapter_name, _load(self._plain, source, is_trainable, allow_nan, rng))
+        self._keep(adapter_name, _load(self._plain, source, is_trainable, allow_nan, rng, layer))
 
     @classmethod
     def from_pretrained(
@@ -670,6 +673,7 @@ class PeftModel(Module):
         *,
         allow_nan: bool = False,
         rng: np.random.Generator | None = None,
+        layer: type[LowRankLinear] | None = None,
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
 
@@ -690,6 +694,8 @@ class PeftModel(Module):
             Accept NaN and infinity.
         rng
             The source of randomness for dropout, if it is trained on; a fresh one by default.
+        layer
+            The class of its layers, if it was made with one of its own.
 
         Raises
         ------
@@ -700,7 +706,9 @@ class PeftModel(Module):
         model = cls.__new__(cls)
         with _intact(base):
             model._start(base)
-            model._keep(adapter_name, _load(model._plain, source, is_trainable, allow_nan, rng))
+            model._keep(
+                adapter_name, _load(model._plain, source, is_trainable, allow_nan, rng, layer)
+            )
             model.set_adapter(adapter_name)
         return model.eval()
 
@@ -760,13 +768,23 @@ def get_peft_model(
 
 
 def _check_sum(chosen: Sequence[Adapter]) -> None:
-    for config in (adapter.config for adapter in chosen):
+    for adapter in chosen:
+        config, kind = adapter.config, adapter.layer
         if config.use_dora:
             raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
+        own = [n for n in ("forward", "weight", "correct") if n in _own_names(kind)]
+        if own:
+            raise ValueError(f"{kind.__name__} has {own[0]!r} of its own, and need not add up")
         if config.bias != "none" or config.modules_to_save or config.lora_bias:
             raise ValueError("adapters that train biases or whole modules do not add up")
         if config.init_lora_weights in ("pissa", "olora"):
             raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
+
+
+def _own_names(kind: type[LowRankLinear]) -> set[str]:
+    """Return what a variant defines beyond LoRALinear."""
+    above = kind.__mro__[: kind.__mro__.index(LoRALinear)]
+    return {name for cls in above for name in vars(cls)}
 
 
 def _arrays(adapter: Adapter) -> dict[str, Any]:
@@ -779,6 +797,7 @@ def _load(
     is_trainable: bool,
     allow_nan: bool,
     rng: np.random.Generator | None,
+    layer: type[LowRankLinear] | None,
 ) -> Adapter:
     """Return the adapter in the files, made for ``base``; either all of it fits or nothing is done."""
     file = checkpoint.load(source)
@@ -792,7 +811,7 @@ def _load(
         keeps = config.init_lora_weights in ("pissa", "olora")
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
         rng = np.random.default_rng() if rng is None else rng
-        adapter = Adapter(base, quick, rng, strict=False)
+        adapter = Adapter(base, quick, rng, layer, strict=False)
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
     adapter.config = config

@@ -249,7 +249,8 @@ def _slopes(
                 moved[at] += sign * step * max(1.0, abs(original[at]))
                 x.data = moved
                 with np.errstate(all="ignore"):  # infinite values have no slope, which is reported
-                    sides[(side, ..., *at)] = (f().data - y) / (moved[at] - original[at])
+                    slope = (f().data - y) / (moved[at] - original[at])
+                    sides[(side, ..., *at)] = slope + 0.0  # not −0
     finally:
         x._data = original
     return sides[0], sides[1]

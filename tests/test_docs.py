@@ -125,8 +125,8 @@ def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     assert f"({gain.mean():+.1f} ± {error:.1f} points, paired".replace("-", "−") in text
     assert gain.mean() < 3 * error  # it does not beat a tuned LoRA
-    assert accuracy["full"].mean() - accuracy["lora"].mean() < 1  # within a point
-    assert accuracy["full"].mean() - accuracy["dora"].mean() < 1
+    assert accuracy["full"].mean() - accuracy["lora"].mean() < 2  # within two points
+    assert accuracy["full"].mean() - accuracy["dora"].mean() < 2
 
 
 def spread(accuracies):

@@ -1087,3 +1087,51 @@ def test_the_looks_tell_what_is_disabled_inactive_and_partly_frozen():
         assert "disabled" in repr(model)
     exact = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, detach_norm=False, norm_axis=0)
     assert "3 → 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)
+
+
+class GatedLinear(ld.LoRALinear):
+    """A correction behind a gate of its own."""
+
+    def __init__(self, base, **options):
+        super().__init__(base, **options)
+        self.gate = mg.Tensor(np.ones(1, np.float32), requires_grad=True)
+
+    def correct(self, y, x):
+        return y + self.gate * (super().correct(y, x) - y)
+
+    @property
+    def weight(self):
+        W0 = self.base_layer.weight.data
+        return mg.Tensor(W0 + self.gate.data * (super().weight.data - W0))
+
+
+def test_a_variant_with_a_tensor_of_its_own_is_loaded_as_what_it_is(tmp_path):
+    base = Net()
+    model = randomized(ld.get_peft_model(base, config(), layer=GatedLinear))
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", layer=GatedLinear)
+    assert_array_equal(out(loaded), out(model))
+    assert_allclose(out(model.merge_and_unload()), out(model), atol=1e-5)
+    model.load_adapter(tmp_path / "a.npz", "again", layer=GatedLinear)
+    model.add_weighted_adapter(["default"], [1.0], "copy")
+    for name in ("again", "copy"):
+        model.set_adapter(name)
+        assert_array_equal(out(model), out(loaded))
+    with pytest.raises(ld.CheckpointError, match=r"unexpected blocks\.0\.q\.gate"):
+        ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")
+
+
+def test_variants_that_compute_something_else_are_not_added_up():
+    model = randomized(ld.get_peft_model(Net(), config(), layer=GatedLinear))
+    add(model, "other")
+    for attempt in (
+        lambda: model.set_adapter(["default", "other"]),
+        lambda: model.add_weighted_adapter(["default"], [2.0], "twice"),
+    ):
+        with pytest.raises(ValueError, match=r"GatedLinear has .* of its own"):
+            attempt()
+
+
+def test_a_variant_of_lora_is_no_dora():
+    with pytest.raises(ValueError, match="use_dora=True does not go with LoRAFALinear"):
+        ld.get_peft_model(Net(), config("DoRA"), layer=LoRAFALinear)

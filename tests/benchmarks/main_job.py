@@ -81,7 +81,7 @@ def phases(inside: Inside, steps: int) -> Iterator[tuple[str, float, float]]:
         adapts = name in finetune_digits.ADAPTERS
         method = finetune_digits.Method(name, *((4, 8.0) if adapts else ()))
         seconds = counted = 0.0
-        for rate in finetune_digits.METHODS[name][1]:
+        for rate in finetune_digits.RATES:
             inside.seconds = 0.0
             seconds += finetune_digits.train(method, task, rate, Silent()).seconds
             counted += inside.seconds
