@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import struct
 import zipfile
 import zlib
@@ -252,18 +253,18 @@ def _write(files: Mapping[Path, bytes]) -> None:
     renamed: list[Path] = []
     try:
         for path, content in files.items():
-            handle = os.open(
-                new[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
-            )  # less the umask
-            with os.fdopen(handle, "wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with os.fdopen(os.open(new[path], flags, 0o666), "wb") as file:  # 0o666 less the umask
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in files:
+        *earlier, last = files
+        for path in earlier:
             if path.exists():
-                os.link(path, old[path])
+                shutil.copy2(path, old[path])
             os.replace(new[path], path)
             renamed.append(path)
+        os.replace(new[last], last)  # the one that needs no way back: after it, all are new
     except BaseException:
         for path in renamed:
             if old[path].exists():

@@ -208,7 +208,7 @@ class LoraConfig:
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not _all_are(str, list(value)):
                 raise TypeError(f"{name} must be a dict from names to numbers, not {value!r}")
-            expressions += [(pattern, _trailing(pattern)) for pattern in value]
+            expressions += [(pattern, trailing(pattern)) for pattern in value]
         numbers = self.layers_to_transform
         if not (numbers is None or _all_are(Integral, [numbers]) or _all_are(Integral, numbers)):
             raise TypeError(f"layers_to_transform must be a list of integers, not {numbers!r}")
@@ -330,7 +330,7 @@ def _all_are(kind: type, values: Any) -> bool:
     return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
-def _trailing(pattern: str) -> str:
+def trailing(pattern: str) -> str:
     """Return the expression that matches whole trailing parts of a path."""
     return rf"(.*\.)?({pattern})$"
 
@@ -354,6 +354,6 @@ def _matches(names: Iterable[str] | str, path: str) -> bool:
 def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first pattern that matches whole trailing parts of ``path``."""
     for pattern, value in patterns.items():
-        if re.match(_trailing(pattern), path):
+        if re.match(trailing(pattern), path):
             return value
     return default

@@ -30,7 +30,7 @@ from loradora.adapters import (
     LowRankLinear,
     freeze,
 )
-from loradora.config import LoraConfig
+from loradora.config import LoraConfig, trailing
 from loradora.nn import Linear, Module, check_positive
 from minigrad import Tensor
 
@@ -215,7 +215,7 @@ def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str
         warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
     for option in ("rank_pattern", "alpha_pattern") if strict else ():
         for pattern in getattr(config, option):
-            if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in found):
+            if not any(re.match(trailing(pattern), path) for path in found):
                 raise ValueError(f"{option} key {pattern!r} matches none of {', '.join(found)}")
     whole = set()
     for name in config.modules_to_save or ():

@@ -602,7 +602,7 @@ def test_a_deleted_adapter_is_gone_and_another_becomes_active():
     assert (model.active_adapters, list(model.peft_config)) == ([], [])
     assert_array_equal(out(model), out(model.get_base_model()))
     with pytest.raises(ValueError, match="no adapter left"):
-        model.active_adapter  # noqa: B018
+        _ = model.active_adapter
     assert "active: none" in repr(model)
 
 
@@ -883,9 +883,9 @@ def test_attributes_of_the_base_can_be_reached():
     assert model.head is model.base_model.head
     assert isinstance(model.blocks[0].q, LowRankLinear)
     with pytest.raises(AttributeError):
-        model.nothing  # noqa: B018
+        _ = model.nothing
     with pytest.raises(AttributeError):
-        model._nothing  # noqa: B018
+        _ = model._nothing
 
 
 # ----------------------------------------------------------------------------- nothing half done
