@@ -7,7 +7,7 @@ made once, and state is kept for trainable parameters only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,13 +67,14 @@ class Optimizer:
 
     def step(self, factor: float = 1.0) -> None:
         """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule)."""
-        for p, rate in self.rates.items():
-            if p.grad is not None:
-                if not p.data.flags.writeable:  # an adapter relies on it: go on with a copy
-                    p.data = p.data.copy()
-                self._update(p, p.data, p.grad, rate * factor)
+        rates = {p: rate * factor for p, rate in self.rates.items() if p.grad is not None}
+        for p in rates:
+            if not p.data.flags.writeable:  # an adapter relies on it: go on with a copy
+                p.data = p.data.copy()
+        self._update(rates)
 
-    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
+    def _update(self, rates: Mapping[Tensor, float]) -> None:
+        """Move every parameter in ``rates``, all of which have a gradient, at its rate."""
         raise NotImplementedError
 
 
@@ -111,13 +112,43 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.velocity: dict[Tensor, Array] = {}
 
-    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
-        if self.momentum:
-            v = self.velocity.setdefault(p, np.zeros_like(g))
-            v *= self.momentum
-            v += g
-            g = v
-        data -= rate * g
+    def _update(self, rates: Mapping[Tensor, float]) -> None:
+        for p, rate in rates.items():
+            g: Any = p.grad
+            if self.momentum:
+                v = self.velocity.setdefault(p, np.zeros_like(g))
+                v *= self.momentum
+                v += g
+                g = v
+            data = p.data
+            data -= rate * g
+
+
+class Moments:
+    """AdamW's sums M and V, after t steps, for parameters that always move together.
+
+    Each is one vector, with the parameters end to end.  So AdamW calls NumPy a dozen times in all, and
+    not for every small array.
+    """
+
+    def __init__(self, params: Sequence[Tensor], M: Array, V: Array, t: int = 0) -> None:
+        self.params, self.M, self.V, self.t = params, M, V, t
+        self.update = np.empty_like(M)
+        ends = np.cumsum([p.size for p in params])
+        parts = np.split(self.update, ends[:-1])
+        self.updates = [part.reshape(p.shape) for part, p in zip(parts, params)]
+
+    def split(self, moving: Container[Tensor]) -> list[Moments]:
+        """Return these, in two parts if only some of the parameters are moving."""
+        moves = [p in moving for p in self.params]
+        if all(moves) or not any(moves):
+            return [self]
+        parts = []
+        for which in (True, False):
+            params = [p for p, move in zip(self.params, moves) if move is which]
+            entries = np.repeat(moves, [p.size for p in self.params]) == which
+            parts.append(Moments(params, self.M[entries], self.V[entries], self.t))
+        return parts
 
 
 class AdamW(Optimizer):
@@ -175,16 +206,27 @@ class AdamW(Optimizer):
                 f"eps and weight_decay must not be negative: {eps!r}, {weight_decay!r}"
             )
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.moments: dict[Tensor, tuple[Array, Array, Array, int]] = {}
+        alike: dict[Any, list[Tensor]] = {}
+        for p, rate in self.rates.items():
+            alike.setdefault((rate, p.dtype), []).append(p)
+        self.moments = [
+            Moments(params, *np.zeros((2, sum(p.size for p in params)), dtype))
+            for (_, dtype), params in alike.items()
+        ]
 
-    def _update(self, p: Tensor, data: Array, g: Array, rate: float) -> None:
-        beta1, beta2 = self.betas
-        if p not in self.moments:
-            self.moments[p] = np.zeros_like(g), np.zeros_like(g), np.empty_like(g), 0
-        M, V, update, before = self.moments[p]
-        t = before + 1  # counts the steps in which p had a gradient
-        self.moments[p] = M, V, update, t
+    def _update(self, rates: Mapping[Tensor, float]) -> None:
+        self.moments = [part for moments in self.moments for part in moments.split(rates)]
+        for moments in self.moments:
+            if moments.params[0] in rates:
+                self._move(moments, rates[moments.params[0]])
+
+    def _move(self, moments: Moments, rate: float) -> None:
+        moments.t += 1  # counts the steps in which there was a gradient
+        (beta1, beta2), t = self.betas, moments.t
         k1, k2 = (1 - beta1) / (1 - beta1**t), math.sqrt((1 - beta2) / (1 - beta2**t))
+        M, V, update = moments.M, moments.V, moments.update
+        gradients: Any = [p.grad for p in moments.params]
+        g = np.concatenate([g.ravel() for g in gradients], out=update)
         M *= beta1
         M += g
         V *= beta2
@@ -193,9 +235,11 @@ class AdamW(Optimizer):
         update += self.eps / k2
         np.divide(M, update, out=update)
         update *= rate * k1 / k2
-        if self.weight_decay:
-            data *= 1 - rate * self.weight_decay
-        data -= update
+        for p, step in zip(moments.params, moments.updates):
+            data = p.data
+            if self.weight_decay:
+                data *= 1 - rate * self.weight_decay
+            data -= step
 
 
 def constant(progress: float) -> float:

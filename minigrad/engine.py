@@ -36,9 +36,8 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     RuntimeError
         If an earlier ``backward()`` has released a part of the graph.
     """
-    found, pending = {root}, [root]
-    while pending:
-        tensor = pending.pop()
+    found, seen = [root], {root}
+    for tensor in found:  # which grows on the way
         if tensor._birth <= since:
             continue
         if tensor._parents is None:
@@ -47,10 +46,11 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
                 "pass retain_graph=True to that call to walk it again"
             )
         for parent in tensor._parents:
-            if parent is not None and parent not in found and parent._birth >= since:
-                found.add(parent)
-                pending.append(parent)
-    return sorted(found, key=attrgetter("_birth"))
+            if parent is not None and parent not in seen and parent._birth >= since:
+                seen.add(parent)
+                found.append(parent)
+    found.sort(key=attrgetter("_birth"))
+    return found
 
 
 class _Rules(threading.local):
@@ -166,8 +166,10 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
         fresh = c.base is None and c.flags.writeable and id(c) not in given
         given.add(id(c))
-        total = c if leaf.grad is None else leaf.grad + c
-        leaf.grad = np.array(total, leaf.dtype, copy=None if fresh or total is not c else True)
+        if leaf.grad is None:
+            leaf.grad = c if fresh else np.array(c)
+        else:
+            leaf.grad = np.asarray(leaf.grad + c, leaf.dtype)
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:

@@ -588,10 +588,9 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 # ----------------------------------------------------------------------------- softmax
 
 
-def _powers(x: Array, axis: int) -> tuple[Array, Array]:
-    """Return z = x − max x and eᶻ; the largest entry is taken out first, so that nothing overflows."""
-    z = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
-    return z, np.exp(z)
+def _below_largest(x: Array, axis: int) -> Array:
+    """Return z = x − max x: with the largest entry taken out first, no eᶻ overflows."""
+    return np.asarray(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
 
 
 def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
@@ -607,7 +606,8 @@ def softmax(x: Array, axis: int = -1) -> Array:
     >>> softmax([-1e4, 0.0, 0.0])
     Tensor([0. , 0.5, 0.5])
     """
-    _, y = _powers(x, axis)
+    y = _below_largest(x, axis)
+    np.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y
 
@@ -620,35 +620,42 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
     Tensor([-1.00006931e+04, -6.93147181e-01, -6.93147181e-01])
     """
-    y, powers = _powers(x, axis)
-    y -= np.log(powers.sum(axis=axis, keepdims=True))
+    y = _below_largest(x, axis)
+    y -= np.log(np.exp(y).sum(axis=axis, keepdims=True))
     return y
 
 
-# r = p − onehot with p = softmax(x),  dr = dp   ⟹   the rule of softmax
-@op(lambda g, y, x, labels: _softmax_vjp(g, softmax(x, 1), 1), None)
-def residual(x: Array, labels: Array) -> Array:
-    """Return softmax(x) less 1 at each row's label, for x (N, C): what is too much, what too little.
+# r = w∘(p − onehot) row by row, with p = softmax(x):  dr = w∘dp + dw∘(p − onehot)
+@op(
+    lambda g, y, x, w, labels: _softmax_vjp(g * w[:, None], softmax(x, 1), 1),
+    lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[np.arange(len(labels)), labels],
+    None,
+)
+def residual(x: Array, w: Array, labels: Array) -> Array:
+    """Return softmax(x) less 1 at each row's label, times w (N,), for x (N, C): what is too much.
 
-    >>> residual(np.array([[0.0, 0.0]]), np.array([1]))
+    >>> residual(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
     Tensor([[ 0.5, -0.5]])
     """
-    p = softmax.forward(x, 1)
-    p[np.arange(len(p)), labels] -= 1
-    return p
+    y = _below_largest(x, 1)
+    np.exp(y, out=y)
+    y *= (w / y.sum(axis=1))[:, None]
+    y[np.arange(len(y)), labels] -= w
+    return y
 
 
 # y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
-# ⟹   x̄ = ȳ (p − onehot)
-@op(lambda g, y, x, labels: g[:, None] * residual(x, labels), None)
+# ⟹   x̄ = ȳ∘(p − onehot)
+@op(lambda g, y, x, labels: residual(x, g, labels), None)
 def surprise(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 
     >>> surprise(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Tensor([0.69314718, 0.        ])
     """
-    z, powers = _powers(x, 1)
-    return np.log(powers.sum(axis=1)) - z[np.arange(len(z)), labels]
+    z = _below_largest(x, 1)
+    of_label = z[np.arange(len(z)), labels]
+    return np.log(np.exp(z, out=z).sum(axis=1)) - of_label
 
 
 if not TYPE_CHECKING:  # type checkers cannot evaluate it, and see all names that are public

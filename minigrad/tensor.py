@@ -92,17 +92,25 @@ def record(op: Op[...], *args: Any) -> Tensor:
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    needed = False
+    needed, alone = False, True  # whether there is a Tensor that needs a gradient, and none at all
     for a in args:
         if isinstance(a, Tensor):
+            alone = False
             inputs.append(a._data)
             if a._requires_grad:
                 parents.append(a)
                 needed = True
                 continue
+        elif type(a) is float or type(a) is int:
+            inputs.append(a)
         else:
             inputs.append(_operand(op, len(inputs), args))
         parents.append(None)
+    if alone:
+        if engine.rules.plain:
+            array: Tensor = op.forward(*args)  # to the rule that called, as good as a Tensor
+            return array
+        inputs = _among_themselves(op, inputs)
     if len(args) > op.smooth:
         _refuse_tensors(op, args)
     try:
@@ -137,37 +145,30 @@ def _tensor(
 
 _new = object.__new__
 
-
-def apply(op: Op[...], *args: Any) -> Any:
-    """Do what calling an op does: record it.  But a rule that is fed arrays wants arrays back."""
-    if engine.rules.plain and Tensor not in map(type, args):
-        return op.forward(*args)
-    return record(op, *args)
-
-
-Op.apply = apply
+Op.apply = record
 
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
     """Return what the forward is given for ``args[i]``, which is no Tensor.
 
     A single number is handed on as a Python number, because NumPy gives that the dtype of its
-    neighbours (NEP 50); arrays of integers are given it here.  Without neighbours it is float64.
+    neighbours (NEP 50); arrays of integers are given it here.
     """
     a = args[i]
     if not op.has_rule(i):
         return a
-    number = a
-    if type(a) is not float and type(a) is not int:
-        array = as_reals(a)
-        if array.ndim:
-            return array if array.dtype.kind == "f" else _cast(array, _float_dtype(args))
-        number = array.item()
-    if Tensor in map(type, args):
-        return number
-    others = (b for j, b in enumerate(args) if j != i and op.has_rule(j))
-    alone = not any(isinstance(b, Tensor) or np.ndim(b) for b in others)
-    return np.asarray(number, np.float64) if alone else number
+    array = as_reals(a)
+    if not array.ndim:
+        return array.item()
+    return array if array.dtype.kind == "f" else _cast(array, _float_dtype(args))
+
+
+def _among_themselves(op: Op[...], inputs: list[Any]) -> list[Any]:
+    """Return the inputs of an op without Tensors: numbers without an array beside them are float64."""
+    smooth = [op.has_rule(i) for i in range(len(inputs))]
+    if any(has_rule and isinstance(a, ndarray) for has_rule, a in zip(smooth, inputs)):
+        return inputs
+    return [np.asarray(a, np.float64) if has_rule else a for has_rule, a in zip(smooth, inputs)]
 
 
 def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:

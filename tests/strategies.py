@@ -323,6 +323,13 @@ def classifications(draw: st.DrawFn) -> Call:
     return (logits, draw(hnp.arrays(int, samples, elements=st.integers(0, classes - 1)))), {}
 
 
+@st.composite
+def weighted_classifications(draw: st.DrawFn) -> Call:
+    (logits, labels), params = draw(classifications())
+    (w,) = draw(arrays(labels.shape))
+    return (logits, w, labels), params
+
+
 # ----------------------------------------------------------------------------- the tables
 
 
@@ -374,7 +381,10 @@ CASES: dict[str, Case] = {
     frozen_product.name: Case(
         frozen_products(), lambda x, W0, h, B, s, *beside: x @ W0.T + s * (h @ B.T)
     ),
-    "residual": Case(classifications(), lambda x, labels: softmax(x) - np.eye(x.shape[1])[labels]),
+    "residual": Case(
+        weighted_classifications(),
+        lambda x, w, labels: w[:, None] * (softmax(x) - np.eye(x.shape[1])[labels]),
+    ),
     "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),
     rescale.name: Case(rescalings(), lambda z, m, n, b=0.0: m * z / n + b),
     "reshape": Case(reshapes(), lambda a, shape: a.reshape(shape)),

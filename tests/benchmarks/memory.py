@@ -12,6 +12,7 @@ from contenders import Ours, Problem
 from steps import CASES
 from timing import table
 
+import loradora as ld
 import minigrad as mg
 
 
@@ -67,9 +68,10 @@ def peak(side: Ours) -> int:
 
 
 def kept(side: Ours) -> float:
-    """Return what the first step leaves in the optimizer, in multiples of what is trained."""
+    """Return what an optimizer holds after its first step, in multiples of what is trained."""
     gc.collect()
     tracemalloc.start()
+    side.optimizer = ld.AdamW(side.trained)
     side.step()
     side.optimizer.zero_grad()
     held, _ = tracemalloc.get_traced_memory()
