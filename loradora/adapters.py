@@ -397,15 +397,18 @@ def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
     return mg.linear.forward(s * h, B, y0)
 
 
-def _total(g: Any) -> Any:
-    return as_rows(g).sum(axis=0)
+def _total(g: Any, z: Any) -> Any:
+    """Return Σ g∘z over the rows, for arrays without making g∘z."""
+    if isinstance(g, np.ndarray):
+        return np.einsum("ni,ni->i", as_rows(g), as_rows(z))
+    return as_rows(g * z).sum(axis=0)
 
 
 # y = z∘c + b with c = m/n,  dy = dz∘c + z∘(dm/n − c dn/n) + db   ⟹
 @mg.op(
     lambda g, y, z, m, n, b=None: g * (m / n),  #                    z̄ = ȳ∘c
-    lambda g, y, z, m, n, b=None: _total(g * z) / n,  #              m̄ = Σ ȳ∘z/n over the rows
-    lambda g, y, z, m, n, b=None: -_total(g * z) / n * (m / n),  #   n̄ = −Σ ȳ∘z∘c/n
+    lambda g, y, z, m, n, b=None: _total(g, z) / n,  #              m̄ = Σ ȳ∘z/n over the rows
+    lambda g, y, z, m, n, b=None: -_total(g, z) / n * (m / n),  #   n̄ = −Σ ȳ∘z∘c/n
     lambda g, y, z, m, n, b: g,  #                                   b̄ = ȳ, summed by the engine
 )
 def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
@@ -439,13 +442,28 @@ def frozen_product(
 # ----------------------------------------------------------------------------- the norm of V
 
 
-@np.errstate(all="ignore")
-def row_norm(
-    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], W0A: Any = None
-) -> Tensor:
+def _per_length(g: Any, norm: Any) -> Any:
+    """Return t = g/‖V‖ as a column, and 0 for a row without length."""
+    return (g / mg.where(norm > 0, norm, np.inf))[:, None]
+
+
+def _product_with_V(tB: Any, W0: Any, A: Any, B: Any, s: float) -> Any:
+    """Return (t∘B)ᵀ V."""
+    return tB.mT @ W0 + s * ((tB.mT @ B) @ A)
+
+
+# Row by row d‖v‖ = ⟨v̂, dv⟩, hence V̄ = t∘V with t = n̄/‖V‖, and dV = s dB A + s B dA   ⟹
+#     Ā = s Bᵀ V̄ = s (t∘B)ᵀ (W0 + s B A)        B̄ = s V̄ Aᵀ = s t∘(W0 Aᵀ + s B A Aᵀ)
+# where the brackets are set so that, as in the norm itself, nothing as large as B A is formed.
+@mg.op(
+    None,
+    lambda g, y, W0, A, B, s, *known: s * _product_with_V(_per_length(g, y) * B, W0, A, B, s),
+    lambda g, y, W0, A, B, s, *known: s * _per_length(g, y) * (W0 @ A.mT + s * (B @ (A @ A.mT))),
+)
+def row_norm(W0: Any, A: Any, B: Any, s: float, squares: Any, W0A: Any = None) -> Any:
     """Return ‖W0 + s B A‖ for each row, without forming B A.
 
-    The definition is ``mg.norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
+    The definition is ``norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
 
         ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩ = ‖wᵢ‖² + 2s ⟨wᵢAᵀ + s/2 bᵢ(AAᵀ), bᵢ⟩
 
@@ -456,11 +474,11 @@ def row_norm(
     Parameters
     ----------
     W0
-        Shape (out, in).
+        Shape (out, in), frozen.
     A
-        Shape (r, in), an array or, to be differentiated, a Tensor.
+        Shape (r, in).
     B
-        Shape (out, r), likewise.
+        Shape (out, r).
     s
         The scaling.
     squares
@@ -479,20 +497,18 @@ def row_norm(
     >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    W0A = W0 @ A.mT if W0A is None else W0A
-    gram = A @ A.mT
+    W0A = W0 @ A.T if W0A is None else W0A
+    gram = A @ A.T
     change = W0A + B @ (s / 2 * gram)
-    ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
+    ones = np.ones(len(A), W0.dtype)  # adds up short rows faster than sum(axis=1)
     square = squares + 2 * s * ((change * B) @ ones)
-    b, G = np.asarray(B), np.asarray(gram)
-    longest = s * s * math.sqrt(np.vdot(G, G))
-    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))
-    if sound.all():
-        return mg.sqrt(square)
-    rows = np.flatnonzero(~sound)
-    direct = mg.norm(W0[rows] + s * (B[rows] @ A), axis=1)
-    square = mg.where(sound, square, 1)
-    return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
+    longest = s * s * math.sqrt(np.vdot(gram, gram))
+    sound = square > 0.03 * (squares + longest * ((B * B) @ ones))
+    norm = np.sqrt(square)
+    if not sound.all():
+        rows = np.flatnonzero(~sound)
+        norm[rows] = mg.norm.forward(W0[rows] + s * (B[rows] @ A), axis=1)
+    return norm
 
 
 def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -95,13 +95,13 @@ def fit(
     check_positive(steps=steps, batch_size=batch_size)
     x, labels = _examples(x, labels)
     model.train()
-    batches = _batches(len(x), batch_size, rng)
+    batches = _batches(x, labels, batch_size, rng)
     for step in range(1, steps + 1):
-        chosen = next(batches)
-        logits = model(x[chosen])
+        examples, classes = next(batches)
+        logits = model(examples)
         if step == 1:  # all of them, before anything changes
             check_labels(labels, logits.shape[-1])
-        loss = mg.cross_entropy(logits, labels[chosen])
+        loss = mg.cross_entropy(logits, classes)
         if not np.isfinite(loss.data):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {step}: try a smaller rate"
@@ -125,12 +125,15 @@ def _examples(x: Any, labels: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     return x, labels
 
 
-def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the indices of batches for ever, epoch after epoch."""
+def _batches(
+    x: npt.NDArray[Any], labels: npt.NDArray[Any], size: int, rng: np.random.Generator
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Yield batches of examples with their labels for ever, epoch after epoch."""
     while True:
-        order = rng.permutation(n)
-        for start in range(0, n, size):
-            yield order[start : start + size]
+        order = rng.permutation(len(x))
+        for start in range(0, len(x), size):
+            chosen = order[start : start + size]
+            yield x[chosen], labels[chosen]
 
 
 @mg.no_grad()

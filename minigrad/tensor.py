@@ -165,16 +165,17 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
 
 def _among_themselves(op: Op[...], inputs: list[Any]) -> list[Any]:
     """Return the inputs of an op without Tensors: numbers without an array beside them are float64."""
-    smooth = [op.has_rule(i) for i in range(len(inputs))]
-    if any(has_rule and isinstance(a, ndarray) for has_rule, a in zip(smooth, inputs)):
-        return inputs
-    return [np.asarray(a, np.float64) if has_rule else a for has_rule, a in zip(smooth, inputs)]
+    for i, a in enumerate(inputs):
+        if isinstance(a, ndarray) and op.has_rule(i):
+            return inputs
+    return [np.asarray(a, np.float64) if op.has_rule(i) else a for i, a in enumerate(inputs)]
 
 
 def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
     """Raise TypeError for a Tensor where the op has no rule: its gradient would be lost silently."""
     for i in range(op.smooth, len(args)):
-        if not op.has_rule(i) and _holds_tensor(args[i]):
+        a = args[i]
+        if isinstance(a, (Tensor, list, tuple)) and not op.has_rule(i) and _holds_tensor(a):
             raise TypeError(
                 f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
                 "gradient there: pass an array"
