@@ -164,10 +164,10 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """
     given: set[int] = set()
     for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
-        fresh = c.base is None and c.flags.writeable and id(c) not in given
+        own = c.base is None and c.flags.writeable and id(c) not in given
         given.add(id(c))
         if leaf.grad is None:
-            leaf.grad = c if fresh else np.array(c)
+            leaf.grad = c if own and c.dtype is leaf.dtype else np.array(c, leaf.dtype)
         else:
             leaf.grad = np.asarray(leaf.grad + c, leaf.dtype)
 
