@@ -276,7 +276,7 @@ class DoRALinear(LowRankLinear):
         self.detach_norm, self.norm_axis = detach_norm, norm_axis
         self._squares: tuple[Any, Any] = (None, None)  # W0, and the squares of its rows
         self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; the divisor
-        self.m = Tensor(self._lengths(self.A.data, self.B.data).data, requires_grad=True)
+        self.m = Tensor(self.norm().data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
@@ -309,8 +309,9 @@ class DoRALinear(LowRankLinear):
     def norm(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``."""
         if not self.detach_norm and mg.is_grad_enabled():
-            return self._lengths(self.A, self.B)
-        return self._lengths(self.A.data, self.B.data, W0A)
+            return row_norm(*self._of_rows(self.A, self.B))
+        with np.errstate(all="ignore"):
+            return Tensor(row_norm.forward(*self._of_rows(self.A.data, self.B.data), W0A))
 
     def divisor(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0.
@@ -325,14 +326,15 @@ class DoRALinear(LowRankLinear):
         divisor: Tensor = self._evaluated[2]
         return divisor
 
-    def _lengths(self, A: Any, B: Any, W0A: Any = None) -> Tensor:
+    def _of_rows(self, A: Any, B: Any) -> tuple[Any, Any, Any, float, Any]:
+        """Return W0, A, B, s and the squares of W0's rows: what the norm of the rows of V depends on."""
         W0 = self.base_layer.weight.data
         if self._squares[0] is not W0:
             W0.setflags(write=False)  # what is remembered of it must stay true
             self._squares = W0, row_squares(W0 if self.norm_axis == 1 else W0.mT)
         if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
             W0, A, B = W0.mT, B.mT, A.mT
-        return row_norm(W0, A, B, self.scaling, self._squares[1], W0A)
+        return W0, A, B, self.scaling, self._squares[1]
 
     def _describe(self) -> str:
         exact = "" if self.detach_norm else ", exact norm"
