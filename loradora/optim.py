@@ -66,8 +66,21 @@ class Optimizer:
             p.grad = None
 
     def step(self, factor: float = 1.0) -> None:
-        """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule)."""
-        rates = {p: rate * factor for p, rate in self.rates.items() if p.grad is not None}
+        """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule).
+
+        Raises
+        ------
+        ValueError
+            If a gradient has been set that has another shape than its parameter; nothing is moved.
+        """
+        rates = {}
+        for p, rate in self.rates.items():
+            if p.grad is not None:
+                if p.grad.shape != p.shape:
+                    raise ValueError(
+                        f"a parameter of shape {p.shape} has a gradient of shape {p.grad.shape}"
+                    )
+                rates[p] = rate * factor
         for p in rates:
             if not p.data.flags.writeable:  # an adapter relies on it: go on with a copy
                 p.data = p.data.copy()

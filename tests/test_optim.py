@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
@@ -186,6 +186,21 @@ def test_a_tensor_without_a_gradient_stays_where_it_is(make):
     p, idle = parameter(), parameter()
     run(make([p, idle], lr=0.1), p, GRADIENTS)
     assert idle.data.tobytes() == START.tobytes()
+
+
+@every_optimizer
+def test_a_gradient_of_another_shape_is_refused_and_nothing_moves(make):
+    p, q = parameter(), parameter(START.T)
+    optimizer = make([p, q], lr=0.1)
+    p.grad, q.grad = np.ones(p.shape), np.ones(p.shape)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) has a gradient of shape \(3, 2\)"):
+        optimizer.step()
+    assert p.data.tobytes() == START.tobytes()
+    q.grad = np.ones(q.shape)
+    optimizer.step()
+    fresh = parameter()
+    run(make([fresh], lr=0.1), fresh, [np.ones(p.shape)])
+    assert_array_equal(p.data, fresh.data)
 
 
 @every_optimizer
