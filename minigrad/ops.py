@@ -347,10 +347,13 @@ def as_rows(a: Array) -> Array:
 def _times(x: Array, w: Array) -> Array:
     """Return x wᵀ for x (…, in).
 
-    If x has few rows, it is computed as (w xᵀ)ᵀ, for which BLAS needs up to a quarter less time.
+    If x has few rows, it is computed as (w xᵀ)ᵀ, for which BLAS needs up to a third less time; but not
+    if w is itself the transpose of a matrix with rows so long that each entry of a column lies on
+    another page of memory: then BLAS needs up to a third more.
     """
     rows = as_rows(x)
-    y = (w @ rows.mT).mT if 2 * rows.shape[0] <= w.shape[0] else rows @ w.mT
+    few = 2 * rows.shape[0] <= w.shape[0] and isinstance(w, np.ndarray) and w.strides[1] <= 4096
+    y = (w @ rows.mT).mT if few else rows @ w.mT
     return y if x.ndim == 2 else y.reshape((*x.shape[:-1], w.shape[0]))
 
 

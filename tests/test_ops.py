@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import CASES, COMPOSED
 
 import minigrad as mg
-from loradora.adapters import frozen_product, plus_product, rescale
+from loradora.adapters import frozen_product, plus_product, rescale, row_norm
 from minigrad import OPS, Tensor
 
 STEP, RTOL, ATOL = 6e-6, 1e-6, 1e-8
@@ -230,6 +230,15 @@ def test_linear_is_matmul_and_add(drawn, seed):
     agree(mg.linear, lambda x, w, *b: x @ w.mT + b[0] if b else x @ w.mT, args, seed)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 600), (2, 600, 3), (2, 600, 600), (600, 2, 600)], ids=str)
+def test_linear_is_that_also_where_it_is_computed_turned_over(shape):
+    """Few rows or many, and rows of w, and of its transpose, shorter and longer than a page."""
+    rows, out, into = shape
+    rng = np.random.default_rng(0)
+    args = [rng.normal(size=size) for size in ((rows, into), (out, into), (out,))]
+    agree(mg.linear, lambda x, w, b: x @ w.mT + b, args, 0)
+
+
 @given(CASES["plus_product"].draws, st.integers(0, 99))
 def test_plus_product_is_the_correction_of_lora(drawn, seed):
     y0, h, B, s = drawn[0]
@@ -248,6 +257,17 @@ def test_frozen_product_is_two_products_and_fills_the_array_beside(drawn, seed):
     if beside:
         A, W0A = beside
         np.testing.assert_allclose(W0A, W0 @ A.T, rtol=1e-5, atol=1e-4)
+
+
+@given(CASES["row_norm"].draws, st.integers(0, 99))
+def test_row_norm_is_the_norm_of_the_rows_of_v(drawn, seed):
+    W0, A, B, s, squares = drawn[0]
+    agree(
+        lambda A, B: row_norm(W0, A, B, s, squares),
+        lambda A, B: mg.norm(W0 + s * (B @ A), axis=1),
+        [A, B],
+        seed,
+    )
 
 
 @given(CASES["rescale"].draws, st.integers(0, 99))
