@@ -276,7 +276,7 @@ class DoRALinear(LowRankLinear):
         self.detach_norm, self.norm_axis = detach_norm, norm_axis
         self._squares: tuple[Any, Any] = (None, None)  # W0, and the squares of its rows
         self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; the divisor
-        self.m = Tensor(self.norm().data, requires_grad=True)
+        self.m = Tensor(self._lengths(self.A.data, self.B.data).data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
@@ -309,9 +309,8 @@ class DoRALinear(LowRankLinear):
     def norm(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``."""
         if not self.detach_norm and mg.is_grad_enabled():
-            return row_norm(*self._of_rows(self.A, self.B))
-        with np.errstate(all="ignore"):
-            return Tensor(row_norm.forward(*self._of_rows(self.A.data, self.B.data), W0A))
+            return self._lengths(self.A, self.B)
+        return self._lengths(self.A.data, self.B.data, W0A)
 
     def divisor(self, W0A: Any = None) -> Tensor:
         """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0.
@@ -326,15 +325,14 @@ class DoRALinear(LowRankLinear):
         divisor: Tensor = self._evaluated[2]
         return divisor
 
-    def _of_rows(self, A: Any, B: Any) -> tuple[Any, Any, Any, float, Any]:
-        """Return W0, A, B, s and the squares of W0's rows: what the norm of the rows of V depends on."""
+    def _lengths(self, A: Any, B: Any, W0A: Any = None) -> Tensor:
         W0 = self.base_layer.weight.data
         if self._squares[0] is not W0:
             W0.setflags(write=False)  # what is remembered of it must stay true
             self._squares = W0, row_squares(W0 if self.norm_axis == 1 else W0.mT)
         if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
             W0, A, B = W0.mT, B.mT, A.mT
-        return W0, A, B, self.scaling, self._squares[1]
+        return row_norm(W0, A, B, self.scaling, self._squares[1], W0A)
 
     def _describe(self) -> str:
         exact = "" if self.detach_norm else ", exact norm"
@@ -400,7 +398,7 @@ def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
 
 
 def _total(g: Any, z: Any) -> Any:
-    """Return Σ g∘z over the rows, for arrays without making g∘z."""
+    """Return Σ g∘z over the rows; of arrays, without making the product."""
     if isinstance(g, np.ndarray):
         return np.einsum("ni,ni->i", as_rows(g), as_rows(z))
     return as_rows(g * z).sum(axis=0)
@@ -409,8 +407,8 @@ def _total(g: Any, z: Any) -> Any:
 # y = z∘c + b with c = m/n,  dy = dz∘c + z∘(dm/n − c dn/n) + db   ⟹
 @mg.op(
     lambda g, y, z, m, n, b=None: g * (m / n),  #                    z̄ = ȳ∘c
-    lambda g, y, z, m, n, b=None: _total(g, z) / n,  #              m̄ = Σ ȳ∘z/n over the rows
-    lambda g, y, z, m, n, b=None: -_total(g, z) / n * (m / n),  #   n̄ = −Σ ȳ∘z∘c/n
+    lambda g, y, z, m, n, b=None: _total(g, z) / n,  #               m̄ = Σ ȳ∘z/n over the rows
+    lambda g, y, z, m, n, b=None: -_total(g, z) / n * (m / n),  #    n̄ = −Σ ȳ∘z∘c/n
     lambda g, y, z, m, n, b: g,  #                                   b̄ = ȳ, summed by the engine
 )
 def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
@@ -444,28 +442,13 @@ def frozen_product(
 # ----------------------------------------------------------------------------- the norm of V
 
 
-def _per_length(g: Any, norm: Any) -> Any:
-    """Return t = g/‖V‖ as a column, and 0 for a row without length."""
-    return (g / mg.where(norm > 0, norm, np.inf))[:, None]
-
-
-def _product_with_V(tB: Any, W0: Any, A: Any, B: Any, s: float) -> Any:
-    """Return (t∘B)ᵀ V."""
-    return tB.mT @ W0 + s * ((tB.mT @ B) @ A)
-
-
-# Row by row d‖v‖ = ⟨v̂, dv⟩, hence V̄ = t∘V with t = n̄/‖V‖, and dV = s dB A + s B dA   ⟹
-#     Ā = s Bᵀ V̄ = s (t∘B)ᵀ (W0 + s B A)        B̄ = s V̄ Aᵀ = s t∘(W0 Aᵀ + s B A Aᵀ)
-# where the brackets are set so that, as in the norm itself, nothing as large as B A is formed.
-@mg.op(
-    None,
-    lambda g, y, W0, A, B, s, *known: s * _product_with_V(_per_length(g, y) * B, W0, A, B, s),
-    lambda g, y, W0, A, B, s, *known: s * _per_length(g, y) * (W0 @ A.mT + s * (B @ (A @ A.mT))),
-)
-def row_norm(W0: Any, A: Any, B: Any, s: float, squares: Any, W0A: Any = None) -> Any:
+@np.errstate(all="ignore")
+def row_norm(
+    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], W0A: Any = None
+) -> Tensor:
     """Return ‖W0 + s B A‖ for each row, without forming B A.
 
-    The definition is ``norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
+    The definition is ``mg.norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
 
         ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩ = ‖wᵢ‖² + 2s ⟨wᵢAᵀ + s/2 bᵢ(AAᵀ), bᵢ⟩
 
@@ -476,11 +459,11 @@ def row_norm(W0: Any, A: Any, B: Any, s: float, squares: Any, W0A: Any = None) -
     Parameters
     ----------
     W0
-        Shape (out, in), frozen.
+        Shape (out, in).
     A
-        Shape (r, in).
+        Shape (r, in), an array or, to be differentiated, a Tensor.
     B
-        Shape (out, r).
+        Shape (out, r), likewise.
     s
         The scaling.
     squares
@@ -499,18 +482,20 @@ def row_norm(W0: Any, A: Any, B: Any, s: float, squares: Any, W0A: Any = None) -
     >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    W0A = W0 @ A.T if W0A is None else W0A
-    gram = A @ A.T
+    W0A = W0 @ A.mT if W0A is None else W0A
+    gram = A @ A.mT
     change = W0A + B @ (s / 2 * gram)
-    ones = np.ones(len(A), W0.dtype)  # adds up short rows faster than sum(axis=1)
+    ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
     square = squares + 2 * s * ((change * B) @ ones)
-    longest = s * s * math.sqrt(np.vdot(gram, gram))
-    sound = square > 0.03 * (squares + longest * ((B * B) @ ones))
-    norm = np.sqrt(square)
-    if not sound.all():
-        rows = np.flatnonzero(~sound)
-        norm[rows] = mg.norm.forward(W0[rows] + s * (B[rows] @ A), axis=1)
-    return norm
+    b, G = np.asarray(B), np.asarray(gram)
+    longest = s * s * math.sqrt(np.vdot(G, G))
+    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))
+    if sound.all():
+        return mg.sqrt(square)
+    rows = np.flatnonzero(~sound)
+    direct = mg.norm(W0[rows] + s * (B[rows] @ A), axis=1)
+    square = mg.where(sound, square, 1)
+    return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
 
 
 def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:

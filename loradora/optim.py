@@ -1,13 +1,13 @@
 """Optimizers: what to do with a gradient.
 
-Names, defaults and formulas are PyTorch's.  Parameters are updated in place, through buffers that are
-made once, and state is kept for trainable parameters only.
+Names, defaults and formulas are PyTorch's.  Parameters are updated in place, and state is kept only for
+those that have had a gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -71,14 +71,16 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If a gradient has been set that has another shape than its parameter; nothing is moved.
+            If a gradient that was set has not the shape and dtype of its parameter; nothing is moved.
         """
         rates = {}
         for p, rate in self.rates.items():
-            if p.grad is not None:
-                if p.grad.shape != p.shape:
+            g: Any = p.grad
+            if g is not None:
+                if getattr(g, "shape", None) != p.shape or g.dtype != p.dtype:
                     raise ValueError(
-                        f"a parameter of shape {p.shape} has a gradient of shape {p.grad.shape}"
+                        f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
+                        f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
                     )
                 rates[p] = rate * factor
         for p in rates:
@@ -129,7 +131,9 @@ class SGD(Optimizer):
         for p, rate in rates.items():
             g: Any = p.grad
             if self.momentum:
-                v = self.velocity.setdefault(p, np.zeros_like(g))
+                if p not in self.velocity:
+                    self.velocity[p] = np.zeros_like(g)
+                v = self.velocity[p]
                 v *= self.momentum
                 v += g
                 g = v
@@ -138,28 +142,32 @@ class SGD(Optimizer):
 
 
 class Moments:
-    """AdamW's sums M and V, after t steps, for parameters that always move together.
+    """AdamW's sums M and V, after t steps, for parameters that move together.
 
-    Each is one vector, with the parameters end to end.  So AdamW calls NumPy a dozen times in all, and
-    not for every small array.
+    Each is one vector, with the parameters end to end, so that NumPy is called for all of them at once:
+    for small arrays the calls take longer than the arithmetic.
     """
 
     def __init__(self, params: Sequence[Tensor], M: Array, V: Array, t: int = 0) -> None:
         self.params, self.M, self.V, self.t = params, M, V, t
-        self.update = np.empty_like(M)
+        self.step = np.empty_like(M)
         ends = np.cumsum([p.size for p in params])
-        parts = np.split(self.update, ends[:-1])
-        self.updates = [part.reshape(p.shape) for part, p in zip(parts, params)]
+        parts = np.split(self.step, ends[:-1])
+        self.steps = [part.reshape(p.shape) for part, p in zip(parts, params)]
 
-    def split(self, moving: Container[Tensor]) -> list[Moments]:
-        """Return these, in two parts if only some of the parameters are moving."""
-        moves = [p in moving for p in self.params]
-        if all(moves) or not any(moves):
+    def __reduce__(self) -> Any:  # steps are views, and copied as they are would be none
+        return Moments, (self.params, self.M, self.V, self.t)
+
+    def split(self, rates: Mapping[Tensor, float]) -> list[Moments]:
+        """Return these, for ever apart if their parameters do not all move, or not at one rate."""
+        of = [rates.get(p) for p in self.params]
+        if of.count(of[0]) == len(of):
             return [self]
         parts = []
-        for which in (True, False):
-            params = [p for p, move in zip(self.params, moves) if move is which]
-            entries = np.repeat(moves, [p.size for p in self.params]) == which
+        for rate in dict.fromkeys(of):
+            alike = [r == rate for r in of]
+            params = [p for p, included in zip(self.params, alike) if included]
+            entries = np.repeat(alike, [p.size for p in self.params])
             parts.append(Moments(params, self.M[entries], self.V[entries], self.t))
         return parts
 
@@ -219,15 +227,18 @@ class AdamW(Optimizer):
                 f"eps and weight_decay must not be negative: {eps!r}, {weight_decay!r}"
             )
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        alike: dict[Any, list[Tensor]] = {}
-        for p, rate in self.rates.items():
-            alike.setdefault((rate, p.dtype), []).append(p)
-        self.moments = [
-            Moments(params, *np.zeros((2, sum(p.size for p in params)), dtype))
-            for (_, dtype), params in alike.items()
-        ]
+        self.moments: list[Moments] = []
+        self._known: set[Tensor] = set()
 
     def _update(self, rates: Mapping[Tensor, float]) -> None:
+        new: dict[Any, list[Tensor]] = {}
+        for p in rates:
+            if p not in self._known:
+                new.setdefault(p.dtype, []).append(p)
+        for dtype, params in new.items():
+            M, V = np.zeros((2, sum(p.size for p in params)), dtype)
+            self.moments.append(Moments(params, M, V))
+            self._known.update(params)
         self.moments = [part for moments in self.moments for part in moments.split(rates)]
         for moments in self.moments:
             if moments.params[0] in rates:
@@ -237,22 +248,22 @@ class AdamW(Optimizer):
         moments.t += 1  # counts the steps in which there was a gradient
         (beta1, beta2), t = self.betas, moments.t
         k1, k2 = (1 - beta1) / (1 - beta1**t), math.sqrt((1 - beta2) / (1 - beta2**t))
-        M, V, update = moments.M, moments.V, moments.update
+        M, V, step = moments.M, moments.V, moments.step
         gradients: Any = [p.grad for p in moments.params]
-        g = np.concatenate([g.ravel() for g in gradients], out=update)
+        g = np.concatenate([g.ravel() for g in gradients], out=step)
         M *= beta1
         M += g
         V *= beta2
-        V += np.multiply(g, g, out=update)
-        np.sqrt(V, out=update)
-        update += self.eps / k2
-        np.divide(M, update, out=update)
-        update *= rate * k1 / k2
-        for p, step in zip(moments.params, moments.updates):
+        V += np.multiply(g, g, out=step)
+        np.sqrt(V, out=step)
+        step += self.eps / k2
+        np.divide(M, step, out=step)
+        step *= rate * k1 / k2
+        for p, own in zip(moments.params, moments.steps):
             data = p.data
             if self.weight_decay:
                 data *= 1 - rate * self.weight_decay
-            data -= step
+            data -= own
 
 
 def constant(progress: float) -> float:

@@ -159,10 +159,10 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
     Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.  No
-    ``.grad`` is written before the whole walk has succeeded.  A leaf is given the array that a rule has
-    made for it; it gets a copy where a rule handed on its own cotangent, or a view of something.
+    ``.grad`` is written before the whole walk has succeeded.  A leaf is given the very array that a rule
+    has made for it; it gets a copy of what may be somebody else's: a view, another leaf's, or ``g``.
     """
-    given: set[int] = set()
+    given = {id(g)}
     for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
         own = c.base is None and c.flags.writeable and id(c) not in given
         given.add(id(c))

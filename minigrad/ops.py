@@ -98,7 +98,8 @@ def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
-    nor return one of them itself: results are read-only.  A rule must not write to what it is given.
+    nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
+    return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.
     """
 
     def register(forward: Callable[P, Array]) -> Op[P]:
@@ -344,16 +345,20 @@ def as_rows(a: Array) -> Array:
     return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
 
 
+_PAGE = 4096  # bytes
+
+
 def _times(x: Array, w: Array) -> Array:
     """Return x wᵀ for x (…, in).
 
-    If x has few rows, it is computed as (w xᵀ)ᵀ, for which BLAS needs up to a third less time; but not
-    if w is itself the transpose of a matrix with rows so long that each entry of a column lies on
-    another page of memory: then BLAS needs up to a third more.
+    With at most half as many rows in x as in w, (w xᵀ)ᵀ takes BLAS up to a third less time.  But it
+    takes up to a third more where neighbours in a row of w lie more than a page of memory apart, as in
+    the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied as written.)
     """
     rows = as_rows(x)
-    few = 2 * rows.shape[0] <= w.shape[0] and isinstance(w, np.ndarray) and w.strides[1] <= 4096
-    y = (w @ rows.mT).mT if few else rows @ w.mT
+    few = 2 * rows.shape[0] <= w.shape[0]
+    near = isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE
+    y = (w @ rows.mT).mT if few and near else rows @ w.mT
     return y if x.ndim == 2 else y.reshape((*x.shape[:-1], w.shape[0]))
 
 
@@ -592,7 +597,7 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _below_largest(x: Array, axis: int) -> Array:
-    """Return z = x − max x: with the largest entry taken out first, no eᶻ overflows."""
+    """Return z = x − max x, a new array: with the largest entry taken out first, no eᶻ overflows."""
     return np.asarray(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
 
 
@@ -628,22 +633,34 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     return y
 
 
+def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the index of each row's label in x (N, C), for labels (N,)."""
+    if x.ndim != 2 or np.shape(labels) != x.shape[:1]:
+        raise ValueError(
+            f"expected one label for each row of (N, C), got {np.shape(labels)} for {x.shape}"
+        )
+    return np.arange(x.shape[0]), labels
+
+
 # r = w∘(p − onehot) row by row, with p = softmax(x):  dr = w∘dp + dw∘(p − onehot)
+# ⟹   x̄ as softmax has it for p̄ = w∘r̄,   w̄ = Σ r̄∘(p − onehot) = Σ r̄∘p − r̄[label]
 @op(
     lambda g, y, x, w, labels: _softmax_vjp(g * w[:, None], softmax(x, 1), 1),
-    lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[np.arange(len(labels)), labels],
+    lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[_at_labels(x, labels)],
     None,
 )
 def residual(x: Array, w: Array, labels: Array) -> Array:
-    """Return softmax(x) less 1 at each row's label, times w (N,), for x (N, C): what is too much.
+    """Return w∘(softmax(x) − onehot(labels)) row by row, for x (N, C), w and labels (N,).
 
     >>> residual(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
     Tensor([[ 0.5, -0.5]])
     """
-    y = _below_largest(x, 1)
-    np.exp(y, out=y)
-    y *= (w / y.sum(axis=1))[:, None]
-    y[np.arange(len(y)), labels] -= w
+    at_labels = _at_labels(x, labels)
+    powers = _below_largest(x, 1)
+    np.exp(powers, out=powers)
+    share = (w / powers.sum(axis=1))[:, None]
+    y = np.multiply(powers, share, out=powers if share.dtype is powers.dtype else None)
+    y[at_labels] -= w
     return y
 
 
@@ -657,7 +674,7 @@ def surprise(x: Array, labels: Array) -> Array:
     Tensor([0.69314718, 0.        ])
     """
     z = _below_largest(x, 1)
-    of_label = z[np.arange(len(z)), labels]
+    of_label = z[_at_labels(z, labels)]  # before z is overwritten
     return np.log(np.exp(z, out=z).sum(axis=1)) - of_label
 
 

@@ -17,7 +17,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -89,10 +89,17 @@ def record(op: Op[...], *args: Any) -> Tensor:
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
     not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
     IndexError, TypeError), with the op and the shapes in front.
+
+    A rule of a pass over arrays that calls an op with arrays is given an array, too, and nothing is
+    recorded: see chapter 2.
     """
+    if engine.rules.plain and Tensor not in map(type, args):
+        array: Any = op.forward(*args)
+        return cast(Tensor, array)
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    needed, alone = False, True  # whether there is a Tensor that needs a gradient, and none at all
+    needed = False  # whether an argument needs a gradient
+    alone = True  # whether none is a Tensor
     for a in args:
         if isinstance(a, Tensor):
             alone = False
@@ -107,10 +114,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
             inputs.append(_operand(op, len(inputs), args))
         parents.append(None)
     if alone:
-        if engine.rules.plain:
-            array: Tensor = op.forward(*args)  # to the rule that called, as good as a Tensor
-            return array
-        inputs = _among_themselves(op, inputs)
+        inputs = _without_tensors(op, inputs)
     if len(args) > op.smooth:
         _refuse_tensors(op, args)
     try:
@@ -149,9 +153,9 @@ Op.apply = record
 
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
-    """Return what the forward is given for ``args[i]``, which is no Tensor.
+    """Return what the forward is given for ``args[i]``, which is no Tensor and no Python number.
 
-    A single number is handed on as a Python number, because NumPy gives that the dtype of its
+    A NumPy scalar or 0-d array becomes a Python number, because NumPy gives that the dtype of its
     neighbours (NEP 50); arrays of integers are given it here.
     """
     a = args[i]
@@ -163,11 +167,10 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
     return array if array.dtype.kind == "f" else _cast(array, _float_dtype(args))
 
 
-def _among_themselves(op: Op[...], inputs: list[Any]) -> list[Any]:
-    """Return the inputs of an op without Tensors: numbers without an array beside them are float64."""
-    for i, a in enumerate(inputs):
-        if isinstance(a, ndarray) and op.has_rule(i):
-            return inputs
+def _without_tensors(op: Op[...], inputs: list[Any]) -> list[Any]:
+    """Return the inputs of an op; where there is no array beside them, either, numbers are float64."""
+    if any(isinstance(a, ndarray) and op.has_rule(i) for i, a in enumerate(inputs)):
+        return inputs
     return [np.asarray(a, np.float64) if op.has_rule(i) else a for i, a in enumerate(inputs)]
 
 
@@ -486,7 +489,9 @@ class Tensor:
         return self._compare(np.greater_equal, other)
 
     def _compare(self, compare: np.ufunc, other: Operand) -> npt.NDArray[np.bool_]:
-        (b,) = [other._data] if isinstance(other, Tensor) else [_operand(ops.sub, 1, (self, other))]
+        b: Any = other._data if isinstance(other, Tensor) else other
+        if type(b) is not float and type(b) is not int:
+            b = _operand(ops.sub, 1, (self, b))
         return np.asarray(_thread.quietly(compare, self._data, b))
 
     def __getitem__(self, index: Any) -> Tensor:

@@ -621,3 +621,12 @@ def test_the_gradient_has_the_byte_order_of_its_leaf():
     x = mg.Tensor(np.ones(2, ">f8"), requires_grad=True)
     (x * 2 + x * 3).sum().backward()
     assert x.grad.dtype == x.dtype == np.dtype(">f8")
+
+
+def test_a_gradient_is_never_the_callers_own_array():
+    x, g = leaf(np.ones(3)), mg.Tensor(np.ones(3))
+    (x + 1).backward(g)
+    assert not np.shares_memory(x.grad, g.data)
+    x.grad = None
+    x.backward(x.detach())
+    assert not np.shares_memory(x.grad, x.data)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import CASES, COMPOSED
 
 import minigrad as mg
-from loradora.adapters import frozen_product, plus_product, rescale, row_norm
+from loradora.adapters import frozen_product, plus_product, rescale
 from minigrad import OPS, Tensor
 
 STEP, RTOL, ATOL = 6e-6, 1e-6, 1e-8
@@ -259,17 +259,6 @@ def test_frozen_product_is_two_products_and_fills_the_array_beside(drawn, seed):
         np.testing.assert_allclose(W0A, W0 @ A.T, rtol=1e-5, atol=1e-4)
 
 
-@given(CASES["row_norm"].draws, st.integers(0, 99))
-def test_row_norm_is_the_norm_of_the_rows_of_v(drawn, seed):
-    W0, A, B, s, squares = drawn[0]
-    agree(
-        lambda A, B: row_norm(W0, A, B, s, squares),
-        lambda A, B: mg.norm(W0 + s * (B @ A), axis=1),
-        [A, B],
-        seed,
-    )
-
-
 @given(CASES["rescale"].draws, st.integers(0, 99))
 def test_rescale_is_a_product_a_quotient_and_a_sum(drawn, seed):
     agree(rescale, lambda z, m, n, b=0.0: z * (m / n) + b, drawn[0], seed)
@@ -309,3 +298,16 @@ def test_var_is_the_mean_of_squared_deviations(drawn, seed):
 @given(CASES["minimum"].draws, st.integers(0, 99))
 def test_minimum_is_maximum_turned_over(drawn, seed):
     agree(mg.minimum, lambda a, b: -mg.maximum(mg.neg(a), mg.neg(b)), drawn[0], seed)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [], [[0]]], ids=str)
+@pytest.mark.parametrize("name", ["surprise", "residual"])
+def test_one_label_is_needed_for_each_row(name, labels):
+    args = [np.ones((1, 3)), np.ones(1)] if name == "residual" else [np.ones((1, 3))]
+    with pytest.raises(ValueError, match=f"{name} .*one label for each row"):
+        OPS[name](*args, np.array(labels, int))
+
+
+def test_residual_has_the_dtype_that_its_arguments_have_together():
+    x, w = np.ones((1, 2), np.float32), np.ones(1)
+    assert mg.ops.residual(x, w, np.array([0])).dtype == np.float64

@@ -1,6 +1,8 @@
 """SGD and AdamW are the textbook formulas with PyTorch's defaults, in place, for trained tensors."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -25,6 +27,14 @@ def run(optimizer, p, gradients, factors=None):
         p.grad = None if g is None else np.asarray(g, p.dtype)
         optimizer.step(factor)
     return p.data
+
+
+OPTIMIZERS = {
+    "SGD": ld.SGD,
+    "SGD with momentum": lambda params, **o: ld.SGD(params, momentum=0.9, **o),
+    "AdamW": ld.AdamW,
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 # ----------------------------------------------------------------------------- the formulas
@@ -125,7 +135,6 @@ def test_parameters_do_not_notice_that_adamw_moves_them_together(moving):
     together, alone = parameters(), parameters()
     optimizer = ld.AdamW([{"params": [p], "lr": rate} for p, rate in zip(together, rates)])
     optimizers = [ld.AdamW([p], lr=rate) for p, rate in zip(alone, rates)]
-    assert len(optimizer.moments) == 3  # by rate and dtype
     rng = np.random.default_rng(3)
     for step in moving:
         for i, (p, q) in enumerate(zip(together, alone)):
@@ -138,14 +147,51 @@ def test_parameters_do_not_notice_that_adamw_moves_them_together(moving):
             assert p.data.tobytes() == q.data.tobytes()
 
 
-# ----------------------------------------------------------------------------- in place, and for whom
+def test_adamw_keeps_one_vector_for_each_rate_and_dtype_until_a_gradient_is_missing():
+    a, b, c, d = (parameter(dtype=dtype) for dtype in [np.float32] * 3 + [np.float64])
+    optimizer = ld.AdamW([{"params": [a, b, d], "lr": 0.1}, {"params": [c], "lr": 0.2}])
 
-OPTIMIZERS = {
-    "SGD": ld.SGD,
-    "SGD with momentum": lambda params, **o: ld.SGD(params, momentum=0.9, **o),
-    "AdamW": ld.AdamW,
-}
-every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+    def step(*moving):
+        for p in (a, b, c, d):
+            p.grad = np.ones_like(p.data) if p in moving else None
+        optimizer.step()
+        return {frozenset(moments.params) for moments in optimizer.moments}
+
+    assert step(a, b, c, d) == {frozenset({a, b}), frozenset({c}), frozenset({d})}
+    assert step(a, c) == {frozenset({p}) for p in (a, b, c, d)}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copied_optimizer_goes_on_as_the_original(copied):
+    p, q = parameter(), parameter([1.0])
+    optimizer = ld.AdamW([p, q], lr=0.1)
+    p.grad, q.grad = GRADIENTS[0], np.ones(1)
+    optimizer.step()
+    p2, q2, twin = copied((p, q, optimizer))
+    for g in GRADIENTS:
+        p.grad = p2.grad = g
+        optimizer.step()
+        twin.step()
+    assert_array_equal(p2.data, p.data)
+    assert_array_equal(q2.data, q.data)
+
+
+@every_optimizer
+def test_rates_can_be_changed_and_added(make):
+    p, q, r = parameter(), parameter(), parameter()
+    optimizer = make([p, q], lr=0.1)
+    for x in (p, q, r):
+        x.grad = GRADIENTS[0]
+    optimizer.step()
+    before = q.data.copy(), p.data.copy()
+    optimizer.rates[q], optimizer.rates[r] = 0.0, 0.1
+    optimizer.step()
+    assert_array_equal(q.data, before[0])
+    assert np.all(p.data != before[1])
+    assert_array_equal(r.data, before[1])  # its first step
+
+
+# ----------------------------------------------------------------------------- in place, and for whom
 
 
 @every_optimizer
@@ -189,11 +235,15 @@ def test_a_tensor_without_a_gradient_stays_where_it_is(make):
 
 
 @every_optimizer
-def test_a_gradient_of_another_shape_is_refused_and_nothing_moves(make):
+@pytest.mark.parametrize(
+    "wrong",
+    [np.ones((3, 2)), np.ones((2, 3), np.float32), np.ones((2, 3), complex), [[1.0] * 3] * 2],
+)
+def test_a_gradient_unlike_its_parameter_is_refused_and_nothing_moves(make, wrong):
     p, q = parameter(), parameter(START.T)
     optimizer = make([p, q], lr=0.1)
-    p.grad, q.grad = np.ones(p.shape), np.ones(p.shape)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\) has a gradient of shape \(3, 2\)"):
+    p.grad, q.grad = np.ones(p.shape), wrong
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) and dtype float64 has been given a grad"):
         optimizer.step()
     assert p.data.tobytes() == START.tobytes()
     q.grad = np.ones(q.shape)

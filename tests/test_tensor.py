@@ -643,3 +643,11 @@ def test_a_condition_must_be_made_of_bools_or_numbers():
     for wrong in (["a", "b", "c"], None, [None] * 3):
         with pytest.raises(TypeError, match="condition"):
             mg.where(wrong, V, V)
+
+
+@pytest.mark.parametrize("large", [2**64, 10**30, -(10**30)])
+def test_numbers_too_large_for_an_integer_of_numpy_can_be_compared_and_added(large):
+    x = mg.Tensor([1.0])
+    assert (x < large).item() == (large > 0)
+    assert (x >= large).item() == (large < 0)
+    assert (x + large).item() == float(large)
