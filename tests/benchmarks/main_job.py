@@ -64,8 +64,8 @@ class Inside:
 
 
 def report(quick: bool) -> Iterator[str]:
-    inside, steps = Inside(), 100 if quick else 15 * 94
-    unwatched = list(phases(inside, steps))
+    inside, length = Inside(), (100, 8) if quick else (15 * 94, 40)
+    unwatched = list(phases(inside, *length))
     with contextlib.ExitStack() as until:
 
         def put(owner: Any, name: str, value: Any) -> None:
@@ -76,7 +76,7 @@ def report(quick: bool) -> Iterator[str]:
             put(op, "vjps", tuple(rule and inside.watched(rule) for rule in op.vjps))
         put(AdamW, "_move", inside.watched(AdamW._move))
         put(train, "_batches", inside.iterated(train._batches))
-        watched = list(phases(inside, steps))
+        watched = list(phases(inside, *length))
     rows = [(name, s, c) for (name, s, _), (_, _, c) in zip(unwatched, watched, strict=True)]
     seconds, counted = (sum(row[i] for row in rows) for i in (1, 2))
     met = "✓" if counted >= 0.9 * seconds else "✗"
@@ -85,14 +85,14 @@ def report(quick: bool) -> Iterator[str]:
     yield from table("The main job's training time inside NumPy", ["", "s", "inside"], cells)
 
 
-def phases(inside: Inside, steps: int) -> Iterator[tuple[str, float, float]]:
+def phases(inside: Inside, steps: int, epochs: int) -> Iterator[tuple[str, float, float]]:
     """Yield (name, seconds, seconds inside NumPy) of pre-training and of each method."""
     old, new = digits.mnist(), digits.optdigits()
     inside.seconds, start = 0.0, time.perf_counter()
     base = digits.pretrained(old.train, np.random.default_rng(0), steps)
     yield "pre-training", time.perf_counter() - start, inside.seconds
     few = digits.few(new.train, 20, np.random.default_rng(1))
-    task = finetune_digits.Task(0, base, few, new, old, 40, curves=False)
+    task = finetune_digits.Task(0, base, few, new, old, epochs, curves=False)
     for name in METHODS:
         adapts = name in finetune_digits.ADAPTERS
         method = finetune_digits.Method(name, *((4, 8.0) if adapts else ()))
