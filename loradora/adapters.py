@@ -307,7 +307,10 @@ class DoRALinear(LowRankLinear):
         return frozen_product(x, W0.data, h, self.B, s), None
 
     def norm(self, W0A: Any = None) -> Tensor:
-        """Return ‖V‖ per row (``norm_axis=1``) or column (0): a constant if ``detach_norm``."""
+        """Return ‖V‖ per row (``norm_axis=1``) or column (0).
+
+        A constant if ``detach_norm`` or within ``no_grad``; only then is ``W0A`` of use: W0 Aᵀ, if known.
+        """
         if not self.detach_norm and mg.is_grad_enabled():
             return self._lengths(self.A, self.B)
         return self._lengths(self.A.data, self.B.data, W0A)
@@ -351,7 +354,7 @@ def _bytes(t: Tensor) -> bytes:
 
 
 def _or_infinity(norm: Tensor) -> Tensor:
-    return norm if norm.data.all() else mg.where(norm > 0, norm, np.inf)
+    return norm if norm.data.all() else mg.where(norm <= 0, np.inf, norm)
 
 
 class LoRASum(Adapted):

@@ -421,6 +421,15 @@ def test_row_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
     assert_array_equal(found[1].data[2], 0)
 
 
+def test_a_row_without_length_hides_no_nan_in_another():
+    base = ld.Linear(3, 2)
+    base.weight.data = np.float32([[0, 0, 0], [1, 2, 2]])
+    layer = ld.DoRALinear(base, r=1, lora_alpha=1)
+    assert_array_equal(layer.divisor().data, [np.inf, 3])
+    layer.B.data = np.float32([[0], [np.nan]])
+    assert_array_equal(layer.divisor().data, [np.inf, np.nan])
+
+
 @every_dora
 @pytest.mark.parametrize("B", ["B is zero, too", "B is not zero"])
 def test_a_row_without_length_has_scale_0_and_no_gradient_is_nan(kind, B):
