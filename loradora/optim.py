@@ -70,9 +70,11 @@ class Optimizer:
 
         Raises
         ------
-        ValueError
-            If a gradient that was set has not the shape and dtype of its parameter; nothing is moved.
+        TypeError, ValueError
+            If ``factor`` is not a finite number, or a gradient that was set has not the shape and dtype
+            of its parameter; nothing is moved.
         """
+        check_finite(factor=factor)
         rates = {}
         for p, rate in self.rates.items():
             g: Any = p.grad
@@ -160,16 +162,15 @@ class Moments:
 
     def split(self, rates: Mapping[Tensor, float]) -> list[Moments]:
         """Return these, for ever apart if their parameters do not all move, or not at one rate."""
-        of = [rates.get(p) for p in self.params]
-        if of.count(of[0]) == len(of):
-            return [self]
-        parts = []
-        for rate in dict.fromkeys(of):
-            alike = [r == rate for r in of]
-            params = [p for p, included in zip(self.params, alike) if included]
-            entries = np.repeat(alike, [p.size for p in self.params])
-            parts.append(Moments(params, self.M[entries], self.V[entries], self.t))
-        return parts
+        together: dict[float | None, list[Tensor]] = {}
+        for p in self.params:
+            together.setdefault(rates.get(p), []).append(p)
+        return [self] if len(together) == 1 else [self.part(params) for params in together.values()]
+
+    def part(self, params: Sequence[Tensor]) -> Moments:
+        """Return a copy of those of some of the parameters."""
+        entries = np.repeat([p in params for p in self.params], [p.size for p in self.params])
+        return Moments(params, self.M[entries], self.V[entries], self.t)
 
 
 class AdamW(Optimizer):
@@ -228,17 +229,16 @@ class AdamW(Optimizer):
             )
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.moments: list[Moments] = []
-        self._known: set[Tensor] = set()
 
     def _update(self, rates: Mapping[Tensor, float]) -> None:
+        known = {p for moments in self.moments for p in moments.params}
         new: dict[Any, list[Tensor]] = {}
         for p in rates:
-            if p not in self._known:
+            if p not in known:
                 new.setdefault(p.dtype, []).append(p)
         for dtype, params in new.items():
             M, V = np.zeros((2, sum(p.size for p in params)), dtype)
             self.moments.append(Moments(params, M, V))
-            self._known.update(params)
         self.moments = [part for moments in self.moments for part in moments.split(rates)]
         for moments in self.moments:
             if moments.params[0] in rates:

@@ -94,8 +94,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
     recorded: see chapter 2.
     """
     if engine.rules.plain and Tensor not in map(type, args):
-        array: Any = op.forward(*args)
-        return cast(Tensor, array)
+        return cast(Tensor, op.forward(*args))  # an array, which rules use alike
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
     needed = False  # whether an argument needs a gradient

@@ -254,6 +254,16 @@ def test_a_gradient_unlike_its_parameter_is_refused_and_nothing_moves(make, wron
 
 
 @every_optimizer
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_factor_that_is_no_finite_number_is_refused_and_nothing_moves(make, factor):
+    p = parameter()
+    p.grad = GRADIENTS[0]
+    with pytest.raises(ValueError, match="factor must be finite"):
+        make([p], lr=0.1).step(factor)
+    assert p.data.tobytes() == START.tobytes()
+
+
+@every_optimizer
 def test_a_shared_read_only_array_is_copied_before_the_first_step(make):
     p = parameter()
     shared = p.data
