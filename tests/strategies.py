@@ -1,15 +1,17 @@
 """What every op is tried on, and what it should give: one :class:`Case` per name.
 
-A strategy draws ``(args, params)`` of a call, and a function of NumPy's gives the value expected.
+A case is a strategy, which draws calls, and the same function written in NumPy.  A :class:`Call` names
+the arrays to differentiate by and says how a function is called on them.  It does not know the function:
+the op and NumPy's are called in the same way, and so is a definition that the op is held against.
 
 Hypothesis draws the structure (shapes, axes, indices, a seed), NumPy fills it with values.  These keep
 away from kinks and poles by construction: all magnitudes in one call are distinct and lie between 0.3
-and 3.  So no two entries tie, none is near 0, and a bound of ``clip`` coincides with no entry.  A float
-array of float64 among ``args`` is a variable to differentiate by; everything else is a constant.
+and 3.  So no two entries tie, none is near 0, and a bound of ``clip`` coincides with no entry.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,17 +21,38 @@ from hypothesis.extra import numpy as hnp
 from loradora.adapters import frozen_product, plus_product, rescale
 
 Shape: TypeAlias = tuple[int, ...]
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-Calls: TypeAlias = st.SearchStrategy[Call]
 
 SMALLEST, LARGEST = 0.3, 3.0
+
+
+class Call:
+    """The arrays to differentiate by, and how a function is called on them.
+
+    ``apply(f, *variables)`` calls f.  It closes over all else that f is given: numbers, axes, indices.
+    """
+
+    def __init__(
+        self,
+        variables: list[np.ndarray],
+        apply: Callable[..., Any] = lambda f, *variables: f(*variables),
+    ) -> None:
+        self.variables, self.apply = variables, apply
+
+    def of(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Return f as a function of the variables alone, which may be arrays or Tensors."""
+        return partial(self.apply, f)
+
+    def __repr__(self) -> str:
+        """Show all that a function is given, because Hypothesis prints this when a test fails."""
+        shown = self.of(lambda *args, **params: f"Call(args={args}, params={params})")
+        return str(shown(*self.variables))
 
 
 class Case(NamedTuple):
     """How calls of an op are drawn, and the same function of arrays, written in NumPy."""
 
-    draws: Calls
-    value: Callable[..., Any]
+    calls: st.SearchStrategy[Call]
+    in_numpy: Callable[..., Any]
 
 
 # ----------------------------------------------------------------------------- arrays and shapes
@@ -50,6 +73,11 @@ def arrays(*shapes: Shape, signed: bool = True) -> st.SearchStrategy[list[np.nda
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     return st.integers(0, 2**32 - 1).map(fill)
+
+
+def array(of: st.SearchStrategy[Shape], signed: bool = True) -> st.SearchStrategy[np.ndarray]:
+    """Draw one array, of a shape that is drawn first."""
+    return of.flatmap(lambda shape: arrays(shape, signed=signed)).map(lambda drawn: drawn[0])
 
 
 #: No two axes of a shape have the same length, lest a wrong order of axes go unseen.
@@ -102,50 +130,64 @@ def axes_of(shape: Shape, nonempty: bool = False) -> st.SearchStrategy[Any]:
 # ----------------------------------------------------------------------------- elementwise
 
 
-@st.composite
-def unary(draw: st.DrawFn, signed: bool = True) -> Call:
-    return tuple(draw(arrays(draw(shapes()), signed=signed))), {}
+def unary(signed: bool = True) -> st.SearchStrategy[Call]:
+    return array(shapes(), signed).map(lambda a: Call([a]))
 
 
-@st.composite
-def operands(draw: st.DrawFn, pair: Sequence[Shape]) -> tuple[Any, Any]:
-    """Draw two arrays of the given shapes, or an array and a number on either side."""
-    a, b, number = draw(arrays(*pair, ()))
-    return draw(st.sampled_from([(a, b), (a, number.item()), (number.item(), b)]))
+def conversions() -> st.SearchStrategy[Call]:
+    """To the dtype that the array has already; ``test_tensor.py`` has the others."""
+    return array(shapes()).map(lambda a: Call([a], lambda f, a: f(a, a.dtype)))
+
+
+def operands(
+    a: np.ndarray, b: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> st.SearchStrategy[Call]:
+    """Draw a call on two arrays, or on an array with a number to the left or to the right of it."""
+    return st.sampled_from(
+        [
+            Call([a, b]),
+            Call([a], lambda f, a: f(a, right.item())),
+            Call([b], lambda f, b: f(left.item(), b)),
+        ]
+    )
 
 
 @st.composite
 def binary(draw: st.DrawFn) -> Call:
-    return draw(operands(draw(broadcastable(2)))), {}
+    a, b, number = draw(arrays(*draw(broadcastable(2)), ()))
+    return draw(operands(a, b, number, number))
 
 
 @st.composite
 def powers(draw: st.DrawFn) -> Call:
     """Any power of a positive base, or an integer power of any base."""
     if draw(st.booleans()):
-        (base, exponent), params = draw(binary())
-        return (
-            np.asarray(abs(base)) if isinstance(base, np.ndarray) else abs(base),
-            exponent,
-        ), params
-    (base,), params = draw(unary())
-    return (base, draw(st.integers(-3, 4))), params
+        one, other = draw(broadcastable(2))
+        base, positive = draw(arrays(one, (), signed=False))
+        exponent, number = draw(arrays(other, ()))
+        return draw(operands(base, exponent, positive, number))
+    base, integer = draw(array(shapes())), draw(st.integers(-3, 4))
+    return Call([base], lambda f, base: f(base, integer))
 
 
 @st.composite
 def choices(draw: st.DrawFn) -> Call:
-    condition, *pair = draw(broadcastable(3))
-    return (draw(hnp.arrays(bool, condition)), *draw(operands(pair))), {}
+    shape, *pair = draw(broadcastable(3))
+    condition = draw(hnp.arrays(bool, shape))
+    a, b, number = draw(arrays(*pair, ()))
+    chosen = draw(operands(a, b, number, number))
+    return Call(chosen.variables, lambda f, *ab: chosen.apply(partial(f, condition), *ab))
 
 
 @st.composite
 def clips(draw: st.DrawFn) -> Call:
     """Number, array, or nothing as the bound on either side."""
-    shape, bounds = draw(broadcastable(2))
-    a, one, other, lower, upper = draw(arrays(shape, bounds, bounds, (), ()))
+    shape, like = draw(broadcastable(2))
+    a, one, other, lower, upper = draw(arrays(shape, like, like, (), ()))
     lower, upper = draw(st.sampled_from([(one, other), (lower.item(), upper.item())]))
-    params = {"min": np.minimum(lower, upper), "max": np.maximum(lower, upper)}
-    return (a,), {name: bound for name, bound in params.items() if draw(st.booleans())}
+    both = {"min": np.minimum(lower, upper), "max": np.maximum(lower, upper)}
+    bounds = {name: bound for name, bound in both.items() if draw(st.booleans())}
+    return Call([a], lambda f, a: f(a, **bounds))
 
 
 # ----------------------------------------------------------------------------- matrix products
@@ -157,34 +199,7 @@ def products(draw: st.DrawFn) -> Call:
     n, k, m = draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
     left = draw(st.sampled_from([(k,), (n, k), (2, n, k), (3, 1, n, k)]))
     right = draw(st.sampled_from([(k,), (k, m), (1, k, m), (2, k, m)]))
-    return tuple(draw(arrays(left, right))), {}
-
-
-@st.composite
-def rescalings(draw: st.DrawFn) -> Call:
-    """Any leading axes; with a shift or without."""
-    rows, out = draw(shapes(max_dims=2)), draw(LENGTHS)
-    shift = draw(st.sampled_from([[(out,)], []]))
-    return tuple(draw(arrays((*rows, out), (out,), (out,), *shift))), {}
-
-
-@st.composite
-def low_rank_products(draw: st.DrawFn) -> Call:
-    rows, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
-    y0, h, B, s = draw(arrays((*rows, out), (*rows, r), (out, r), ()))
-    return (y0, h, B, s.item()), {}
-
-
-@st.composite
-def frozen_products(draw: st.DrawFn) -> Call:
-    """What is frozen, W0, A and the room for their product, is no variable: float32."""
-    rows, into, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
-    beside = len(rows) == 1 and draw(st.booleans())
-    x, W0, h, B, s, A = draw(
-        arrays((*rows, into), (out, into), (*rows, r), (out, r), (), (r, into))
-    )
-    W0, A, W0A = (a.astype(np.float32) for a in (W0, A, np.zeros((out, r))))
-    return (x, W0, h, B, s.item(), *((A, W0A) if beside else ())), {}
+    return Call(draw(arrays(left, right)))
 
 
 @st.composite
@@ -192,7 +207,7 @@ def linears(draw: st.DrawFn) -> Call:
     """Any number of leading axes; a bias per output, one for all, or none."""
     rows, into, out = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
     bias = draw(st.sampled_from([[(out,)], [(1,)], []]))
-    return tuple(draw(arrays((*rows, into), (out, into), *bias))), {}
+    return Call(draw(arrays((*rows, into), (out, into), *bias)))
 
 
 # ----------------------------------------------------------------------------- places
@@ -201,33 +216,36 @@ def linears(draw: st.DrawFn) -> Call:
 @st.composite
 def reshapes(draw: st.DrawFn) -> Call:
     """To the same lengths in another order with ones between, flat, or with one length left open."""
-    (a,), _ = draw(unary())
+    a = draw(array(shapes()))
     shape = draw(st.permutations([*a.shape, 1]).map(tuple) | st.just((a.size,)))
     if a.size:
         open_at = draw(st.integers(0, len(shape) - 1))
         opened = (*shape[:open_at], -1, *shape[open_at + 1 :])
-        return (a,), {"shape": draw(st.sampled_from([shape, opened, -1]))}
-    return (a,), {"shape": shape}
+        shape = draw(st.sampled_from([shape, opened, -1]))
+    return Call([a], lambda f, a: f(a, shape=shape))
 
 
 @st.composite
 def transposes(draw: st.DrawFn) -> Call:
-    (a,), _ = draw(unary())
-    order = [draw(st.sampled_from([i, i - a.ndim])) for i in draw(st.permutations(range(a.ndim)))]
-    return (a,), draw(st.sampled_from([{}, {"axes": tuple(order)}]))
+    a = draw(array(shapes()))
+    axes = tuple(
+        draw(st.sampled_from([i, i - a.ndim])) for i in draw(st.permutations(range(a.ndim)))
+    )
+    return draw(st.sampled_from([Call([a]), Call([a], lambda f, a: f(a, axes=axes))]))
 
 
 @st.composite
 def swaps(draw: st.DrawFn) -> Call:
-    shape = draw(shapes(min_dims=1))
-    (a,) = draw(arrays(shape))
-    return (a,), {"axis1": draw(axis_of(shape)), "axis2": draw(axis_of(shape))}
+    a = draw(array(shapes(min_dims=1)))
+    one, other = draw(axis_of(a.shape)), draw(axis_of(a.shape))
+    return Call([a], lambda f, a: f(a, axis1=one, axis2=other))
 
 
 @st.composite
 def stretches(draw: st.DrawFn) -> Call:
     small, other = draw(broadcastable(2))
-    return tuple(draw(arrays(small))), {"shape": np.broadcast_shapes(small, other)}
+    shape = np.broadcast_shapes(small, other)
+    return Call(draw(arrays(small)), lambda f, a: f(a, shape=shape))
 
 
 @st.composite
@@ -260,8 +278,9 @@ def indices(shape: Shape) -> st.SearchStrategy[Any]:
 
 @st.composite
 def getitems(draw: st.DrawFn) -> Call:
-    (a,), _ = draw(unary())
-    return (a, draw(indices(a.shape))), {}
+    a = draw(array(shapes()))
+    index = draw(indices(a.shape))
+    return Call([a], lambda f, a: f(a, index))
 
 
 @st.composite
@@ -270,8 +289,8 @@ def scatters(draw: st.DrawFn) -> Call:
     shape = draw(shapes())
     index = draw(indices(shape))
     places = np.empty(shape)[index].shape
-    (a,) = draw(arrays(draw(st.sampled_from([places, ()]))))
-    return (a, index, shape), {}
+    a = draw(array(st.sampled_from([places, ()])))
+    return Call([a], lambda f, a: f(a, index, shape))
 
 
 @st.composite
@@ -281,14 +300,25 @@ def neighbours(draw: st.DrawFn, count: int) -> Call:
     axis = draw(axis_of(shape))
     split = axis % len(shape)
     parts = [(*shape[:split], draw(LENGTHS), *shape[split + 1 :]) for _ in range(count)]
-    return tuple(draw(arrays(*parts))), {"axis": axis}
+    return Call(draw(arrays(*parts)), lambda f, *parts: f(parts, axis=axis))
+
+
+@st.composite
+def joins(draw: st.DrawFn) -> Call:
+    """Two neighbours, given one by one and not in a sequence."""
+    pair = draw(neighbours(2))
+    return Call(
+        pair.variables,
+        lambda f, *parts: pair.apply(lambda parts, axis: f(*parts, axis), *parts),
+    )
 
 
 @st.composite
 def equals(draw: st.DrawFn, count: int) -> Call:
     """Draw arrays of one shape, and an axis of the result that has one more."""
     shape = draw(shapes(max_dims=2))
-    return tuple(draw(arrays(*[shape] * count))), {"axis": draw(axis_of((*shape, count)))}
+    axis = draw(axis_of((*shape, count)))
+    return Call(draw(arrays(*[shape] * count)), lambda f, *parts: f(parts, axis=axis))
 
 
 # ----------------------------------------------------------------------------- reductions
@@ -297,37 +327,47 @@ def equals(draw: st.DrawFn, count: int) -> Call:
 @st.composite
 def reductions(draw: st.DrawFn, nonempty: bool = False) -> Call:
     """Over any axes, or only over those that have entries."""
-    (a,), _ = draw(unary())
-    axis = draw(axes_of(a.shape, nonempty))
-    return (a,), {"axis": axis, "keepdims": draw(st.booleans())}
+    a = draw(array(shapes()))
+    axis, keepdims = draw(axes_of(a.shape, nonempty)), draw(st.booleans())
+    return Call([a], lambda f, a: f(a, axis=axis, keepdims=keepdims))
 
 
 @st.composite
 def variances(draw: st.DrawFn) -> Call:
     """With a ``ddof`` that leaves at least one degree of freedom."""
-    (a,), params = draw(reductions())
-    count = np.max(np.sum(np.ones(a.shape), axis=params["axis"]), initial=0)
-    return (a,), {**params, "ddof": draw(st.integers(0, 1 if count > 1 else 0))}
+    a = draw(array(shapes()))
+    axis, keepdims = draw(axes_of(a.shape)), draw(st.booleans())
+    count = np.max(np.sum(np.ones(a.shape), axis=axis), initial=0)
+    ddof = draw(st.integers(0, 1 if count > 1 else 0))
+    return Call([a], lambda f, a: f(a, axis=axis, ddof=ddof, keepdims=keepdims))
 
 
 @st.composite
 def distributions(draw: st.DrawFn) -> Call:
-    shape = draw(shapes(min_dims=1))
-    return tuple(draw(arrays(shape))), {"axis": draw(axis_of(shape))}
+    x = draw(array(shapes(min_dims=1)))
+    axis = draw(axis_of(x.shape))
+    return Call([x], lambda f, x: f(x, axis=axis))
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Draw logits and a label for each row of them."""
+    samples, classes = draw(LENGTHS.filter(bool)), draw(st.integers(1, 4))
+    (logits,) = draw(arrays((samples, classes)))
+    return logits, draw(hnp.arrays(int, samples, elements=st.integers(0, classes - 1)))
 
 
 @st.composite
 def classifications(draw: st.DrawFn) -> Call:
-    samples, classes = draw(LENGTHS.filter(bool)), draw(st.integers(1, 4))
-    (logits,) = draw(arrays((samples, classes)))
-    return (logits, draw(hnp.arrays(int, samples, elements=st.integers(0, classes - 1)))), {}
+    logits, labels = draw(labelled())
+    return Call([logits], lambda f, x: f(x, labels))
 
 
 @st.composite
 def weighted_classifications(draw: st.DrawFn) -> Call:
-    (logits, labels), params = draw(classifications())
-    (w,) = draw(arrays(labels.shape))
-    return (logits, w, labels), params
+    logits, labels = draw(labelled())
+    (weights,) = draw(arrays(labels.shape))
+    return Call([logits, weights], lambda f, x, w: f(x, w, labels))
 
 
 # ----------------------------------------------------------------------------- the tables
@@ -350,16 +390,13 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 CASES: dict[str, Case] = {
     "abs": Case(unary(), np.abs),
     "add": Case(binary(), np.add),
-    "astype": Case(unary().map(lambda call: (call[0], {"dtype": np.float64})), np.asarray),
+    "astype": Case(conversions(), np.asarray),
     "broadcast_to": Case(stretches(), np.broadcast_to),
     "clip": Case(clips(), lambda a, min=-np.inf, max=np.inf: np.minimum(np.maximum(a, min), max)),
     "div": Case(binary(), np.divide),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
-    "join": Case(
-        neighbours(2).map(lambda call: ((*call[0], call[1]["axis"]), {})),
-        lambda a, b, axis: np.concatenate([a, b], axis),
-    ),
+    "join": Case(joins(), lambda a, b, axis: np.concatenate([a, b], axis)),
     "linear": Case(linears(), lambda x, w, b=0.0: np.einsum("...i,oi->...o", x, w) + b),
     "log": Case(unary(signed=False), np.log),
     "log_softmax": Case(distributions(), lambda x, axis: np.log(softmax(x, axis))),
@@ -374,20 +411,13 @@ CASES: dict[str, Case] = {
     "norm": Case(
         reductions(), lambda x, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims))
     ),
-    plus_product.name: Case(
-        low_rank_products(), lambda y0, h, B, s: y0 + s * np.einsum("...r,or->...o", h, B)
-    ),
     "pow": Case(powers(), np.power),
-    frozen_product.name: Case(
-        frozen_products(), lambda x, W0, h, B, s, *beside: x @ W0.T + s * (h @ B.T)
-    ),
+    "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),
+    "reshape": Case(reshapes(), lambda a, shape: a.reshape(shape)),
     "residual": Case(
         weighted_classifications(),
         lambda x, w, labels: w[:, None] * (softmax(x) - np.eye(x.shape[1])[labels]),
     ),
-    "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),
-    rescale.name: Case(rescalings(), lambda z, m, n, b=0.0: m * z / n + b),
-    "reshape": Case(reshapes(), lambda a, shape: a.reshape(shape)),
     "scatter": Case(scatters(), placed),
     "sigmoid": Case(unary(), lambda a: 1 / (1 + np.exp(-a))),
     "softmax": Case(distributions(), softmax),
@@ -411,19 +441,19 @@ def reduced(values: np.ndarray, reduction: str) -> Any:
 
 @st.composite
 def losses(draw: st.DrawFn) -> Call:
-    (prediction, target) = draw(arrays(*[draw(shapes())] * 2))
-    return (prediction, target), {"reduction": draw(REDUCTIONS)}
+    shape, reduction = draw(shapes()), draw(REDUCTIONS)
+    return Call(draw(arrays(shape, shape)), lambda f, a, b: f(a, b, reduction=reduction))
 
 
 @st.composite
 def reduced_classifications(draw: st.DrawFn) -> Call:
-    args, _ = draw(classifications())
-    return args, {"reduction": draw(REDUCTIONS)}
+    (logits, labels), reduction = draw(labelled()), draw(REDUCTIONS)
+    return Call([logits], lambda f, x: f(x, labels, reduction=reduction))
 
 
-#: What is composed from ops, and differentiated by their rules; sequences are spread over ``args``.
+#: What is composed from ops, and differentiated by their rules.
 COMPOSED: dict[str, Case] = {
-    "concatenate": Case(neighbours(3), lambda *parts, axis: np.concatenate(parts, axis)),
+    "concatenate": Case(neighbours(3), np.concatenate),
     "cross_entropy": Case(
         reduced_classifications(),
         lambda x, labels, reduction: reduced(surprise(x, labels), reduction),
@@ -433,5 +463,54 @@ COMPOSED: dict[str, Case] = {
         lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     ),
     "mse_loss": Case(losses(), lambda a, b, reduction: reduced((a - b) ** 2, reduction)),
-    "stack": Case(equals(3), lambda *parts, axis: np.stack(parts, axis)),
+    "stack": Case(equals(3), np.stack),
 }
+
+# ----------------------------------------------------------------------------- plus_product
+
+
+@st.composite
+def low_rank_products(draw: st.DrawFn) -> Call:
+    rows, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
+    y0, h, B, s = draw(arrays((*rows, out), (*rows, r), (out, r), ()))
+    return Call([y0, h, B], lambda f, y0, h, B: f(y0, h, B, s.item()))
+
+
+CASES[plus_product.name] = Case(
+    low_rank_products(), lambda y0, h, B, s: y0 + s * np.einsum("...r,or->...o", h, B)
+)
+
+# ----------------------------------------------------------------------------- frozen_product
+
+
+@st.composite
+def frozen_products(draw: st.DrawFn) -> Call:
+    """With A and room for W0 Aᵀ, or without.
+
+    What is frozen is float32, lest the product of a float32 x with it be float64.
+    """
+    rows, into, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
+    x, W0, h, B, s, A = draw(
+        arrays((*rows, into), (out, into), (*rows, r), (out, r), (), (r, into))
+    )
+    W0, A, W0A = (a.astype(np.float32) for a in (W0, A, np.zeros((out, r))))
+    beside = [A, W0A] if len(rows) == 1 and draw(st.booleans()) else []
+    return Call([x, h, B], lambda f, x, h, B: f(x, W0, h, B, s.item(), *beside))
+
+
+CASES[frozen_product.name] = Case(
+    frozen_products(), lambda x, W0, h, B, s, *beside: x @ W0.T + s * (h @ B.T)
+)
+
+# ----------------------------------------------------------------------------- rescale
+
+
+@st.composite
+def rescalings(draw: st.DrawFn) -> Call:
+    """Any leading axes; with a shift or without."""
+    rows, out = draw(shapes(max_dims=2)), draw(LENGTHS)
+    shift = draw(st.sampled_from([[(out,)], []]))
+    return Call(draw(arrays((*rows, out), (out,), (out,), *shift)))
+
+
+CASES[rescale.name] = Case(rescalings(), lambda z, m, n, b=0.0: m * z / n + b)
