@@ -564,7 +564,11 @@ def test_the_cached_norm_knows_the_scaling(kind):
 
 
 @every_dora
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))],
+    ids=["deepcopy", "pickle"],
+)
 def test_what_the_norm_relies_on_cannot_be_written_to_in_a_copy_either(kind, copied):
     layer = copied(trained(kind))
     layer(inputs(layer)[0])

@@ -49,7 +49,6 @@ ACCEPTED = [
     {"lora_dropout": 0.999},
     {"target_modules": ["q", "v"]},
     {"target_modules": ("q", "v")},
-    {"target_modules": {"q", "v"}},
     {"target_modules": r".*\.q"},
     {"target_modules": "all-linear"},
     {"exclude_modules": ["q"]},
@@ -79,6 +78,11 @@ def test_what_is_valid_is_accepted_and_survives_its_file(options):
     for name, value in options.items():
         plain = value if isinstance(value, (str, dict)) or not np.iterable(value) else sorted(value)
         assert values[name] == plain
+
+
+def test_a_set_of_names_is_valid_and_written_in_order():
+    names = {"q", "k", "v", "o", "up", "down"}
+    assert LoraConfig(target_modules=names).to_dict()["target_modules"] == sorted(names)
 
 
 REFUSED = [

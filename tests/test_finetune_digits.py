@@ -108,19 +108,27 @@ def test_standard_files_plain_and_gzipped(digits, standard_files):
     np.testing.assert_array_equal(test.y, np.arange(10))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("train-images-idx3-ubyte.gz", b"no gzip", "cannot read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"0" * 50)[:-9], "cannot read"),
-        ("t10k-images-idx3-ubyte", b"P5 28 28", "not an IDX file"),
-        ("t10k-images-idx3-ubyte", idx(np.zeros((10, 28, 28)))[:-1], "cut off or too long"),
-        ("t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "cut off or too long"),
-        ("t10k-images-idx3-ubyte", idx(np.zeros((10, 8, 8))), "28×28"),
-        ("t10k-labels-idx1-ubyte", idx(np.zeros(9)), "a label 0 … 9 for each"),
-        ("t10k-labels-idx1-ubyte", idx(np.full(10, 10)), "a label 0 … 9 for each"),
-    ],
-)
+DAMAGED = {
+    "images that are no gzip": ("train-images-idx3-ubyte.gz", b"no gzip", "cannot read"),
+    "a gzip without its end": (
+        "train-images-idx3-ubyte.gz", gzip.compress(b"0" * 50)[:-9], "cannot read",
+    ),
+    "another format": ("t10k-images-idx3-ubyte", b"P5 28 28", "not an IDX file"),
+    "a missing pixel": (
+        "t10k-images-idx3-ubyte", idx(np.zeros((10, 28, 28)))[:-1], "cut off or too long",
+    ),
+    "a header without its end": (
+        "t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "cut off or too long",
+    ),
+    "images of 8×8": ("t10k-images-idx3-ubyte", idx(np.zeros((10, 8, 8))), "28×28"),
+    "a missing label": ("t10k-labels-idx1-ubyte", idx(np.zeros(9)), "a label 0 … 9 for each"),
+    "a label that is no digit": (
+        "t10k-labels-idx1-ubyte", idx(np.full(10, 10)), "a label 0 … 9 for each",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "message"), DAMAGED.values(), ids=DAMAGED)
 def test_damaged_standard_files_are_refused(digits, standard_files, name, content, message):
     (standard_files / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):

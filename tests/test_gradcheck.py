@@ -234,7 +234,11 @@ def test_a_curve_is_not_called_a_kink():
     assert "kink" not in str(failure.value)
 
 
-@pytest.mark.parametrize("f", [np.exp, lambda x: (x,), lambda x: None, float], ids=str)
+@pytest.mark.parametrize(
+    "f",
+    [np.exp, lambda x: (x,), lambda x: None, float],
+    ids=["an array", "a tuple", "None", "a number"],
+)
 def test_a_function_that_returns_no_tensor_is_refused(f):
     with pytest.raises(TypeError):
         gradcheck(lambda x: f(x.data[0] if f is float else x.data), X)

@@ -161,7 +161,11 @@ def test_adamw_keeps_one_vector_for_each_rate_and_dtype_until_a_gradient_is_miss
     assert step(a, c) == {frozenset({p}) for p in (a, b, c, d)}
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["deepcopy", "pickle"],
+)
 def test_a_copied_optimizer_goes_on_as_the_original(copied):
     p, q = parameter(), parameter([1.0])
     optimizer = ld.AdamW([p, q], lr=0.1)

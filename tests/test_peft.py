@@ -562,6 +562,7 @@ def test_adapters_that_do_not_add_up_are_not_added_up(kind):
         lambda m: m.add_weighted_adapter(["nobody"], [1.0], "sum"),
         lambda m: m.save_adapter("a.npz", "nobody"),
     ],
+    ids=["set one", "set several", "delete", "add up", "save"],
 )
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(attempt):
     model = add(adapted(), "other")

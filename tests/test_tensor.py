@@ -162,7 +162,9 @@ def test_entries_cannot_be_assigned():
         leaf(A)[0] = 1
 
 
-@pytest.mark.parametrize("f", [np.exp, np.negative, lambda x: np.add(x, x)])
+@pytest.mark.parametrize(
+    "f", [np.exp, np.negative, lambda x: np.add(x, x)], ids=["exp", "negative", "add"]
+)
 def test_numpy_functions_refuse_rather_than_drop_the_gradient(f):
     with pytest.raises(TypeError, match="Tensor"):
         f(leaf(A))
@@ -178,7 +180,11 @@ def test_a_single_number_converts_and_formats():
     assert not mg.Tensor(0.0)
 
 
-@pytest.mark.parametrize("f", [bool, float, mg.Tensor.item, lambda x: f"{x:.2f}"])
+@pytest.mark.parametrize(
+    "f",
+    [bool, float, mg.Tensor.item, lambda x: f"{x:.2f}"],
+    ids=["bool", "float", "item", "format"],
+)
 def test_several_numbers_are_no_single_number(f):
     with pytest.raises(ValueError, match=r"size 1|more than one element"):
         f(leaf(A))
@@ -386,7 +392,11 @@ def test_astype_changes_the_dtype_and_gives_the_gradient_back_in_its_own(dtype):
     assert_array_equal(x.grad, np.ones(3), strict=True)
 
 
-@pytest.mark.parametrize("choose", [lambda: mg.where([True, False], 1, 2), lambda: mg.add(1, 2)])
+@pytest.mark.parametrize(
+    "choose",
+    [lambda: mg.where([True, False], 1, 2), lambda: mg.add(1, 2)],
+    ids=["where", "add"],
+)
 def test_ops_on_integers_alone_give_float64(choose):
     assert choose().dtype == np.float64
 
@@ -582,7 +592,7 @@ def test_a_list_of_tensors_is_refused_where_it_would_lose_their_gradients():
 @pytest.mark.parametrize(
     "wrong",
     [np.array(["2.5"]), np.array(["2020-01-01"], "M8[D]"), [None], [1j], [object()]],
-    ids=str,
+    ids=["text", "a date", "None", "a complex number", "an object"],
 )
 def test_joining_checks_its_operands_as_arithmetic_does(wrong):
     for join in (mg.concatenate, mg.stack):
