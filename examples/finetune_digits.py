@@ -21,7 +21,7 @@ gives the old net back exactly, because nothing has touched it.
     python examples/finetune_digits.py --plot           and a figure
 
 Where to read on: ``loradora/adapters.py`` has the two formulas and their gradients, ``digits.py`` the
-data, ``plots.py`` the figure.
+data, ``reporting.py`` the table and what else is printed, ``plots.py`` the figure.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,23 +43,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import digits
 import numpy as np
 import plots
+import reporting
 
 import loradora as ld
 import minigrad as mg
 from loradora.optim import linear
-from loradora.train import Step
 
-#: Each method's name in the table.
-METHODS = {
-    "frozen": "frozen base",
-    "scratch": "from scratch",
-    "head": "head only",
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "dora": "DoRA",
-}
-RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # the learning rates that each may choose from
+METHODS = ("frozen", "scratch", "head", "full", "lora", "dora")
 ADAPTERS = ("lora", "dora")
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # the learning rates that each may choose from
 BATCH = 32
 SWEEP = (1, 2, 4, 8, 16)  # the ranks in the figure
 
@@ -91,40 +81,9 @@ class Method:
     alpha: float = 0.0
 
     @property
-    def title(self) -> str:
-        """What the table calls it."""
-        return METHODS[self.name] + (f" r={self.rank}" if self.rank else "")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A model, trained by a method on a task at one learning rate."""
-
-    method: Method
-    task: Task
-    rate: float
-    model: Any
-    seconds: float
-    curve: list[tuple[int, float]]  # (step, accuracy on the new domain)
-
-
-@dataclass(frozen=True)
-class Row:
-    """How well a run does: one object of the JSON file."""
-
-    method: str
-    trainable: int
-    total: int
-    new_domain_accuracy: float
-    old_domain_accuracy: float
-    base_accuracy: (
-        float  # of the base on the old domain, after the training; adapters are switched off
-    )
-    seconds: float
-    seed: int
-
-
-Results = list[tuple[Run, Row]]
+    def adapts(self) -> bool:
+        """Whether it trains an adapter beside a frozen base."""
+        return self.name in ADAPTERS
 
 
 def experiment(chosen: argparse.Namespace) -> Results:
@@ -132,7 +91,7 @@ def experiment(chosen: argparse.Namespace) -> Results:
     methods = [adapter(m, chosen) if m in ADAPTERS else Method(m) for m in chosen.method]
     if chosen.plot:
         methods += [adapter(m, chosen, r) for m in ADAPTERS for r in SWEEP if r != chosen.rank]
-    progress = Progress(chosen.seeds * (1 + len(methods)))
+    progress = reporting.Progress(chosen.seeds * (1 + len(methods)))
     results: Results = []
     for seed in range(chosen.seed, chosen.seed + chosen.seeds):
         progress.start(f"seed {seed}: pre-training on MNIST")
@@ -140,7 +99,7 @@ def experiment(chosen: argparse.Namespace) -> Results:
         few = digits.few(chosen.new.train, chosen.per_class, stream(seed, 1))
         task = Task(seed, base, few, chosen.new, chosen.old, chosen.epochs, curves=chosen.plot)
         for method in methods:
-            progress.start(f"seed {seed}: {method.title}")
+            progress.start(f"seed {seed}: {reporting.title(method)}")
             run = best(method, task, progress)
             results.append((run, measure(run)))
     progress.close()
@@ -161,43 +120,12 @@ def stream(seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, purpose])
 
 
-def best(method: Method, task: Task, progress: Progress) -> Run:
-    """Train at every candidate rate; return the run that does best on the validation split."""
-    if method.name == "frozen":
-        return Run(method, task, 0.0, task.base, 0.0, [])
-    runs = [train(method, task, rate, progress) for rate in RATES]
-
-    def quality(run: Run) -> tuple[float, float]:
-        validation = ld.evaluate(run.model, *task.new.validation)
-        return validation.accuracy, -validation.loss
-
-    return max(runs, key=quality)
-
-
-def train(method: Method, task: Task, rate: float, progress: Progress) -> Run:
-    """Train a model by ``method`` on the few images, at one learning rate."""
-    model = build(method, task.base, stream(task.seed, 2))
-    steps = ld.fit(
-        model,
-        *task.few,
-        optimizer=ld.AdamW(model.trainable_parameters(), lr=rate, weight_decay=0),
-        steps=task.epochs * math.ceil(len(task.few.y) / BATCH),
-        batch_size=BATCH,
-        schedule=linear,
-        rng=stream(task.seed, 3),
-    )
-    watch = Stopwatch()
-    curve = [(0, ld.evaluate(model, *task.new.test).accuracy)] if task.curves else []
-    for step in watch.time(steps):
-        progress.step(step)
-        if task.curves and step.step % 10 == 0:
-            curve.append((step.step, ld.evaluate(model, *task.new.test).accuracy))
-    return Run(method, task, rate, model, watch.seconds, curve)
+# ---------------------------------------------------------------------------- the methods
 
 
 def build(method: Method, base: ld.MLP, rng: np.random.Generator) -> Any:
     """Return the model to train; ``base`` is shared or copied, and stays as it is."""
-    if method.name in ADAPTERS:
+    if method.adapts:
         config = ld.LoraConfig(
             r=method.rank,
             lora_alpha=method.alpha,
@@ -214,19 +142,74 @@ def build(method: Method, base: ld.MLP, rng: np.random.Generator) -> Any:
     return model
 
 
-class Stopwatch:
-    """Measures the time that an iterator takes, without that of the loop around it."""
+@dataclass(frozen=True)
+class Run:
+    """A model, trained by a method on a task at one learning rate."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    method: Method
+    task: Task
+    rate: float
+    model: Any
+    seconds: float
+    curve: list[tuple[int, float]]  # (step, accuracy on the new domain)
 
-    def time(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Yield the steps and add up the seconds they take."""
-        started = time.perf_counter()
-        for step in steps:
-            self.seconds += time.perf_counter() - started
-            yield step
-            started = time.perf_counter()
+
+def train(method: Method, task: Task, rate: float, progress: reporting.Progress) -> Run:
+    """Train a model by ``method`` on the few images, at one learning rate."""
+    model = build(method, task.base, stream(task.seed, 2))
+    steps = ld.fit(
+        model,
+        *task.few,
+        optimizer=ld.AdamW(model.trainable_parameters(), lr=rate, weight_decay=0),
+        steps=task.epochs * math.ceil(len(task.few.y) / BATCH),
+        batch_size=BATCH,
+        schedule=linear,
+        rng=stream(task.seed, 3),
+    )
+    watch = reporting.Stopwatch()
+    curve = [(0, ld.evaluate(model, *task.new.test).accuracy)] if task.curves else []
+    for step in watch.time(steps):
+        progress.step(step)
+        if task.curves and step.step % 10 == 0:
+            curve.append((step.step, ld.evaluate(model, *task.new.test).accuracy))
+    return Run(method, task, rate, model, watch.seconds, curve)
+
+
+def best(method: Method, task: Task, progress: reporting.Progress) -> Run:
+    """Train at every candidate rate; return the run that does best on the validation split."""
+    if method.name == "frozen":
+        return Run(method, task, 0.0, task.base, 0.0, [])
+    runs = [train(method, task, rate, progress) for rate in RATES]
+
+    def quality(run: Run) -> tuple[float, float]:
+        validation = ld.evaluate(run.model, *task.new.validation)
+        return validation.accuracy, -validation.loss
+
+    return max(runs, key=quality)
+
+
+# ---------------------------------------------------------------------------- the measurements
+
+
+@dataclass(frozen=True)
+class Row:
+    """How well a run does: one object of the JSON file.
+
+    ``base_accuracy`` is that of the base on the old domain, after the training; an adapter is switched
+    off for it.
+    """
+
+    method: str
+    trainable: int
+    total: int
+    new_domain_accuracy: float
+    old_domain_accuracy: float
+    base_accuracy: float
+    seconds: float
+    seed: int
+
+
+Results = list[tuple[Run, Row]]
 
 
 def measure(run: Run) -> Row:
@@ -251,7 +234,7 @@ def measure(run: Run) -> Row:
     )
 
 
-def size(parameters: Iterable[mg.Tensor]) -> int:
+def size(parameters: list[mg.Tensor]) -> int:
     """Return how many numbers these tensors hold."""
     return sum(p.size for p in parameters)
 
@@ -259,9 +242,18 @@ def size(parameters: Iterable[mg.Tensor]) -> int:
 # ---------------------------------------------------------------------------- merging, saving
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far merged models answer as the models they were merged from."""
+
+    answers: int
+    same: int  # of these answers
+    furthest: float  # the largest difference of their logits
+
+
 @mg.no_grad()
-def check(runs: list[Run]) -> str:
-    """Return in words that merging an adapter keeps its answers and switching it off undoes it.
+def check(runs: list[Run]) -> Agreement:
+    """Check that merging an adapter keeps its answers, and that switching it off gives the base.
 
     Raises
     ------
@@ -269,10 +261,10 @@ def check(runs: list[Run]) -> str:
         If merged and live logits differ by more than rounding, or the model with its
         adapter off differs from the base in a single bit.
     """
-    same = total = 0
+    answers = same = 0
     furthest = 0.0
     for run in runs:
-        x, model, title = run.task.new.test.x, run.model.eval(), run.method.title
+        x, model, title = run.task.new.test.x, run.model.eval(), reporting.title(run.method)
         live, merged, base = (
             net(x).data for net in (model, model.merge_and_unload(), run.task.base)
         )
@@ -283,16 +275,13 @@ def check(runs: list[Run]) -> str:
         if not difference <= 1e-5 * max(1, np.abs(live).max()):
             raise RuntimeError(f"{title}: merged and live logits differ by {difference:.2g}")
         furthest = max(furthest, difference)
+        answers += len(x)
         same += int(np.sum(live.argmax(axis=1) == merged.argmax(axis=1)))
-        total += len(x)
-    return (
-        f"merged into plain weights, {same:,} of {total:,} answers on the new test images are the same "
-        f"(logits within {furthest:.0e});\n         switched off, each model is the base, bit for bit"
-    )
+    return Agreement(answers, same, furthest)
 
 
-def save(runs: list[Run], directory: Path) -> str:
-    """Write the adapters and their bases, NumPy files all; return what is where and how to load it."""
+def save(runs: list[Run], directory: Path) -> list[list[Path]]:
+    """Write NumPy files; return those of each seed together, its base first and then its adapters."""
     files: dict[int, list[Path]] = {}
     for run in runs:
         seed, method = run.task.seed, run.method
@@ -301,142 +290,7 @@ def save(runs: list[Run], directory: Path) -> str:
         ld.save_model(base, run.task.base)
         run.model.save_adapter(adapter)
         files.setdefault(seed, [base]).append(adapter)
-    saved = "\n    ".join("  ".join(map(str, of_one_seed)) for of_one_seed in files.values())
-    base, adapter, *_ = files[runs[0].task.seed]
-    return f"""\
-Saved:
-    {saved}
-To use them again:
-    import loradora as ld
-    base = ld.MLP({list(digits.SIZES)})
-    ld.load_model("{base}", base)
-    model = ld.PeftModel.from_pretrained(base, "{adapter}")"""
-
-
-# ---------------------------------------------------------------------------- what is printed
-
-
-class Progress:
-    """What is going on, on stderr: one line that is rewritten on a terminal, else a line per job."""
-
-    def __init__(self, jobs: int) -> None:
-        self.jobs, self.started, self.job = jobs, 0, ""
-        self.live = sys.stderr.isatty()
-
-    def start(self, job: str) -> None:
-        """Begin the next job."""
-        self.started += 1
-        self.job = f"[{self.started}/{self.jobs}] {job}"
-        self._show(self.job)
-
-    def step(self, step: Step) -> None:
-        """Take note of a step of training."""
-        if self.live and step.step % 20 == 0:
-            self._show(f"{self.job}, step {step.step} of {step.total}, loss {step.loss:.3f}")
-
-    def close(self) -> None:
-        """Leave a clean line."""
-        if self.live:
-            self._show("")
-
-    def _show(self, text: str) -> None:
-        if self.live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-
-def table(results: Results) -> str:
-    """Return a table with a line for each method, averaged over the seeds."""
-    lines = [("method", "trainable", "share", "optdigits", "MNIST", "MNIST, off", "seconds")]
-    for title, rows in by_title(results).items():
-        first = rows[0]
-        lines.append(
-            (
-                title,
-                f"{first.trainable:,}",
-                f"{share(first)} %",
-                percent(row.new_domain_accuracy for row in rows),
-                percent(row.old_domain_accuracy for row in rows),
-                percent(row.base_accuracy for row in rows) if first.method in ADAPTERS else "–",
-                f"{np.mean([row.seconds for row in rows]):.2f}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    head, *body = (
-        "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
-    notes = (
-        "share: of all parameters, the adapter's own among them; MNIST, off: with the adapter switched "
-        "off;\nseconds: of training at the chosen rate, without those of pre-training and other rates."
-    )
-    return "\n".join([head, "-" * len(head), *body, "", notes])
-
-
-def by_title(results: Results) -> dict[str, list[Row]]:
-    """Return the rows of each method, one per seed, in order of appearance."""
-    found: dict[str, list[Row]] = {}
-    for run, row in results:
-        found.setdefault(run.method.title, []).append(row)
-    return found
-
-
-def share(row: Row) -> str:
-    """Return how much of the model is trainable, in percent."""
-    return f"{100 * row.trainable / row.total:.{0 if row.trainable in (0, row.total) else 2}f}"
-
-
-def percent(accuracies: Iterable[float]) -> str:
-    """Return the mean in percent, and for several the standard deviation."""
-    values = 100 * np.array(list(accuracies))
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def findings(results: Results) -> Iterator[str]:
-    """Yield what these numbers say, and no more than they say."""
-    rows = {name: [row for _, row in results if row.method == name] for name in METHODS}
-    new = {m: 100 * np.array([row.new_domain_accuracy for row in rows[m]]) for m in METHODS}
-    if rows["lora"] and rows["full"]:
-        yield (
-            f"LoRA reaches {100 * new['lora'].mean() / new['full'].mean():.1f} % of the accuracy of "
-            f"full fine-tuning and trains {share(rows['lora'][0])} % of the parameters."
-        )
-    if rows["lora"] and rows["dora"]:
-        yield dora_against_lora(new["dora"] - new["lora"])
-    if rows["scratch"] and rows["full"]:
-        gain = (new["full"] - new["scratch"]).mean()
-        yield f"Pre-training on MNIST gains {gain:+.1f} points (full fine-tuning, against from scratch)."
-    adapted = [name for name in ADAPTERS if rows[name]]
-    if adapted:
-        kept = [
-            f"{METHODS[name]} {percent(row.old_domain_accuracy for row in rows[name])}"
-            for name in (*adapted, "full")
-            if rows[name]
-        ]
-        base = percent(row.base_accuracy for row in rows[adapted[0]])
-        few = "" if len(rows[adapted[0]]) > 1 else " (one seed says little)"
-        yield f"Kept on MNIST{few}: {', '.join(kept)}; with the adapter off {base}, as before."
-    rates = {name: {run.rate for run, row in results if row.method == name} for name in METHODS}
-    yield "Learning rates chosen on validation: " + ", ".join(
-        f"{name} {'/'.join(f'{rate:g}' for rate in sorted(chosen))}"
-        for name, chosen in rates.items()
-        if chosen and name != "frozen"
-    )
-
-
-def dora_against_lora(gains: digits.Array) -> str:
-    """Return in words what DoRA gained over LoRA, in points, seed by seed."""
-    n, mean = len(gains), gains.mean()
-    error = gains.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    if n < 5:
-        verdict = "too few seeds to tell, try --seeds 5"
-    elif mean > 3 * error:  # few seeds, hence not 2: Student's t
-        verdict = "it beats LoRA here"
-    else:
-        verdict = "it does not beat LoRA here"
-    spread = f" ± {error:.1f} (paired, standard error)" if n > 1 else ""
-    return f"DoRA against LoRA: {mean:+.1f}{spread} points; {verdict}."
+    return list(files.values())
 
 
 # ---------------------------------------------------------------------------- the command
@@ -521,15 +375,12 @@ def main() -> None:
     except FloatingPointError as error:
         sys.exit(f"training failed: {error}, that is a smaller --alpha")
     results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
-    adapters = [run for run, _ in results if run.method.name in ADAPTERS]
+    adapters = [run for run, _ in results if run.method.adapts]
 
-    seeds = f", mean ± standard deviation of {chosen.seeds} seeds" if chosen.seeds > 1 else ""
-    print(f"Accuracy in %, {chosen.per_class} labelled images per class{seeds}\n")
-    print(f"{table(results)}\n")
-    print(*findings(results), sep="\n")
+    print(reporting.summary(results, chosen.per_class, chosen.seeds))
     if adapters:
-        print(f"Checked: {check(adapters)}.\n")
-        print(save(adapters, chosen.out))
+        print(reporting.checked(check(adapters)))
+        print(reporting.saved(save(adapters, chosen.out)))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for _, row in results], indent=2) + "\n")
         print(f"The table as JSON: {chosen.json}")

@@ -25,6 +25,16 @@ def digits():
         yield importlib.import_module("digits")
 
 
+@pytest.fixture(scope="module")
+def reporting(digits):
+    return importlib.import_module("reporting")
+
+
+@pytest.fixture(scope="module")
+def script(digits):
+    return importlib.import_module("finetune_digits")
+
+
 def run(*options, code=None):
     """Run the script, or ``code`` in its place, as a user would."""
     command = [sys.executable, *(["-c", code] if code else [str(SCRIPT)]), *map(str, options)]
@@ -220,7 +230,7 @@ def test_needs_only_numpy(short_run):
     def top(names):
         return {name.partition(".")[0] for name in names.split()}
 
-    ours = {"minigrad", "loradora", "digits", "plots"}
+    ours = {"minigrad", "loradora", "digits", "plots", "reporting"}
     # what is there before any of it: NumPy's parts, an editable install, a virtualenv
     before = run(code="import sys, numpy.random; print(*sys.modules)").stdout
     assert top(short_run.modules) <= set(sys.stdlib_module_names) | ours | top(before)
@@ -246,9 +256,8 @@ def test_without_matplotlib_plot_names_the_extra(short_run):
         ([1.0, 1.1, 0.9, 1.2, 0.8], "it beats"),
     ],
 )
-def test_says_what_dora_gained(digits, gains, verdict):
-    script = importlib.import_module("finetune_digits")
-    assert verdict in script.dora_against_lora(np.array(gains))
+def test_says_what_dora_gained(reporting, gains, verdict):
+    assert verdict in reporting.dora_against_lora(np.array(gains))
 
 
 @pytest.mark.parametrize(
@@ -269,8 +278,7 @@ def test_says_what_dora_gained(digits, gains, verdict):
         (["--method", "lora", "--plot"], "--plot"),
     ],
 )
-def test_bad_options_end_in_one_line(digits, monkeypatch, capsys, tmp_path, options, message):
-    script = importlib.import_module("finetune_digits")
+def test_bad_options_end_in_one_line(script, monkeypatch, capsys, tmp_path, options, message):
     monkeypatch.setattr(sys, "argv", ["finetune_digits.py", "--out", str(tmp_path), *options])
     with pytest.raises(SystemExit, match="2"):
         script.main()
@@ -299,11 +307,6 @@ def test_training_that_fails_names_alpha(tmp_path):
 
 
 # -- the experiment is fair
-
-
-@pytest.fixture
-def script(digits):
-    return importlib.import_module("finetune_digits")
 
 
 def chosen_by(script, monkeypatch, tmp_path, *options):
@@ -359,7 +362,9 @@ def test_the_learning_rate_is_chosen_on_the_validation_split(script, task, monke
 
 
 @pytest.mark.parametrize("name", ["scratch", "head", "full", "lora", "dora"])
-def test_every_method_gets_the_same_images_steps_and_schedule(script, task, monkeypatch, name):
+def test_every_method_gets_the_same_images_steps_and_schedule(
+    script, reporting, task, monkeypatch, name
+):
     calls = []
 
     def fit(model, x, y, **options):
@@ -368,7 +373,7 @@ def test_every_method_gets_the_same_images_steps_and_schedule(script, task, monk
 
     monkeypatch.setattr(ld, "fit", fit)
     method = script.Method(name, 4 if name in script.ADAPTERS else 0, 8.0)
-    script.train(method, task, 0.5, script.Progress(1))
+    script.train(method, task, 0.5, reporting.Progress(1))
     [(x, y, options)] = calls
     assert x is task.few.x
     assert y is task.few.y
@@ -412,7 +417,8 @@ def test_the_adapter_is_switched_off_to_measure_the_base(script, trained, monkey
 
 
 def test_the_check_sees_an_adapter_that_cannot_be_switched_off(script, trained, monkeypatch):
-    assert "the same" in script.check([trained])
+    agreement = script.check([trained])
+    assert agreement.answers == agreement.same == 1000
     monkeypatch.setattr(ld.PeftModel, "disable_adapter", lambda self: contextlib.nullcontext())
     with pytest.raises(RuntimeError, match="adapter off, the model is not the base"):
         script.check([trained])

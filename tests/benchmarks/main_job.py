@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import digits
 import finetune_digits
+import reporting
 
 import minigrad as mg
 from loradora import train
@@ -101,7 +102,7 @@ def phases(inside: Inside, steps: int, epochs: int) -> Iterator[tuple[str, float
             inside.seconds = 0.0
             seconds += finetune_digits.train(method, task, rate, Silent()).seconds
             counted += inside.seconds
-        yield method.title, seconds, counted
+        yield reporting.title(method), seconds, counted
 
 
 class Silent:
