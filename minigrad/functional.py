@@ -99,7 +99,7 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     if labels.size == 0:
         labels = labels.astype(np.intp)  # an empty list is one of floats to NumPy
     check_labels(labels, shape[1])
-    return _reduce(ops.surprise(logits, labels), reduction)
+    return _reduce(ops.nll(logits, labels), reduction)
 
 
 def check_labels(labels: npt.NDArray[Any], classes: int) -> None:

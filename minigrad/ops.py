@@ -649,10 +649,10 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
     lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[_at_labels(x, labels)],
     None,
 )
-def residual(x: Array, w: Array, labels: Array) -> Array:
+def nll_grad(x: Array, w: Array, labels: Array) -> Array:
     """Return w∘(softmax(x) − onehot(labels)) row by row, for x (N, C), w and labels (N,).
 
-    >>> residual(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
+    >>> nll_grad(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
     Tensor([[ 0.5, -0.5]])
     """
     at_labels = _at_labels(x, labels)
@@ -666,11 +666,11 @@ def residual(x: Array, w: Array, labels: Array) -> Array:
 
 # y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
 # ⟹   x̄ = ȳ∘(p − onehot)
-@op(lambda g, y, x, labels: residual(x, g, labels), None)
-def surprise(x: Array, labels: Array) -> Array:
+@op(lambda g, y, x, labels: nll_grad(x, g, labels), None)
+def nll(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 
-    >>> surprise(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
+    >>> nll(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Tensor([0.69314718, 0.        ])
     """
     z = _below_largest(x, 1)

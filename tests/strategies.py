@@ -379,7 +379,7 @@ def placed(a: np.ndarray, index: Any, shape: Shape) -> np.ndarray:
     return y
 
 
-def surprise(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def nll(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.log(np.sum(np.exp(x), axis=1)) - np.take_along_axis(x, labels[:, None], 1)[:, 0]
 
 
@@ -406,6 +406,11 @@ CASES: dict[str, Case] = {
     "mean": Case(reductions(nonempty=True), np.mean),
     "min": Case(reductions(nonempty=True), np.min),
     "minimum": Case(binary(), np.minimum),
+    "nll": Case(classifications(), nll),
+    "nll_grad": Case(
+        weighted_classifications(),
+        lambda x, w, labels: w[:, None] * (softmax(x) - np.eye(x.shape[1])[labels]),
+    ),
     "mul": Case(binary(), np.multiply),
     "neg": Case(unary(), np.negative),
     "norm": Case(
@@ -456,7 +461,7 @@ COMPOSED: dict[str, Case] = {
     "concatenate": Case(neighbours(3), np.concatenate),
     "cross_entropy": Case(
         reduced_classifications(),
-        lambda x, labels, reduction: reduced(surprise(x, labels), reduction),
+        lambda x, labels, reduction: reduced(nll(x, labels), reduction),
     ),
     "gelu": Case(
         unary(),

@@ -225,12 +225,12 @@ def test_softmax_is_the_power_of_log_softmax(call, seed):
     agree(mg.softmax, lambda x, axis: mg.exp(mg.log_softmax(x, axis)), call, seed)
 
 
-@given(CASES["surprise"].calls, st.integers(0, 99))
-def test_surprise_is_minus_the_log_softmax_of_the_label(call, seed):
+@given(CASES["nll"].calls, st.integers(0, 99))
+def test_nll_is_minus_the_log_softmax_of_the_label(call, seed):
     def definition(x, labels):
         return -mg.log_softmax(x)[np.arange(len(labels)), labels]
 
-    agree(mg.ops.surprise, definition, call, seed)
+    agree(mg.ops.nll, definition, call, seed)
 
 
 @given(CASES["mean"].calls, st.integers(0, 99))
@@ -250,8 +250,8 @@ def test_minimum_is_maximum_turned_over(call, seed):
 @pytest.mark.parametrize(
     ("name", "arrays"),
     [
-        pytest.param("surprise", [np.ones((1, 3))], id="surprise"),
-        pytest.param("residual", [np.ones((1, 3)), np.ones(1)], id="residual"),
+        pytest.param("nll", [np.ones((1, 3))], id="nll"),
+        pytest.param("nll_grad", [np.ones((1, 3)), np.ones(1)], id="nll_grad"),
     ],
 )
 def test_one_label_is_needed_for_each_row(name, arrays, labels):
@@ -259,35 +259,6 @@ def test_one_label_is_needed_for_each_row(name, arrays, labels):
         OPS[name](*arrays, np.array(labels, int))
 
 
-def test_residual_has_the_dtype_that_its_arguments_have_together():
+def test_nll_grad_has_the_dtype_that_its_arguments_have_together():
     x, w = np.ones((1, 2), np.float32), np.ones(1)
-    assert mg.ops.residual(x, w, np.array([0])).dtype == np.float64
-
-
-# ----------------------------------------------------------------------------- plus_product
-
-
-@given(CASES[plus_product.name].calls, st.integers(0, 99))
-def test_plus_product_is_the_correction_of_lora(call, seed):
-    agree(plus_product, lambda y0, h, B, s: y0 + s * (h @ B.mT), call, seed)
-
-
-# ----------------------------------------------------------------------------- frozen_product
-
-
-@given(CASES[frozen_product.name].calls, st.integers(0, 99))
-def test_frozen_product_is_two_products_and_fills_the_array_beside(call, seed):
-    def definition(x, W0, h, B, s, A=None, W0A=None):
-        if A is not None:  # then W0A has been filled, as frozen_product was called first
-            np.testing.assert_allclose(W0A, W0 @ A.T, rtol=1e-5, atol=1e-4)
-        return mg.linear(x, W0) + s * (h @ B.mT)
-
-    agree(frozen_product, definition, call, seed)
-
-
-# ----------------------------------------------------------------------------- rescale
-
-
-@given(CASES[rescale.name].calls, st.integers(0, 99))
-def test_rescale_is_a_product_a_quotient_and_a_sum(call, seed):
-    agree(rescale, lambda z, m, n, b=0.0: z * (m / n) + b, call, seed)
+    assert mg.ops.nll_grad(x, w, np.array([0])).dtype == np.float64
