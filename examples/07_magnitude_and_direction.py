@@ -30,7 +30,7 @@ from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
 from loradora.analysis import correlation, weight_decomposition
-from loradora.optim import linear
+from loradora.optim import linear_decay
 
 PAPER = {"full": -0.62, "LoRA": 0.83, "DoRA": -0.31}  # VL-BART, query matrices
 FIGURE = Path("out/07_magnitude_and_direction.png")
@@ -47,7 +47,9 @@ def train(base, data, method, *, r, steps, rng):
         model = ld.get_peft_model(base, config, rng=rng)
     optimizer = ld.AdamW(model.trainable_parameters(), lr=RATES[method], weight_decay=0)
     changes = []
-    for step in ld.fit(model, *data, optimizer=optimizer, steps=steps, schedule=linear, rng=rng):
+    for step in ld.fit(
+        model, *data, optimizer=optimizer, steps=steps, schedule=linear_decay, rng=rng
+    ):
         if step.step % (steps // 8) == 0:
             changes.append(weight_decomposition(base, model))
     return {path: [change[path] for change in changes] for path in changes[0]}

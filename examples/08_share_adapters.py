@@ -20,7 +20,7 @@ import numpy as np
 from digits import Digits, few, mnist, optdigits, pretrained
 
 import loradora as ld
-from loradora.optim import linear
+from loradora.optim import linear_decay
 
 
 def shifted(digits, pixels=3):
@@ -32,7 +32,7 @@ def shifted(digits, pixels=3):
 def train(model, data, rng):
     """Train the active adapter; nothing else requires a gradient."""
     optimizer = ld.AdamW(model.parameters(), lr=0.01, weight_decay=0)
-    for _ in ld.fit(model, *data, optimizer=optimizer, steps=200, schedule=linear, rng=rng):
+    for _ in ld.fit(model, *data, optimizer=optimizer, steps=200, schedule=linear_decay, rng=rng):
         pass
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
-from loradora.optim import linear
+from loradora.optim import linear_decay
 
 #: Learning rate, kind, learning rate of m.
 RUNS = [
@@ -45,7 +45,7 @@ def adapt(base, data, kind, rate, rate_of_m, steps, rng):
         {"params": [p for name, p in named if name.endswith(".m")], "lr": rate_of_m},
     ]
     optimizer = ld.AdamW(groups, lr=rate, weight_decay=0)
-    for _ in ld.fit(model, *data, optimizer=optimizer, steps=steps, schedule=linear, rng=rng):
+    for _ in ld.fit(model, *data, optimizer=optimizer, steps=steps, schedule=linear_decay, rng=rng):
         pass
     return model
 

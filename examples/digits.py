@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import loradora as ld
-from loradora.optim import linear
+from loradora.optim import linear_decay
 from loradora.train import Step
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -111,7 +111,13 @@ def pretrained(
     model = ld.MLP(SIZES, rng=rng)
     optimizer = ld.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     for step in ld.fit(
-        model, *train, optimizer=optimizer, steps=steps, batch_size=64, schedule=linear, rng=rng
+        model,
+        *train,
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=64,
+        schedule=linear_decay,
+        rng=rng,
     ):
         report(step)
     return model

@@ -47,7 +47,7 @@ import reporting
 
 import loradora as ld
 import minigrad as mg
-from loradora.optim import linear
+from loradora.optim import linear_decay
 
 METHODS = ("frozen", "scratch", "head", "full", "lora", "dora")
 ADAPTERS = ("lora", "dora")
@@ -163,7 +163,7 @@ def train(method: Method, task: Task, rate: float, progress: reporting.Progress)
         optimizer=ld.AdamW(model.trainable_parameters(), lr=rate, weight_decay=0),
         steps=task.epochs * math.ceil(len(task.few.y) / BATCH),
         batch_size=BATCH,
-        schedule=linear,
+        schedule=linear_decay,
         rng=stream(task.seed, 3),
     )
     watch = reporting.Stopwatch()

@@ -271,15 +271,15 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def linear(progress: float) -> float:
+def linear_decay(progress: float) -> float:
     """Return 1 − progress: from the full rate at 0 in a straight line down to nothing at 1."""
     return 1 - progress
 
 
-def cosine(progress: float) -> float:
+def cosine_decay(progress: float) -> float:
     """Return (1 + cos π·progress)/2 (Loshchilov & Hutter, arXiv:1608.03983, eq. 5).
 
-    >>> [round(cosine(t), 3) for t in (0, 0.5, 1)]
+    >>> [round(cosine_decay(t), 3) for t in (0, 0.5, 1)]
     [1.0, 0.5, 0.0]
     """
     return (1 + math.cos(math.pi * progress)) / 2

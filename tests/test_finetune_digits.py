@@ -380,7 +380,7 @@ def test_every_method_gets_the_same_images_steps_and_schedule(
     assert (options["steps"], options["batch_size"], options["schedule"].__name__) == (
         3,
         32,
-        "linear",
+        "linear_decay",
     )
     optimizer = options["optimizer"]
     assert set(optimizer.rates.values()) == {0.5}

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.optim import constant, cosine, linear
+from loradora.optim import constant, cosine_decay, linear_decay
 
 GRADIENTS = np.random.default_rng(0).normal(size=(7, 3, 2))
 START = np.random.default_rng(1).normal(size=(3, 2))
@@ -311,7 +311,7 @@ def test_a_schedule_scales_the_weight_decay_too():
 
 @pytest.mark.parametrize(
     ("schedule", "start", "middle", "end"),
-    [(constant, 1, 1, 1), (linear, 1, 0.5, 0), (cosine, 1, 0.5, 0)],
+    [(constant, 1, 1, 1), (linear_decay, 1, 0.5, 0), (cosine_decay, 1, 0.5, 0)],
     ids=["constant", "linear", "cosine"],
 )
 def test_schedules_go_from_the_full_rate_to_their_end(schedule, start, middle, end):
@@ -321,7 +321,7 @@ def test_schedules_go_from_the_full_rate_to_their_end(schedule, start, middle, e
 
 
 def test_cosine_is_its_formula():
-    assert cosine(0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert cosine_decay(0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
 
 
 # ----------------------------------------------------------------------------- what is refused

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 import loradora as ld
 import minigrad as mg
-from loradora.optim import linear
+from loradora.optim import linear_decay
 
 rng = np.random.default_rng(0)
 CENTRES = rng.normal(size=(3, 8))
@@ -116,7 +116,7 @@ def test_every_example_is_seen_once_per_epoch_in_a_new_order(batch_size):
 
 
 def test_each_record_says_where_the_training_is():
-    history = train(base(), steps=4, schedule=linear)
+    history = train(base(), steps=4, schedule=linear_decay)
     assert [(s.step, s.total, s.rate) for s in history] == [
         (1, 4, 1.0),
         (2, 4, 0.75),
