@@ -109,8 +109,8 @@ def _walk(
         inputs = tensor._inputs
         if record:
             y, inputs = tensor, _as_tensors(inputs, parents)
-        vjps: Sequence[Any] = op.vjps
-        for rule, parent in zip(vjps, parents):
+        rules: Sequence[Any] = op.rules(len(parents)) if op.each else op.vjps
+        for rule, parent in zip(rules, parents):
             if parent in cotangents:  # None, for no gradient, never is
                 a, c = parent._data, rule(g, y, *inputs)
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:

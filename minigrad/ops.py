@@ -54,15 +54,21 @@ class Op(Generic[P]):
 
     A rule of ``None`` marks an argument that has no derivative (an index, a condition).
     Arguments beyond the rules (``axis``, ``shape``) are parameters and handed on unchanged.  The rules
-    are given all of them by position, however the caller wrote them.
+    are given all of them by position, however the caller wrote them.  An op of any number of arrays has
+    ``each``, which returns the rule of the argument at a given position beyond those of ``vjps``.
     """
 
     #: How an op is applied to Tensors.  Chapter 3 fills this in; this chapter needs only arrays.
     apply: ClassVar[Callable[..., Any]]
 
-    def __init__(self, forward: Callable[P, Array], vjps: tuple[Rule | None, ...]) -> None:
+    def __init__(
+        self,
+        forward: Callable[P, Array],
+        vjps: tuple[Rule | None, ...],
+        each: Callable[[int], Rule] | None = None,
+    ) -> None:
         functools.update_wrapper(self, forward)
-        self.name = forward.__name__
+        self.name = forward.__name__.removeprefix("_")
         self.forward = forward
         self.vjps = vjps
         #: How many arguments, counted from the first, have a rule each.
@@ -70,11 +76,18 @@ class Op(Generic[P]):
 
     def has_rule(self, i: int) -> bool:
         """Whether there is a derivative by argument ``i``."""
-        return i < len(self.vjps) and self.vjps[i] is not None
+        return self.vjps[i] is not None if i < len(self.vjps) else self.each is not None
 
+        self.each = each
     def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
         """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
         given: tuple[Any, ...] = self._in_order(args, params) if params else args
+    def rules(self, n: int) -> tuple[Rule | None, ...]:
+        """Return the rules of an application to ``n`` arguments."""
+        if self.each is None:
+            return self.vjps
+        return (*self.vjps, *map(self.each, range(n - len(self.vjps))))
+
         while given and given[-1] is None and self.has_rule(len(given) - 1):  # as good as left out
             given = given[:-1]
         tensor: Tensor = self.apply(*given)
@@ -94,7 +107,9 @@ class Op(Generic[P]):
         return f"<op {self.name}>"
 
 
-def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
+def op(
+    *vjps: Rule | None, each: Callable[[int], Rule] | None = None
+) -> Callable[[Callable[P, Array]], Op[P]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
@@ -103,7 +118,8 @@ def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
     """
 
     def register(forward: Callable[P, Array]) -> Op[P]:
-        OPS[forward.__name__] = new = Op(forward, vjps)
+        new = Op(forward, vjps, each)
+        OPS[new.name] = new
         return new
 
     return register
@@ -114,6 +130,8 @@ def op(*vjps: Rule | None) -> Callable[[Callable[P, Array]], Op[P]]:
 
 @op(
     lambda g, y, a, b: g,  # d(a + b) = da + db   ⟹   ā = ȳ
+
+    An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
     lambda g, y, a, b: g,  #                          b̄ = ȳ
 )
 def add(a: Array, b: Array) -> Array:
@@ -448,27 +466,18 @@ def getitem(a: Array, index: Any) -> Array:
     return a[index]
 
 
-def _part(i: int, g: Array, parts: tuple[Array, ...], axis: int) -> Array:
-    """Return the part of g that lies where argument ``i`` of a concatenation has come to lie."""
-    start = builtins.sum(part.shape[axis] for part in parts[:i])
-    stop = start + parts[i].shape[axis]
+def _cut(g: Array, i: int, axis: int, arrays: tuple[Array, ...]) -> Array:
+    """Return the part of g that lies where array ``i`` has come to lie."""
+    start = builtins.sum(a.shape[axis] for a in arrays[:i])
+    stop = start + arrays[i].shape[axis]
     return g.swapaxes(0, axis)[start:stop].swapaxes(0, axis)
 
 
-def joining(n: int) -> Op[...]:
-    """Return the op that puts n arrays one after the other along an axis, its last argument."""
-
-    # y holds each argument in its own part, and there is its own part of ȳ
-    def rule(i: int) -> Rule:
-        return lambda g, y, *parts_axis: _part(i, g, parts_axis[:n], parts_axis[n])
-
-    def join(*parts_axis: Any) -> Array:
-        return np.concatenate(parts_axis[:n], axis=parts_axis[n])
-
-    return Op(join, tuple(rule(i) for i in range(n)))
-
-
-OPS["join"] = joining(2)
+# y holds each array in a place of its own, and there is its own part of ȳ
+@op(None, each=lambda i: lambda g, y, axis, *arrays: _cut(g, i, axis, arrays))
+def _concatenate(axis: int, *arrays: Array) -> Array:
+    """Return the arrays, any number of them, one after the other along ``axis``."""
+    return np.concatenate(arrays, axis)
 
 
 # ----------------------------------------------------------------------------- reductions

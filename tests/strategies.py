@@ -304,16 +304,6 @@ def neighbours(draw: st.DrawFn, count: int) -> Call:
 
 
 @st.composite
-def joins(draw: st.DrawFn) -> Call:
-    """Two neighbours, given one by one and not in a sequence."""
-    pair = draw(neighbours(2))
-    return Call(
-        pair.variables,
-        lambda f, *parts: pair.apply(lambda parts, axis: f(*parts, axis), *parts),
-    )
-
-
-@st.composite
 def equals(draw: st.DrawFn, count: int) -> Call:
     """Draw arrays of one shape, and an axis of the result that has one more."""
     shape = draw(shapes(max_dims=2))
@@ -396,11 +386,11 @@ CASES: dict[str, Case] = {
     "div": Case(binary(), np.divide),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
-    "join": Case(joins(), lambda a, b, axis: np.concatenate([a, b], axis)),
     "linear": Case(linears(), lambda x, w, b=0.0: np.einsum("...i,oi->...o", x, w) + b),
     "log": Case(unary(signed=False), np.log),
     "log_softmax": Case(distributions(), lambda x, axis: np.log(softmax(x, axis))),
     "matmul": Case(products(), np.matmul),
+    "concatenate": Case(neighbours(3), np.concatenate),
     "max": Case(reductions(nonempty=True), np.max),
     "maximum": Case(binary(), np.maximum),
     "mean": Case(reductions(nonempty=True), np.mean),
@@ -458,7 +448,6 @@ def reduced_classifications(draw: st.DrawFn) -> Call:
 
 #: What is composed from ops, and differentiated by their rules.
 COMPOSED: dict[str, Case] = {
-    "concatenate": Case(neighbours(3), np.concatenate),
     "cross_entropy": Case(
         reduced_classifications(),
         lambda x, labels, reduction: reduced(nll(x, labels), reduction),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, settings
 from strategies import CASES
-from test_ops import every
+from test_ops import change_rules, every
 
 import minigrad as mg
 from minigrad import OPS
@@ -18,7 +18,12 @@ MUTATIONS = {
     "an ignored upstream gradient": lambda rule: lambda g, *a: rule(np.ones_like(g), *a),
 }
 
-RULES = [(name, i) for name, op in sorted(OPS.items()) for i, rule in enumerate(op.vjps) if rule]
+RULES = [
+    (name, i)
+    for name, op in sorted(OPS.items())
+    for i in range(len(op.vjps) + bool(op.each))
+    if op.has_rule(i)
+]
 
 SEARCH = settings(max_examples=200, phases=[Phase.generate], database=None, derandomize=True)
 
@@ -34,12 +39,14 @@ def is_refused(function, variables):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize(("name", "argument"), RULES)
 def test_a_planted_bug_is_noticed(name, argument, mutation, monkeypatch):
-    rules = list(OPS[name].vjps)
-    rules[argument] = MUTATIONS[mutation](rules[argument])
-    monkeypatch.setattr(OPS[name], "vjps", tuple(rules))
+    def broken(position, rule):
+        return MUTATIONS[mutation](rule) if position == argument else rule
+
+    change_rules(monkeypatch, OPS[name], broken)
+    function = getattr(mg, name, None) or OPS[name]
     find(
         CASES[name].calls,
-        lambda call: is_refused(call.of(OPS[name]), call.variables),
+        lambda call: is_refused(call.of(function), call.variables),
         settings=SEARCH,
     )
 
