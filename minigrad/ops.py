@@ -70,6 +70,13 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.forward = forward
+        self._signature = inspect.signature(forward)
+        self._names = tuple(self._signature.parameters)
+        self._defaults = {
+            name: p.default
+            for name, p in self._signature.parameters.items()
+            if p.default is not p.empty
+        }
         self.vjps = vjps
         #: How many arguments, counted from the first, have a rule each.
         self.smooth = vjps.index(None) if None in vjps else len(vjps)
@@ -95,13 +102,20 @@ class Op(Generic[P]):
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments by position, up to the last one that was given."""
+        free = self._names[len(args) :]
         try:
-            call = inspect.signature(self.forward).bind(*args, **params)
-        except TypeError as error:
-            raise TypeError(f"{self.name}: {error}") from None
-        *_, last = call.arguments
-        call.apply_defaults()
-        return call.args[: list(call.arguments).index(last) + 1]
+            last = builtins.max(map(free.index, params))
+            missing = [params[n] if n in params else self._defaults[n] for n in free[: last + 1]]
+        except (
+            ValueError,
+            KeyError,
+        ):  # a name that is unknown, taken or missing: Python says which
+            try:
+                self._signature.bind(*args, **params)
+            except TypeError as error:
+                raise TypeError(f"{self.name}: {error}") from None
+            raise
+        return (*args, *missing)
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
