@@ -540,6 +540,8 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     lambda g, y, a, axis=None, keepdims=False: (
         _restore(g, a, axis) / _count(a, axis) * np.ones(a.shape, a.dtype)
     )
+    if type(axis) is int and 0 <= axis < a.ndim:
+        return (axis,)
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
@@ -587,7 +589,8 @@ def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def _direction(x: Array, length: Array) -> Array:
     """Return x/‖x‖, and 0 for x = 0, which has no direction: a constant 0, also when differentiated."""
-    return x / where(length <= 0, np.inf, length)
+    infinity, zero = x.dtype.type(np.inf), x.dtype.type(0)
+    return x / (length + np.where(length <= 0, infinity, zero))
 
 
 # y² = Σx²,  2y dy = Σ 2x dx   ⟹   x̄ = ȳ x/y,  the unit vector along x; 0 where y = 0
@@ -599,8 +602,6 @@ def _direction(x: Array, length: Array) -> Array:
 def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the 2-norm √Σx² over ``axis`` (of all entries for None, Frobenius for a pair).
 
-    The entries are first divided by the power of two above the largest of them, so that no square
-    overflows, and none underflows that would count.  That only changes exponents: no digit is lost.
     The gradient at the zero vector is 0.
 
     >>> from minigrad import Tensor, grad
@@ -611,9 +612,8 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """
     axes = _axes(x, axis)
     _, exponent = np.frexp(np.max(np.abs(x), axis=axes, keepdims=True, initial=0))
-    scaled = np.ldexp(x, -exponent)
-    y = np.ldexp(np.sqrt(np.sum(scaled * scaled, axis=axes, keepdims=True)), exponent)
-    return y if keepdims else np.squeeze(y, axis=axes)
+    y = np.sqrt(_sum_of_squares(np.ldexp(x, -exponent), axes))
+    return np.ldexp(y, exponent.squeeze(axis=axes))
 
 
 # ----------------------------------------------------------------------------- softmax
@@ -646,6 +646,25 @@ def softmax(x: Array, axis: int = -1) -> Array:
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
 @op(lambda g, y, x, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
+    wide = x.astype(np.float32) if x.dtype == np.float16 else x
+    square, limits = _sum_of_squares(wide, axes), np.finfo(wide.dtype)
+    # in this range no digit is lost to squares that overflow or underflow
+    safe = ((square >= limits.tiny / limits.eps) & (square <= limits.max)).all()
+    y = (np.sqrt(square) if safe else _scaled_norm(wide, axes)).astype(x.dtype, copy=False)
+    return np.expand_dims(y, axes) if keepdims else y
+
+
+def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return Σx² over ``axes``; for rows without making x²."""
+    return np.vecdot(x, x) if axes == (x.ndim - 1,) else (x * x).sum(axis=axes)
+
+
+def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return √Σx² over ``axes`` where squares may overflow, or underflow and would count.
+
+    The entries are first divided by the power of two above the largest of them.  That only changes
+    exponents: no digit is lost.
+    """
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
     >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
