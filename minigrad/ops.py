@@ -372,7 +372,7 @@ def matmul(a: Array, b: Array) -> Array:
     return a @ b
 
 
-def as_rows(a: Array) -> Array:
+def _as_rows(a: Array) -> Array:
     """View (…, n) as a matrix of rows (N, n)."""
     return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
 
@@ -387,18 +387,18 @@ def _times(x: Array, w: Array) -> Array:
     takes up to a third more where neighbours in a row of w lie more than a page of memory apart, as in
     the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied as written.)
     """
-    rows = as_rows(x)
-    few = 2 * rows.shape[0] <= w.shape[0]
-    near = isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE
-    y = (w @ rows.mT).mT if few and near else rows @ w.mT
-    return y if x.ndim == 2 else y.reshape((*x.shape[:-1], w.shape[0]))
+    if x.ndim != 2:
+        return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
+    if 2 * x.shape[0] <= w.shape[0] and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
+        return (w @ x.mT).mT
+    return x @ w.mT
 
 
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
 @op(
-    lambda g, y, x, w, b=None: _times(g, w.mT),  #             X̄ = Ȳ W
-    lambda g, y, x, w, b=None: as_rows(g).mT @ as_rows(x),  #  W̄ = Ȳᵀ X
-    lambda g, y, x, w, b: g,  #                                b̄ = Ȳ, summed over the rows
+    lambda g, y, x, w, b=None: _times(g, w.mT),  #               X̄ = Ȳ W
+    lambda g, y, x, w, b=None: _as_rows(g).mT @ _as_rows(x),  #  W̄ = Ȳᵀ X
+    lambda g, y, x, w, b: g,  #                                  b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     """Return x wᵀ + b for x (…, in), w (out, in), b broadcast to (…, out).
@@ -406,12 +406,41 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
     """
     y = _times(x, w)
-    return y if b is None else add_into(y, b)
+    return y if b is None else _add_into(y, b)
 
 
-def add_into(y: Array, b: Array) -> Array:
-    """Return y + b, in the memory of y if it has the dtype of the sum; b must broadcast to y."""
-    return np.add(y, b, out=y if getattr(b, "dtype", y.dtype) is y.dtype else None)
+def _add_into(y: Array, b: Array) -> Array:
+    """Return y + b, in the memory of y, a fresh result, if it is an array of the sum's dtype."""
+    fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
+    return np.add(y, b, out=y if fits else None)
+
+
+def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
+    """Return Σ g∘z over the rows, for c (n,) and arrays g, z (…, n), without making g∘z.
+
+    In every other case return g∘z, and the engine sums.
+    """
+    if isinstance(g, np.ndarray) and g.shape == np.shape(z) and g.shape[-1:] == np.shape(c) != ():
+        return np.einsum("ni,ni->i", _as_rows(g), _as_rows(z))
+    return g * z
+
+
+# y = z∘c + b,  dy = dz∘c + z∘dc + db   ⟹
+@op(
+    lambda g, y, z, c, b=None: g * c,  #                        z̄ = ȳ∘c
+    lambda g, y, z, c, b=None: _sum_of_products(g, z, c),  #    c̄ = ȳ∘z, summed over the rows
+    lambda g, y, z, c, b: g,  #                                 b̄ = ȳ, likewise
+)
+def affine(z: Array, c: Array, b: Array | None = None) -> Array:
+    """Return z∘c + b, elementwise with broadcasting; b must broadcast to z∘c.
+
+
+    >>> affine(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([10.0, 100.0]), np.array([1.0, 2.0]))
+    Tensor([[ 11., 202.],
+            [ 31., 402.]])
+    """
+    y = np.multiply(z, c)
+    return y if b is None else _add_into(y, b)
 
 
 # ----------------------------------------------------------------------------- shapes

@@ -200,13 +200,22 @@ def products(draw: st.DrawFn) -> Call:
     left = draw(st.sampled_from([(k,), (n, k), (2, n, k), (3, 1, n, k)]))
     right = draw(st.sampled_from([(k,), (k, m), (1, k, m), (2, k, m)]))
     return Call(draw(arrays(left, right)))
+@st.composite
+def affines(draw: st.DrawFn) -> Call:
+    """A factor and a shift that broadcast: both per entry of the last axis, or of any shapes."""
+    z, c, shift = draw(broadcastable(3) | shapes(min_dims=1).map(lambda s: [s, s[-1:], s[-1:]]))
+    product = np.broadcast_shapes(z, c)
+    narrow = np.broadcast_shapes(product, shift) == product
+    return Call(draw(arrays(z, c, *draw(st.sampled_from([[shift if narrow else product], []])))))
+
+
 
 
 @st.composite
 def linears(draw: st.DrawFn) -> Call:
-    """Any number of leading axes; a bias per output, one for all, or none."""
+    """Any number of leading axes; a bias per output, one for all, one for each entry, or none."""
     rows, into, out = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
-    bias = draw(st.sampled_from([[(out,)], [(1,)], []]))
+    bias = draw(st.sampled_from([[(out,)], [(1,)], [(*rows, out)], []]))
     return Call(draw(arrays((*rows, into), (out, into), *bias)))
 
 
@@ -378,6 +387,7 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 CASES: dict[str, Case] = {
+    "affine": Case(affines(), lambda z, c, b=0.0: z * c + b),
     "abs": Case(unary(), np.abs),
     "add": Case(binary(), np.add),
     "astype": Case(conversions(), np.asarray),

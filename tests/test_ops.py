@@ -225,6 +225,11 @@ def test_linear_is_that_also_where_it_is_computed_turned_over(shape):
     call = Call([rng.normal(size=size) for size in ((rows, into), (out, into), (out,))])
     agree(mg.linear, lambda x, w, b: x @ w.mT + b, call, 0)
 
+@given(CASES["affine"].calls, st.integers(0, 99))
+def test_affine_is_a_product_and_a_sum(call, seed):
+    agree(mg.affine, lambda z, c, b=0.0: z * c + b, call, seed)
+
+
 
 @given(CASES["softmax"].calls, st.integers(0, 99))
 def test_softmax_is_the_power_of_log_softmax(call, seed):
