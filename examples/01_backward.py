@@ -39,10 +39,10 @@ def by_differences(a, b, h=6e-6):
 
 def edges(node):
     """Return (parent, ∂node/∂parent) for what a node was made from: its rules, each asked for ȳ = 1."""
-    if node._op is None:
+    if node.op is None:
         return []
-    local = [float(rule(1.0, node.data, *node._inputs)) for rule in node._op.vjps]
-    return list(zip(node._parents, local, strict=True))
+    local = [float(rule(1.0, node.data, *node.inputs)) for rule in node.op.vjps]
+    return list(zip(node.parents, local, strict=True))
 
 
 def draw(node, label, before="  ", branch="", local=""):
@@ -81,7 +81,7 @@ def main():
     names = {a: "a", b: "b", L: "L (add)"}
 
     def label(node):
-        return names.get(node) or node._op.name, node.item(), gradient[node].item()
+        return names.get(node) or node.op.name, node.item(), gradient[node].item()
 
     print("\nThe recorded graph, from L down; in brackets the derivative along each edge:\n")
     print(f"  {'node = value':44}gradient ∂L/∂node")

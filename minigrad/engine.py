@@ -13,7 +13,6 @@ Everything that belongs to one pass lives in local variables of that pass.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -38,14 +37,15 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     """
     found, seen = [root], {root}
     for tensor in found:  # which grows on the way
-        if tensor._birth <= since:
+        if tensor._made is None or tensor._birth <= since:
             continue
-        if tensor._parents is None:
+        _, _, parents = tensor._made
+        if parents is None:
             raise RuntimeError(
                 "the graph of this result was released by an earlier backward(); "
                 "pass retain_graph=True to that call to walk it again"
             )
-        for parent in tensor._parents:
+        for parent in parents:
             if parent is not None and parent not in seen and parent._birth >= since:
                 seen.add(parent)
                 found.append(parent)
@@ -53,19 +53,7 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     return found
 
 
-class _Rules(threading.local):
-    """Whether this thread is in a backward pass over plain arrays.
-
-    A rule may call ops.  For a user they return Tensors; in a pass over arrays that would make a Tensor
-    only to unwrap it, at several times the cost.  So there an op given arrays is its mere forward.
-    """
-
-    plain = False
-
-
-rules = _Rules()
-
-
+@np.errstate(all="ignore")
 def sweep(
     order: list[Tensor],
     g: Array,
@@ -82,31 +70,15 @@ def sweep(
     """
     cotangents: dict[Any, Array] = dict.fromkeys(order)
     cotangents[order[-1]] = g
-    before, rules.plain = rules.plain, not record
-    try:
-        with np.errstate(all="ignore"):
-            _walk(order, cotangents, wanted, record, release)
-    finally:
-        rules.plain = before
-    return cotangents
-
-
-def _walk(
-    order: list[Tensor],
-    cotangents: dict[Any, Array],
-    wanted: Collection[Tensor],
-    record: bool,
-    release: bool,
-) -> None:
-    """Hand every tensor's cotangent on to its parents, newest first: the chain rule itself."""
     while order:
         tensor = order.pop()
-        op, parents = tensor._op, tensor._parents
-        if op is None or parents is None:  # a leaf, or further back than the walk goes
+        if tensor._made is None:  # a leaf
+            continue
+        op, inputs, parents = tensor._made
+        if parents is None:  # released, and further back than the walk goes
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
         y: Array = tensor._data
-        inputs = tensor._inputs
         if record:
             y, inputs = tensor, _as_tensors(inputs, parents)
         rules: Sequence[Any] = op.rules(len(parents)) if op.each else op.vjps
@@ -118,7 +90,8 @@ def _walk(
                 others = cotangents[parent]
                 cotangents[parent] = c if others is None else others + c
         if release:
-            tensor._inputs = tensor._parents = None
+            tensor._made = op, None, None
+    return cotangents
 
 
 def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:
@@ -180,7 +153,7 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     wanted, between = set(xs), set(xs)
     order = ancestry(root, since=min((x._birth for x in xs), default=0))
     for tensor in order:
-        if not between.isdisjoint(tensor._parents or ()):
+        if not between.isdisjoint(tensor.parents):
             between.add(tensor)
     order = [tensor for tensor in order if tensor in between]
     if not order:

@@ -157,7 +157,7 @@ def _prepare(inputs: tuple[Any, ...]) -> tuple[list[Any], list[int]]:
     for i in checked:
         if args[i].dtype.itemsize < 8:
             raise TypeError(f"argument {i} is {args[i].dtype}: finite differences need float64")
-        if args[i]._op is not None:
+        if args[i].op is not None:
             raise ValueError(f"argument {i} is a result: only a leaf can be moved; use .detach()")
         if not (args[i] * 1).requires_grad:
             raise RuntimeError("gradients cannot be checked inside no_grad")

@@ -78,23 +78,23 @@ class Op(Generic[P]):
             if p.default is not p.empty
         }
         self.vjps = vjps
+        self.each = each
         #: How many arguments, counted from the first, have a rule each.
         self.smooth = vjps.index(None) if None in vjps else len(vjps)
 
-    def has_rule(self, i: int) -> bool:
-        """Whether there is a derivative by argument ``i``."""
-        return self.vjps[i] is not None if i < len(self.vjps) else self.each is not None
-
-        self.each = each
-    def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
-        """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
-        given: tuple[Any, ...] = self._in_order(args, params) if params else args
     def rules(self, n: int) -> tuple[Rule | None, ...]:
         """Return the rules of an application to ``n`` arguments."""
         if self.each is None:
             return self.vjps
         return (*self.vjps, *map(self.each, range(n - len(self.vjps))))
 
+    def has_rule(self, i: int) -> bool:
+        """Whether there is a derivative by argument ``i``."""
+        return self.vjps[i] is not None if i < len(self.vjps) else self.each is not None
+
+    def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
+        """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
+        given: tuple[Any, ...] = self._in_order(args, params) if params else args
         while given and given[-1] is None and self.has_rule(len(given) - 1):  # as good as left out
             given = given[:-1]
         tensor: Tensor = self.apply(*given)
@@ -129,6 +129,8 @@ def op(
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
     nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
     return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.
+
+    An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
     """
 
     def register(forward: Callable[P, Array]) -> Op[P]:
@@ -144,8 +146,6 @@ def op(
 
 @op(
     lambda g, y, a, b: g,  # d(a + b) = da + db   ⟹   ā = ȳ
-
-    An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
     lambda g, y, a, b: g,  #                          b̄ = ȳ
 )
 def add(a: Array, b: Array) -> Array:
@@ -238,13 +238,18 @@ def _is_zero(a: Array) -> Array:
     return (a >= 0) & (a <= 0)  # Tensors have no elementwise ==
 
 
+def _one_where(mask: Array, a: Array) -> Array:
+    """Return ``a`` with 1 in the places of ``mask``, mostly none."""
+    return where(mask, 1, a) if np.any(mask) else a
+
+
 # d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
 # at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
 # as 1.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the
 # logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * where(_is_zero(b) & ~((a > 0) | (a < 0)), 1, a) ** (b - 1),
-    lambda g, y, a, b: g * y * log(where(_is_zero(a) & (b >= 0), 1, a)),
+    lambda g, y, a, b: g * b * _one_where(_is_zero(b) & ~((a > 0) | (a < 0)), a) ** (b - 1),
+    lambda g, y, a, b: g * y * log(_one_where(_is_zero(a) & (b >= 0), a)),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -295,7 +300,8 @@ def abs(a: Array) -> Array:
 
 def _larger(g: Array, a: Array, b: Array) -> Array:
     """Pass g where a > b (or not comparable: NaN), half of it at a tie, nothing where a < b."""
-    return _keep(where((a <= b) & (a >= b), g / 2, g), ~(a < b))
+    tied = (a <= b) & (a >= b)
+    return _keep(g, ~(a < b)) / np.add(1, tied, dtype=g.dtype)
 
 
 @op(
@@ -401,7 +407,7 @@ def _times(x: Array, w: Array) -> Array:
     lambda g, y, x, w, b: g,  #                                  b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-    """Return x wᵀ + b for x (…, in), w (out, in), b broadcast to (…, out).
+    """Return x wᵀ + b for x (…, in), w (out, in), and b that broadcasts to (…, out).
 
     The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
     """
@@ -434,6 +440,7 @@ def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
 def affine(z: Array, c: Array, b: Array | None = None) -> Array:
     """Return z∘c + b, elementwise with broadcasting; b must broadcast to z∘c.
 
+    The same as ``z * c + b``, but b is added into the fresh product.
 
     >>> affine(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([10.0, 100.0]), np.array([1.0, 2.0]))
     Tensor([[ 11., 202.],
@@ -533,6 +540,8 @@ def _axes(a: Array, axis: Axis) -> tuple[int, ...]:
     """
     if axis is None:
         return tuple(range(a.ndim))
+    if type(axis) is int and 0 <= axis < a.ndim:
+        return (axis,)
     axes = normalize_axis_tuple(axis, builtins.max(a.ndim, 1))
     return axes if a.ndim else ()
 
@@ -569,8 +578,6 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     lambda g, y, a, axis=None, keepdims=False: (
         _restore(g, a, axis) / _count(a, axis) * np.ones(a.shape, a.dtype)
     )
-    if type(axis) is int and 0 <= axis < a.ndim:
-        return (axis,)
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
@@ -640,6 +647,25 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
             [0. , 0. ]])
     """
     axes = _axes(x, axis)
+    wide = x.astype(np.float32) if x.dtype == np.float16 else x
+    square, limits = _sum_of_squares(wide, axes), np.finfo(wide.dtype)
+    # in this range no digit is lost to squares that overflow or underflow
+    safe = ((square >= limits.tiny / limits.eps) & (square <= limits.max)).all()
+    y = (np.sqrt(square) if safe else _scaled_norm(wide, axes)).astype(x.dtype, copy=False)
+    return np.expand_dims(y, axes) if keepdims else y
+
+
+def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return Σx² over ``axes``; for rows without making x²."""
+    return np.vecdot(x, x) if axes == (x.ndim - 1,) else (x * x).sum(axis=axes)
+
+
+def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return √Σx² over ``axes`` where squares may overflow, or underflow and would count.
+
+    The entries are first divided by the power of two above the largest of them.  That only changes
+    exponents: no digit is lost.
+    """
     _, exponent = np.frexp(np.max(np.abs(x), axis=axes, keepdims=True, initial=0))
     y = np.sqrt(_sum_of_squares(np.ldexp(x, -exponent), axes))
     return np.ldexp(y, exponent.squeeze(axis=axes))
@@ -675,25 +701,6 @@ def softmax(x: Array, axis: int = -1) -> Array:
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
 @op(lambda g, y, x, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    wide = x.astype(np.float32) if x.dtype == np.float16 else x
-    square, limits = _sum_of_squares(wide, axes), np.finfo(wide.dtype)
-    # in this range no digit is lost to squares that overflow or underflow
-    safe = ((square >= limits.tiny / limits.eps) & (square <= limits.max)).all()
-    y = (np.sqrt(square) if safe else _scaled_norm(wide, axes)).astype(x.dtype, copy=False)
-    return np.expand_dims(y, axes) if keepdims else y
-
-
-def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return Σx² over ``axes``; for rows without making x²."""
-    return np.vecdot(x, x) if axes == (x.ndim - 1,) else (x * x).sum(axis=axes)
-
-
-def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return √Σx² over ``axes`` where squares may overflow, or underflow and would count.
-
-    The entries are first divided by the power of two above the largest of them.  That only changes
-    exponents: no digit is lost.
-    """
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
     >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
@@ -713,8 +720,8 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
     return np.arange(x.shape[0]), labels
 
 
-# r = w∘(p − onehot) row by row, with p = softmax(x):  dr = w∘dp + dw∘(p − onehot)
-# ⟹   x̄ as softmax has it for p̄ = w∘r̄,   w̄ = Σ r̄∘(p − onehot) = Σ r̄∘p − r̄[label]
+# y = w∘(p − onehot) row by row, with p = softmax(x):  dy = w∘dp + dw∘(p − onehot)
+# ⟹   x̄ as softmax has it for p̄ = w∘ȳ,   w̄ = Σ ȳ∘(p − onehot) = Σ ȳ∘p − ȳ[label]
 @op(
     lambda g, y, x, w, labels: _softmax_vjp(g * w[:, None], softmax(x, 1), 1),
     lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[_at_labels(x, labels)],

@@ -17,7 +17,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from minigrad import engine, ops
 from minigrad.ops import Axis, Op
 
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
+
+#: How a result was made: its op, inputs and parents; these are None once they are released.
+Made: TypeAlias = "tuple[Op[...], Any, Any]"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,55 +96,41 @@ def record(op: Op[...], *args: Any) -> Tensor:
     A rule of a pass over arrays that calls an op with arrays is given an array, too, and nothing is
     recorded: see chapter 2.
     """
-    if engine.rules.plain and Tensor not in map(type, args):
-        return cast(Tensor, op.forward(*args))  # an array, which rules use alike
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    needed = False  # whether an argument needs a gradient
-    alone = True  # whether none is a Tensor
+    constant = True  # whether no argument is a Tensor
     for a in args:
         if isinstance(a, Tensor):
-            alone = False
+            constant = False
             inputs.append(a._data)
-            if a._requires_grad:
-                parents.append(a)
-                needed = True
-                continue
-        elif type(a) is float or type(a) is int:
-            inputs.append(a)
+            parents.append(a if a._requires_grad else None)
         else:
-            inputs.append(_operand(op, len(inputs), args))
-        parents.append(None)
-    if alone:
+            inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
+            parents.append(None)
+    if constant:
         inputs = _without_tensors(op, inputs)
     if len(args) > op.smooth:
         _refuse_tensors(op, args)
     try:
         y = _thread.quietly(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
-        shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, ndarray))
-        of_shapes = f" of shapes {shapes}" if shapes else ""
-        # not all of NumPy's TypeErrors can be made from a message alone
-        kind = TypeError if isinstance(error, TypeError) else type(error)
-        raise kind(f"{op.name}{of_shapes}: {error}") from error
-
+        raise _explained(error, op, inputs) from error
     if type(y) is not ndarray:
         y = np.asarray(y)
-    y.setflags(False)
-    return _tensor(y, op, inputs, parents) if needed and not _thread.pauses else _tensor(y)
+    if parents.count(None) == len(parents) or _thread.pauses:
+        return _tensor(y)
+    return _tensor(y, (op, inputs, parents))
+    y.setflags(False)  # read-only
 
 
-def _tensor(
-    data: npt.NDArray[Any], op: Op[...] | None = None, inputs: Any = None, parents: Any = ()
-) -> Tensor:
-    """Return a result of ``op``, or a constant, that holds ``data`` itself, not a copy."""
+
+def _tensor(data: npt.NDArray[Any], made: Made | None = None) -> Tensor:
+    """Return a Tensor that holds ``data`` itself: a result that was made so, or else a constant."""
     tensor = _new(Tensor)
     tensor._data = data
-    tensor._requires_grad = op is not None
+    tensor._made = made
+    tensor._requires_grad = made is not None
     tensor._birth = next(_births)
-    tensor._op = op
-    tensor._inputs = inputs
-    tensor._parents = parents
     tensor.grad = None
     return tensor
 
@@ -149,6 +138,11 @@ def _tensor(
 _new = object.__new__
 
 Op.apply = record
+# ----------------------------------------------------------------------------- what an op accepts
+
+_NUMBERS = frozenset({int, float})
+
+
 
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
@@ -156,6 +150,8 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
 
     A NumPy scalar or 0-d array becomes a Python number, because NumPy gives that the dtype of its
     neighbours (NEP 50); arrays of integers are given it here.
+    if type(a) is ndarray and a.ndim and a.dtype.kind == "f":
+        return a
     """
     a = args[i]
     if not op.has_rule(i):
@@ -168,8 +164,9 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
 
 def _without_tensors(op: Op[...], inputs: list[Any]) -> list[Any]:
     """Return the inputs of an op; where there is no array beside them, either, numbers are float64."""
-    if any(isinstance(a, ndarray) and op.has_rule(i) for i, a in enumerate(inputs)):
-        return inputs
+    for i, a in enumerate(inputs):
+        if isinstance(a, ndarray) and op.has_rule(i):
+            return inputs
     return [np.asarray(a, np.float64) if op.has_rule(i) else a for i, a in enumerate(inputs)]
 
 
@@ -182,6 +179,15 @@ def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
                 f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
                 "gradient there: pass an array"
             )
+def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
+    """Return the error of a forward with the op and the shapes of its arrays in front."""
+    shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, ndarray))
+    of_shapes = f" of shapes {shapes}" if shapes else ""
+    # not all of NumPy's TypeErrors can be made from a message alone
+    kind = TypeError if isinstance(error, TypeError) else type(error)
+    return kind(f"{op.name}{of_shapes}: {error}")
+
+
 
 
 def as_reals(a: Any) -> npt.NDArray[Any]:
@@ -266,16 +272,12 @@ class Tensor:
         "__weakref__",
         "_birth",  # serial number: a tensor is younger than its parents
         "_data",
-        "_inputs",  # what the op's forward was given
-        "_op",  # which made it; None for a leaf or a constant
-        "_parents",  # for each rule of the op, the tensor that it leads to or None; see chapter 2
+        "_made",  # how: op, inputs and parents, see chapter 2; None for a leaf or a constant
         "_requires_grad",
         "grad",
     )
 
-    _op: Op[...] | None
-    _inputs: Any
-    _parents: Any
+    _made: Made | None
 
     #: Makes ``ndarray + Tensor`` ask the Tensor (NEP 13) instead of looping over its entries.
     __array_ufunc__ = None
@@ -289,7 +291,7 @@ class Tensor:
         self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
         self._birth = next(_births)
-        self._op, self._inputs, self._parents = None, None, ()
+        self._made = None
         self.grad: npt.NDArray[Any] | None = None
 
     # -- what it holds
@@ -330,9 +332,9 @@ class Tensor:
         self._requires_grad = bool(value)
 
     def _check_leaf(self, what: str) -> None:
-        if self._op is not None:
+        if self._made is not None:
             raise RuntimeError(
-                f"cannot {what} of the result of {self._op.name}; use .detach() first"
+                f"cannot {what} of the result of {self._made[0].name}; use .detach() first"
             )
 
     @property
@@ -346,6 +348,25 @@ class Tensor:
         return self._data.ndim
 
     @property
+    # -- how it was made
+
+    @property
+    def op(self) -> Op[...] | None:
+        """The operation that this is the result of; None for a leaf or a constant."""
+        return self._made[0] if self._made else None
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What the forward of :attr:`op` was given; nothing once a backward pass has released it."""
+        return tuple(self._made[1] or ()) if self._made else ()
+
+    @property
+    def parents(self) -> tuple[Tensor | None, ...]:
+        """For each input the tensor that it is the value of, or None where no gradient flows."""
+        return tuple(self._made[2] or ()) if self._made else ()
+
+    # -- its looks
+
     def size(self) -> int:
         """The number of entries."""
         return self._data.size
@@ -374,7 +395,7 @@ class Tensor:
     def __repr__(self) -> str:
         notes = f", shape={self.shape}" if self.size == 0 and self.ndim > 1 else ""
         notes += "" if self.dtype == np.float64 else f", dtype={self.dtype}"
-        notes += "" if self._op is None else f", op={self._op.name}"
+        notes += "" if self.op is None else f", op={self.op.name}"
         notes += ", requires_grad=True" if self._requires_grad else ""
         return f"Tensor({np.array2string(self._data, separator=', ', prefix='Tensor(')}{notes})"
 
@@ -574,7 +595,7 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
             raise RuntimeError(
                 f"a result of shape {y.shape} needs a gradient of that shape to go back"
             )
-        gradient = _tensor(np.ones(y.shape, y.dtype))
+        return _tensor(np.ones(y.shape, y.dtype))
     if not isinstance(gradient, Tensor):
         gradient = Tensor(gradient)
         gradient._data.setflags(write=False)  # a rule that writes to it fails, and spoils nothing

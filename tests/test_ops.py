@@ -147,7 +147,7 @@ def test_nothing_is_mutated_or_shared_and_zero_stays_zero(name, drawn, seed):
         x.grad = None
     y.backward(g, retain_graph=True)
     assert all(np.array_equal(x.grad, a) for x, a in zip(variables, first, strict=True))
-    if y._op is not None:
+    if y.op is not None:
         with pytest.raises(ValueError, match="read-only"):
             y.data[...] = 0
     for x in variables:

@@ -69,7 +69,7 @@ def peak(work):
 
 def recorded(y):
     """Return the tensors that a result was computed through, oldest first, without the leaves."""
-    return [tensor for tensor in ancestry(y) if tensor._op is not None]
+    return [tensor for tensor in ancestry(y) if tensor.op is not None]
 
 
 # ----------------------------------------------------------------------------- nothing like W0
@@ -153,7 +153,7 @@ def test_a_layer_records_these_ops_and_no_more(kind, place):
     layer = kind(ld.Linear(6, 12), r=2, lora_alpha=4)
     layer.B.data = np.full_like(layer.B.data, 0.1)
     y = layer(mg.Tensor(np.ones((3, 6), np.float32), requires_grad=place == "inner"))
-    assert [tensor._op.name for tensor in recorded(y)] == RECORDED[kind, place]
+    assert [tensor.op.name for tensor in recorded(y)] == RECORDED[kind, place]
 
 
 @pytest.mark.parametrize("options", METHODS)
