@@ -1,13 +1,13 @@
 """Optimizers: what to do with a gradient.
 
-Names, defaults and formulas are PyTorch's.  Parameters are updated in place, and state is kept only for
-those that have had a gradient.
+Names, defaults and formulas are PyTorch's.  A step gives each parameter a new array, so a graph that was
+recorded before keeps its values.  State is kept only for those that have had a gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,13 +85,11 @@ class Optimizer:
                         f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
                     )
                 rates[p] = rate * factor
-        for p in rates:
-            if not p.data.flags.writeable:  # an adapter relies on it: go on with a copy
-                p.data = p.data.copy()
-        self._update(rates)
+        for p, rate in rates.items():
+            p.assign(self._moved(p, p.grad, rate))
 
-    def _update(self, rates: Mapping[Tensor, float]) -> None:
-        """Move every parameter in ``rates``, all of which have a gradient, at its rate."""
+    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
+        """Return the new value of ``p``, a new array, for the gradient g and the learning rate."""
         raise NotImplementedError
 
 
@@ -129,48 +127,10 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.velocity: dict[Tensor, Array] = {}
 
-    def _update(self, rates: Mapping[Tensor, float]) -> None:
-        for p, rate in rates.items():
-            g: Any = p.grad
-            if self.momentum:
-                if p not in self.velocity:
-                    self.velocity[p] = np.zeros_like(g)
-                v = self.velocity[p]
-                v *= self.momentum
-                v += g
-                g = v
-            data = p.data
-            data -= rate * g
-
-
-class Moments:
-    """AdamW's sums M and V, after t steps, for parameters that move together.
-
-    Each is one vector, with the parameters end to end, so that NumPy is called for all of them at once:
-    for small arrays the calls take longer than the arithmetic.
-    """
-
-    def __init__(self, params: Sequence[Tensor], M: Array, V: Array, t: int = 0) -> None:
-        self.params, self.M, self.V, self.t = params, M, V, t
-        self.step = np.empty_like(M)
-        ends = np.cumsum([p.size for p in params])
-        parts = np.split(self.step, ends[:-1])
-        self.steps = [part.reshape(p.shape) for part, p in zip(parts, params)]
-
-    def __reduce__(self) -> Any:  # steps are views, and copied as they are would be none
-        return Moments, (self.params, self.M, self.V, self.t)
-
-    def split(self, rates: Mapping[Tensor, float]) -> list[Moments]:
-        """Return these, for ever apart if their parameters do not all move, or not at one rate."""
-        together: dict[float | None, list[Tensor]] = {}
-        for p in self.params:
-            together.setdefault(rates.get(p), []).append(p)
-        return [self] if len(together) == 1 else [self.part(params) for params in together.values()]
-
-    def part(self, params: Sequence[Tensor]) -> Moments:
-        """Return a copy of those of some of the parameters."""
-        entries = np.repeat([p in params for p in self.params], [p.size for p in self.params])
-        return Moments(params, self.M[entries], self.V[entries], self.t)
+    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
+        if self.momentum:
+            g = self.velocity[p] = self.momentum * self.velocity.get(p, 0) + g
+        return p.data - rate * g
 
 
 class AdamW(Optimizer):
@@ -179,8 +139,7 @@ class AdamW(Optimizer):
         m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
         p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
 
-    What is kept are the plain sums M = m/(1 − β₁) = Σ β₁ᵗ⁻ⁱ gᵢ and V = v/(1 − β₂).  With m̂ = κ₁ M and
-    v̂ = κ₂² V the factors wait until the step:  η m̂ / (√v̂ + ε) = (η κ₁/κ₂) M / (√V + ε/κ₂).
+    t counts the steps in which p had a gradient.
 
     Parameters
     ----------
@@ -228,42 +187,15 @@ class AdamW(Optimizer):
                 f"eps and weight_decay must not be negative: {eps!r}, {weight_decay!r}"
             )
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.moments: list[Moments] = []
+        self.moments: dict[Tensor, tuple[Any, Any, int]] = {}
 
-    def _update(self, rates: Mapping[Tensor, float]) -> None:
-        known = {p for moments in self.moments for p in moments.params}
-        new: dict[Any, list[Tensor]] = {}
-        for p in rates:
-            if p not in known:
-                new.setdefault(p.dtype, []).append(p)
-        for dtype, params in new.items():
-            M, V = np.zeros((2, sum(p.size for p in params)), dtype)
-            self.moments.append(Moments(params, M, V))
-        self.moments = [part for moments in self.moments for part in moments.split(rates)]
-        for moments in self.moments:
-            if moments.params[0] in rates:
-                self._move(moments, rates[moments.params[0]])
-
-    def _move(self, moments: Moments, rate: float) -> None:
-        moments.t += 1  # counts the steps in which there was a gradient
-        (beta1, beta2), t = self.betas, moments.t
-        k1, k2 = (1 - beta1) / (1 - beta1**t), math.sqrt((1 - beta2) / (1 - beta2**t))
-        M, V, step = moments.M, moments.V, moments.step
-        gradients: Any = [p.grad for p in moments.params]
-        g = np.concatenate([g.ravel() for g in gradients], out=step)
-        M *= beta1
-        M += g
-        V *= beta2
-        V += np.multiply(g, g, out=step)
-        np.sqrt(V, out=step)
-        step += self.eps / k2
-        np.divide(M, step, out=step)
-        step *= rate * k1 / k2
-        for p, own in zip(moments.params, moments.steps):
-            data = p.data
-            if self.weight_decay:
-                data *= 1 - rate * self.weight_decay
-            data -= own
+    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
+        (beta1, beta2), (m, v, t) = self.betas, self.moments.get(p, (0.0, 0.0, 0))
+        m, v, t = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v), t + 1
+        self.moments[p] = m, v, t
+        c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
+        step = m / (np.sqrt(v) + d * self.eps)
+        return (1 - rate * self.weight_decay) * p.data - (rate * d / c) * step
 
 
 def constant(progress: float) -> float:

@@ -92,9 +92,6 @@ def record(op: Op[...], *args: Any) -> Tensor:
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
     not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
     IndexError, TypeError), with the op and the shapes in front.
-
-    A rule of a pass over arrays that calls an op with arrays is given an array, too, and nothing is
-    recorded: see chapter 2.
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
@@ -111,17 +108,18 @@ def record(op: Op[...], *args: Any) -> Tensor:
         inputs = _without_tensors(op, inputs)
     if len(args) > op.smooth:
         _refuse_tensors(op, args)
+
     try:
         y = _thread.quietly(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray:
         y = np.asarray(y)
+    y.setflags(False)  # read-only
+
     if parents.count(None) == len(parents) or _thread.pauses:
         return _tensor(y)
     return _tensor(y, (op, inputs, parents))
-    y.setflags(False)  # read-only
-
 
 
 def _tensor(data: npt.NDArray[Any], made: Made | None = None) -> Tensor:
@@ -138,11 +136,11 @@ def _tensor(data: npt.NDArray[Any], made: Made | None = None) -> Tensor:
 _new = object.__new__
 
 Op.apply = record
+
+
 # ----------------------------------------------------------------------------- what an op accepts
 
 _NUMBERS = frozenset({int, float})
-
-
 
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
@@ -150,10 +148,10 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
 
     A NumPy scalar or 0-d array becomes a Python number, because NumPy gives that the dtype of its
     neighbours (NEP 50); arrays of integers are given it here.
-    if type(a) is ndarray and a.ndim and a.dtype.kind == "f":
-        return a
     """
     a = args[i]
+    if type(a) is ndarray and a.ndim and a.dtype.kind == "f":
+        return a
     if not op.has_rule(i):
         return a
     array = as_reals(a)
@@ -179,6 +177,8 @@ def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
                 f"{op.name} has no derivative by its argument {i}, and a Tensor would lose its "
                 "gradient there: pass an array"
             )
+
+
 def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
     """Return the error of a forward with the op and the shapes of its arrays in front."""
     shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, ndarray))
@@ -186,8 +186,6 @@ def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
     # not all of NumPy's TypeErrors can be made from a message alone
     kind = TypeError if isinstance(error, TypeError) else type(error)
     return kind(f"{op.name}{of_shapes}: {error}")
-
-
 
 
 def as_reals(a: Any) -> npt.NDArray[Any]:
@@ -308,8 +306,22 @@ class Tensor:
 
     @data.setter
     def data(self, value: npt.ArrayLike) -> None:
-        self._check_leaf("assign to .data")
         array = np.asarray(value)
+        self.assign(array if array is self._data else array.copy())
+
+    def assign(self, array: npt.NDArray[Any]) -> None:
+        """Set a leaf to ``array`` itself, not to a copy: do not write to it any more.
+
+        For optimizers, which make a new array in each step.
+
+        Raises
+        ------
+        RuntimeError
+            For the result of an operation.
+        ValueError, TypeError
+            For another shape or dtype than the leaf has.
+        """
+        self._check_leaf("assign to .data")
         if array.shape != self.shape:
             raise ValueError(
                 f"cannot set data of shape {self.shape} to an array of shape {array.shape}"
@@ -318,8 +330,7 @@ class Tensor:
             raise TypeError(
                 f"cannot set data of dtype {self.dtype} to an array of dtype {array.dtype}"
             )
-        if array is not self._data:
-            self._data = array.copy()
+        self._data = np.asarray(array)
 
     @property
     def requires_grad(self) -> bool:
@@ -337,17 +348,6 @@ class Tensor:
                 f"cannot {what} of the result of {self._made[0].name}; use .detach() first"
             )
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lengths of the axes."""
-        return self._data.shape
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self._data.ndim
-
-    @property
     # -- how it was made
 
     @property
@@ -367,6 +367,17 @@ class Tensor:
 
     # -- its looks
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
+        return self._data.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self._data.ndim
+
+    @property
     def size(self) -> int:
         """The number of entries."""
         return self._data.size

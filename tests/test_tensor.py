@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
+from minigrad.engine import ancestry
 
 FLOATS = [np.float16, np.float32, np.float64]
 
@@ -611,12 +612,49 @@ def test_one_tensor_is_joined_like_several():
         mg.concatenate([mg.Tensor(1.0)])
 
 
-def test_many_tensors_are_joined_at_once():
-    xs = [mg.Tensor([float(i)], requires_grad=True) for i in range(50)]
-    y = mg.concatenate(xs)
-    assert y._parents[:50] == xs
-    for i, g in enumerate(mg.grad(y, xs, np.arange(50.0))):
-        assert_array_equal(g.data, [i])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_any_number_of_tensors_is_joined_and_no_rule_is_handed_more_than_64(n, axis):
+    """Each of n rules that is handed n parts makes a backward pass that is quadratic in n."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(2, 2)) for _ in range(n)]
+    xs = [mg.Tensor(a, requires_grad=True) for a in arrays]
+    y = mg.concatenate(xs, axis)
+    assert_array_equal(y.data, np.concatenate(arrays, axis))
+    assert max(len(t.parents) for t in ancestry(y)) <= 1 + 64
+    g = rng.normal(size=y.shape)
+    for found, expected in zip(mg.grad(y, xs, g), np.split(g, n, axis)):
+        assert_array_equal(found.data, expected)
+
+
+def test_how_a_result_was_made_can_be_read_until_it_is_released():
+    x, w = mg.Tensor([[1.0, 2.0]], requires_grad=True), mg.Tensor([[3.0, 4.0]])
+    y = mg.linear(x, w, np.ones(1))
+    assert y.op is mg.linear
+    assert [a.tolist() for a in y.inputs] == [[[1, 2]], [[3, 4]], [1]]
+    assert y.parents == (x, None, None)
+    for constant in (x, w, mg.linear(w, w)):
+        assert (constant.op, constant.inputs, constant.parents) == (None, (), ())
+    for name in ("op", "inputs", "parents"):
+        with pytest.raises(AttributeError):
+            setattr(y, name, None)
+    y.backward()
+    assert (y.op, y.inputs, y.parents) == (mg.linear, (), ())
+
+
+def test_an_assigned_array_is_the_leafs_own_and_must_fit():
+    x = mg.Tensor([1.0, 2.0], requires_grad=True)
+    y, array = x * x, np.array([5.0, 6.0])
+    x.assign(array)
+    assert x.data is array
+    assert_array_equal(mg.grad(y.sum(), x).data, [2, 4])
+    with pytest.raises(ValueError, match=r"shape \(2,\) to an array of shape \(3,\)"):
+        x.assign(np.ones(3))
+    with pytest.raises(TypeError, match="float64 to an array of dtype float32"):
+        x.assign(np.ones(2, np.float32))
+    with pytest.raises(RuntimeError, match="result of mul"):
+        y.assign(np.ones(2))
+    assert x.data is array
 
 
 def test_what_was_left_out_may_be_none():
