@@ -1,4 +1,4 @@
-r"""LoRA and DoRA: a frozen linear layer and a trained low-rank correction.
+r"""LoRA and DoRA: a frozen linear layer and a trained correction of low rank.
 
 Everywhere the same names and shapes:
 
@@ -19,29 +19,12 @@ trains the length as m, and lets B A change only the direction:
 The paper draws its weights as (in, out) and therefore speaks of columns.  At the start B = 0 and
 m = ‖W0‖, and both layers equal the frozen one.
 
-**The gradients**, with G = Ȳ, the cotangent of y, of shape (N, out) for N rows of x.  For LoRA
-dy = s (x dAᵀ) Bᵀ + s (x Aᵀ) dBᵀ, hence
-
-    B̄ = s Gᵀ (x Aᵀ)        Ā = s (G B)ᵀ x        x̄ = G W0 + s (G B) A
-
-For DoRA let c = m/‖V‖, and V̂ the rows of V at unit length.  The weight it acts with is c ∘ V (row i
-times cᵢ), whose cotangent is Gᵀx.  The magnitude sees how far that points along each row,
-
-    m̄ = ⟨Gᵀx, V̂⟩ per row                                                      (eq. 7)
-
-and V can move both in itself and in its norm, d‖V‖ = ⟨V̂, dV⟩ per row:
-
-    V̄ = c ∘ (Gᵀx − V̂ ⟨V̂, Gᵀx⟩)         exact: the part of Gᵀx across each row  (eq. 6)
-    V̄ = c ∘ Gᵀx                         ‖V‖ held constant                      (eq. 11)
-
-after which the chain rule through V = W0 + s B A gives, in both cases,
-
-    B̄ = s V̄ Aᵀ              Ā = s Bᵀ V̄
-
-Section 4.3 of the paper and PEFT hold ‖V‖ constant, because that needs less memory and costs at most
-0.2 points of accuracy there; so ``detach_norm=True`` is the default.  It drops −c ∘ m̄ ∘ V̂ from V̄, a term
-along the rows.  What remains is *not* the derivative of the loss, and finite differences disagree with
-it, unless they, too, hold the norm where it is.
+The engine differentiates what stands here.  What it arrives at is derived by hand in
+:mod:`loradora.by_hand`, step by step.  One choice is left to make: whether ‖V‖ moves with V in the
+backward pass.  The paper (§4.3) and PEFT hold it constant, because that needs less memory and costs at
+most 0.2 points of accuracy there; so ``detach_norm=True`` is the default.  What it descends by is *not*
+the derivative of the loss, and finite differences disagree with it, unless they, too, hold the norm
+where it is.
 """
 
 from __future__ import annotations
@@ -56,8 +39,8 @@ import numpy.typing as npt
 import minigrad as mg
 from loradora.init import Scheme, initial_factors
 from loradora.nn import Dropout, Linear, Module, check_finite, check_positive
+from loradora.norms import LowRankNorm
 from minigrad import Tensor
-from minigrad.ops import add_into, as_rows
 
 
 class Adapted(Module):
@@ -156,9 +139,10 @@ class LowRankLinear(Adapted):
         """The bias of the adapted layer."""
         return self.base_layer.bias
 
-    def correct(self, y: Tensor, x: Any) -> Tensor:
-        """Return y + s (x Aᵀ) Bᵀ."""
-        return plus_product(y, mg.linear(x, self.A), self.B, self.scaling)
+    @property
+    def V(self) -> Tensor:
+        """W0 + s B A, shape (out, in)."""
+        return self.base_layer.weight + (self.scaling * self.B) @ self.A
 
     def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
         """Return x, checked; an array takes the dtype of the layer."""
@@ -208,17 +192,15 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        return self.correct(self.base_layer(x), self.lora_dropout(x))
-
-    def correct(self, y: Tensor, x: Any) -> Tensor:
-        """Return y + s (x Aᵀ Bᵀ + B_bias)."""
-        y = super().correct(y, x)
+        y0 = self.base_layer(x)  #                       x W0ᵀ + b
+        h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
+        y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
         return y if self.B_bias is None else y + self.scaling * self.B_bias
 
     @property
     def weight(self) -> Tensor:
         """V = W0 + s B A, as a constant."""
-        return Tensor(self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data))
+        return self.V.detach()
 
     @property
     def bias(self) -> Tensor | None:
@@ -235,7 +217,7 @@ class DoRALinear(LowRankLinear):
     """y = (m/‖V‖) ∘ (x Vᵀ) + b with V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
     With dropout the dropped input also meets W0, as in PEFT: the base sees x, and the change of the
-    weight, c∘V − W0, sees drop(x).
+    weight, c∘V − W0 with c = m/‖V‖, sees drop(x).
 
     Parameters
     ----------
@@ -246,7 +228,7 @@ class DoRALinear(LowRankLinear):
         the exact gradient.
     norm_axis
         1 takes the norm of each row of V, per output (the authors' code, PEFT), and m is
-        (out,); 0 that of each column, per input, and m is (in,).
+        (out,).  0 makes a :class:`ColumnDoRALinear`.
     **options
         Those of :class:`LowRankLinear`.
 
@@ -267,94 +249,93 @@ class DoRALinear(LowRankLinear):
     array([[1.8, 2.4]], dtype=float32)
     """
 
+    norm_axis = 1
+
+    def __new__(cls, *args: Any, norm_axis: int = 1, **options: Any) -> DoRALinear:
+        """Return an instance of the class that goes with ``norm_axis``."""
+        if norm_axis not in (0, 1):
+            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {norm_axis!r}")
+        return super().__new__(ColumnDoRALinear if norm_axis == 0 and cls is DoRALinear else cls)
+
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
     ) -> None:
-        if norm_axis not in (0, 1):
-            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {norm_axis!r}")
         super().__init__(base, **options)
-        self.detach_norm, self.norm_axis = detach_norm, norm_axis
-        self._squares: tuple[Any, Any] = (None, None)  # W0, and the squares of its rows
-        self._evaluated: tuple[Any, Any, Any] = (None, None, None)  # W0; s, A and B; the divisor
-        self.m = Tensor(self._lengths(self.A.data, self.B.data).data, requires_grad=True)
+        self.detach_norm = detach_norm
+        self._norm = LowRankNorm(self.norm_axis)
+        self.m = Tensor(self.norm().data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
         dropped = self.lora_dropout(x)
-        if self.norm_axis == 1:
-            z, W0A = self.product(dropped)
-            y = rescale(z, self.m, self.divisor(W0A), self.bias)
-        else:
-            scaled = dropped * (self.m / self.divisor())
-            y = self.correct(self.base_layer(scaled), scaled)
-        return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
+        W0, b = self.base_layer.weight, self.base_layer.bias
+        h = mg.linear(dropped, self.A)  #                                   x Aᵀ
+        z = mg.linear(self.scaling * h, self.B, mg.linear(dropped, W0))  #  x W0ᵀ + s h Bᵀ = x Vᵀ
+        c = self.m / nonzero(self.norm())  #                                m/‖V‖
+        y = mg.affine(z, c, b)  #                                           c ∘ (x Vᵀ) + b
+        return y if dropped is x else mg.linear(x - dropped, W0, y)
 
-    def product(self, x: Any) -> tuple[Tensor, Any]:
-        """Return x Vᵀ and, if it comes at little cost, the W0 Aᵀ that the norm needs; else None.
+    def norm(self) -> Tensor:
+        """Return ‖V‖, of the shape of m; a constant if ``detach_norm`` or within ``no_grad``.
 
-        To multiply W0 by the r rows of A alone costs a third of what 64 rows of x cost, because W0 has to
-        be read for it; beside the few rows of x it is nearly free.  (While B = 0 it is not needed: then
-        x W0ᵀ is computed as in the base, to be the same bit for bit.)
+        This is ``mg.norm(V, axis=norm_axis)``.  But V is formed only where that is cheap, and in
+        evaluation a constant is computed once: see :mod:`loradora.norms`.
         """
-        W0, h, s = self.base_layer.weight, mg.linear(x, self.A), self.scaling
-        if W0.requires_grad:
-            return plus_product(mg.linear(x, W0), h, self.B, s), None
-        few = x.ndim == 2 and 4 * len(x) <= len(W0)
-        if few and self.training and self.detach_norm and self.B.data.any():
-            W0A = np.empty((len(W0), self.r), W0.dtype)
-            return frozen_product(x, W0.data, h, self.B, s, self.A.data, W0A), W0A
-        return frozen_product(x, W0.data, h, self.B, s), None
-
-    def norm(self, W0A: Any = None) -> Tensor:
-        """Return ‖V‖ per row (``norm_axis=1``) or column (0).
-
-        A constant if ``detach_norm`` or within ``no_grad``; only then is ``W0A`` of use: W0 Aᵀ, if known.
-        """
+        W0, A, B, s = self.base_layer.weight.data, self.A, self.B, self.scaling
         if not self.detach_norm and mg.is_grad_enabled():
-            return self._lengths(self.A, self.B)
-        return self._lengths(self.A.data, self.B.data, W0A)
-
-    def divisor(self, W0A: Any = None) -> Tensor:
-        """Return ‖V‖, with infinity for 0: without length there is no direction, and m/‖V‖ is to be 0.
-
-        In evaluation a constant is computed once, and again when s, A, B or W0 have changed.
-        """
-        if self.training or (not self.detach_norm and mg.is_grad_enabled()):
-            return _or_infinity(self.norm(W0A))
-        W0, values = self.base_layer.weight.data, (self.scaling, *map(_bytes, (self.A, self.B)))
-        if self._evaluated[0] is not W0 or self._evaluated[1] != values:
-            self._evaluated = W0, values, _or_infinity(self.norm())
-        divisor: Tensor = self._evaluated[2]
-        return divisor
-
-    def _lengths(self, A: Any, B: Any, W0A: Any = None) -> Tensor:
-        W0 = self.base_layer.weight.data
-        if self._squares[0] is not W0:
-            W0.setflags(write=False)  # what is remembered of it must stay true
-            self._squares = W0, row_squares(W0 if self.norm_axis == 1 else W0.mT)
-        if self.norm_axis == 0:  # the columns of V are the rows of Vᵀ = W0ᵀ + s Aᵀ Bᵀ
-            W0, A, B = W0.mT, B.mT, A.mT
-        return row_norm(W0, A, B, self.scaling, self._squares[1], W0A)
-
-    def _describe(self) -> str:
-        exact = "" if self.detach_norm else ", exact norm"
-        return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
+            return self._norm(W0, A, B, s)
+        compute = self._norm if self.training else self._norm.remembered
+        return compute(W0, A.data, B.data, s)
 
     @property
     def weight(self) -> Tensor:
-        """(m/‖V‖) ∘ V, as a constant."""
-        V = self.base_layer.weight.data + self.scaling * (self.B.data @ self.A.data)
-        c = self.m.data / self.divisor().data
-        return Tensor(c[:, None] * V if self.norm_axis == 1 else V * c)
+        """c∘V with c = m/‖V‖, as a constant."""
+        V = self.V
+        c = self.m / nonzero(mg.norm(V, axis=1))
+        return (c[:, None] * V).detach()
+
+    def _describe(self) -> str:
+        return super()._describe() + ("" if self.detach_norm else ", exact norm")
 
 
-def _bytes(t: Tensor) -> bytes:
-    return t.data.tobytes()
+def nonzero(norm: Tensor) -> Tensor:
+    """Return ‖V‖ as a divisor, with infinity for 0, so that m/‖V‖ is 0.
 
-
-def _or_infinity(norm: Tensor) -> Tensor:
+    A row without length has no direction, and nothing in that direction is passed on.
+    """
     return norm if norm.data.all() else mg.where(norm <= 0, np.inf, norm)
+
+
+class ColumnDoRALinear(DoRALinear):
+    """y = ((m/‖V‖) ∘ x) Vᵀ + b, with the norm of each *column* of V: a length for each input.
+
+    m has the shape (in,).  This is not the authors' DoRA, but is found under that name, too, because the
+    paper draws V transposed.
+    """
+
+    norm_axis = 0
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return y of shape (…, out) for x of shape (…, in)."""
+        x = self.as_input(x)
+        dropped = self.lora_dropout(x)
+        z = self.m / nonzero(self.norm()) * dropped  #                   c ∘ x
+        h = mg.linear(z, self.A)  #                                      z Aᵀ
+        y = mg.linear(
+            self.scaling * h, self.B, self.base_layer(z)
+        )  #   z W0ᵀ + b + s h Bᵀ = z Vᵀ + b
+        return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
+
+    @property
+    def weight(self) -> Tensor:
+        """V∘c with c = m/‖V‖, as a constant."""
+        V = self.V
+        c = self.m / nonzero(mg.norm(V, axis=0))
+        return (V * c).detach()
+
+    def _describe(self) -> str:
+        return super()._describe() + ", norm of columns"
 
 
 class LoRASum(Adapted):
@@ -368,7 +349,8 @@ class LoRASum(Adapted):
         first, *others = self.layers
         x, y = first.as_input(x), first(x)
         for layer in others:
-            y = layer.correct(y, layer.lora_dropout(x))
+            h = mg.linear(layer.lora_dropout(x), layer.A)
+            y = mg.linear(layer.scaling * h, layer.B, y)
         return y
 
     @property
@@ -381,131 +363,6 @@ class LoRASum(Adapted):
     def bias(self) -> Tensor | None:
         """The bias of the adapted layer."""
         return self.layers[0].bias
-
-
-# ----------------------------------------------------------------------------- the two formulas
-
-
-# y = y0 + s h Bᵀ,  dy = dy0 + s dh Bᵀ + s h dBᵀ   ⟹   h̄ = s ȳ B,  B̄ = s ȳᵀ h
-@mg.op(
-    lambda g, y, y0, h, B, s: g,
-    lambda g, y, y0, h, B, s: s * (g @ B),
-    lambda g, y, y0, h, B, s: as_rows(g).mT @ (s * as_rows(h)),
-)
-def plus_product(y0: Any, h: Any, B: Any, s: float) -> Any:
-    """Return y0 + s h Bᵀ for y0 (…, out), h (…, r) and B (out, r).
-
-    The scale meets only arrays with r columns, the smallest there are.
-    """
-    return mg.linear.forward(s * h, B, y0)
-
-
-def _total(g: Any, z: Any) -> Any:
-    """Return Σ g∘z over the rows; of arrays, without making the product."""
-    if isinstance(g, np.ndarray):
-        return np.einsum("ni,ni->i", as_rows(g), as_rows(z))
-    return as_rows(g * z).sum(axis=0)
-
-
-# y = z∘c + b with c = m/n,  dy = dz∘c + z∘(dm/n − c dn/n) + db   ⟹
-@mg.op(
-    lambda g, y, z, m, n, b=None: g * (m / n),  #                    z̄ = ȳ∘c
-    lambda g, y, z, m, n, b=None: _total(g, z) / n,  #               m̄ = Σ ȳ∘z/n over the rows
-    lambda g, y, z, m, n, b=None: -_total(g, z) / n * (m / n),  #    n̄ = −Σ ȳ∘z∘c/n
-    lambda g, y, z, m, n, b: g,  #                                   b̄ = ȳ, summed by the engine
-)
-def rescale(z: Any, m: Any, n: Any, b: Any = None) -> Any:
-    """Return (m/n) ∘ z + b for z (…, out) and m, n, b (out,): DoRA's y, if z = x Vᵀ and n = ‖V‖."""
-    y = z * (m / n)
-    return y if b is None else add_into(y, b)
-
-
-# the rules of x W0ᵀ + s h Bᵀ, as in linear and plus_product; W0 is frozen
-@mg.op(
-    lambda g, y, x, W0, h, B, s, *beside: mg.linear(g, W0.T),
-    None,
-    lambda g, y, x, W0, h, B, s, *beside: s * (g @ B),
-    lambda g, y, x, W0, h, B, s, *beside: as_rows(g).mT @ (s * as_rows(h)),
-)
-def frozen_product(
-    x: Any, W0: Any, h: Any, B: Any, s: float, A: Any = None, W0A: Any = None
-) -> Any:
-    """Return x W0ᵀ + s h Bᵀ for x (…, in) and h (…, r).
-
-    On the way, for x (N, in), W0 is also multiplied by the rows of A.  The array ``W0A`` (out, r) is no
-    argument but room for this second result, W0 Aᵀ, through which no gradient goes.
-    """
-    if A is None:
-        return mg.linear.forward(s * h, B, mg.linear.forward(x, W0))
-    both = W0 @ np.concatenate([x.T, A.T], axis=1)
-    W0A[...] = both[:, len(x) :]
-    return mg.linear.forward(s * h, B, both[:, : len(x)].T)
-
-
-# ----------------------------------------------------------------------------- the norm of V
-
-
-@np.errstate(all="ignore")
-def row_norm(
-    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any], W0A: Any = None
-) -> Tensor:
-    """Return ‖W0 + s B A‖ for each row, without forming B A.
-
-    The definition is ``mg.norm(W0 + s * (B @ A), axis=1)``.  Multiplied out, row i is
-
-        ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩ = ‖wᵢ‖² + 2s ⟨wᵢAᵀ + s/2 bᵢ(AAᵀ), bᵢ⟩
-
-    which needs r columns where B A needs ``in``.  Where its terms nearly cancel, because s bᵢA is close
-    to −wᵢ, or because bᵢA is much shorter than its bound ‖bᵢA‖² ≤ ‖AAᵀ‖ ‖bᵢ‖², the sum keeps few digits
-    and may even be negative; such rows are computed by the definition.
-
-    Parameters
-    ----------
-    W0
-        Shape (out, in).
-    A
-        Shape (r, in), an array or, to be differentiated, a Tensor.
-    B
-        Shape (out, r), likewise.
-    s
-        The scaling.
-    squares
-        :func:`row_squares` of W0, which is computed once.
-    W0A
-        W0 Aᵀ, shape (out, r), if it is known.
-
-    Returns
-    -------
-    Tensor
-        Shape (out,).
-
-    Examples
-    --------
-    >>> W0, A, B = np.diag([3.0, 1.0]), np.array([[0.0, 2.0]]), np.array([[2.0], [0.0]])
-    >>> row_norm(W0, A, B, 1.0, row_squares(W0))  # of V = [[3, 4], [0, 1]]
-    Tensor([5., 1.])
-    """
-    W0A = W0 @ A.mT if W0A is None else W0A
-    gram = A @ A.mT
-    change = W0A + B @ (s / 2 * gram)
-    ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
-    square = squares + 2 * s * ((change * B) @ ones)
-    b, G = np.asarray(B), np.asarray(gram)
-    longest = s * s * math.sqrt(np.vdot(G, G))
-    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))
-    if sound.all():
-        return mg.sqrt(square)
-    rows = np.flatnonzero(~sound)
-    direct = mg.norm(W0[rows] + s * (B[rows] @ A), axis=1)
-    square = mg.where(sound, square, 1)
-    return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
-
-
-def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return ‖wᵢ‖² for each row, and infinity where that under- or overflows, to be told apart."""
-    squares = np.einsum("ij,ij->i", W0, W0)
-    limits = np.finfo(W0.dtype)
-    return np.where(squares >= limits.tiny / limits.eps, squares, np.inf).astype(W0.dtype)
 
 
 # ----------------------------------------------------------------------------- plain layers

@@ -18,8 +18,6 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loradora.adapters import frozen_product, plus_product, rescale
-
 Shape: TypeAlias = tuple[int, ...]
 
 SMALLEST, LARGEST = 0.3, 3.0
@@ -200,6 +198,8 @@ def products(draw: st.DrawFn) -> Call:
     left = draw(st.sampled_from([(k,), (n, k), (2, n, k), (3, 1, n, k)]))
     right = draw(st.sampled_from([(k,), (k, m), (1, k, m), (2, k, m)]))
     return Call(draw(arrays(left, right)))
+
+
 @st.composite
 def affines(draw: st.DrawFn) -> Call:
     """A factor and a shift that broadcast: both per entry of the last axis, or of any shapes."""
@@ -207,8 +207,6 @@ def affines(draw: st.DrawFn) -> Call:
     product = np.broadcast_shapes(z, c)
     narrow = np.broadcast_shapes(product, shift) == product
     return Call(draw(arrays(z, c, *draw(st.sampled_from([[shift if narrow else product], []])))))
-
-
 
 
 @st.composite
@@ -387,12 +385,13 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 CASES: dict[str, Case] = {
-    "affine": Case(affines(), lambda z, c, b=0.0: z * c + b),
     "abs": Case(unary(), np.abs),
     "add": Case(binary(), np.add),
+    "affine": Case(affines(), lambda z, c, b=0.0: z * c + b),
     "astype": Case(conversions(), np.asarray),
     "broadcast_to": Case(stretches(), np.broadcast_to),
     "clip": Case(clips(), lambda a, min=-np.inf, max=np.inf: np.minimum(np.maximum(a, min), max)),
+    "concatenate": Case(neighbours(3), np.concatenate),
     "div": Case(binary(), np.divide),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
@@ -400,36 +399,30 @@ CASES: dict[str, Case] = {
     "log": Case(unary(signed=False), np.log),
     "log_softmax": Case(distributions(), lambda x, axis: np.log(softmax(x, axis))),
     "matmul": Case(products(), np.matmul),
-    "concatenate": Case(neighbours(3), np.concatenate),
     "max": Case(reductions(nonempty=True), np.max),
     "maximum": Case(binary(), np.maximum),
     "mean": Case(reductions(nonempty=True), np.mean),
     "min": Case(reductions(nonempty=True), np.min),
     "minimum": Case(binary(), np.minimum),
+    "mul": Case(binary(), np.multiply),
+    "neg": Case(unary(), np.negative),
     "nll": Case(classifications(), nll),
     "nll_grad": Case(
         weighted_classifications(),
         lambda x, w, labels: w[:, None] * (softmax(x) - np.eye(x.shape[1])[labels]),
     ),
-    "mul": Case(binary(), np.multiply),
-    "neg": Case(unary(), np.negative),
     "norm": Case(
         reductions(), lambda x, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims))
     ),
     "pow": Case(powers(), np.power),
     "relu": Case(unary(), lambda a: np.where(a > 0, a, 0)),
     "reshape": Case(reshapes(), lambda a, shape: a.reshape(shape)),
-    "residual": Case(
-        weighted_classifications(),
-        lambda x, w, labels: w[:, None] * (softmax(x) - np.eye(x.shape[1])[labels]),
-    ),
     "scatter": Case(scatters(), placed),
     "sigmoid": Case(unary(), lambda a: 1 / (1 + np.exp(-a))),
     "softmax": Case(distributions(), softmax),
     "sqrt": Case(unary(signed=False), np.sqrt),
     "sub": Case(binary(), np.subtract),
     "sum": Case(reductions(), np.sum),
-    "surprise": Case(classifications(), surprise),
     "swapaxes": Case(swaps(), np.swapaxes),
     "tanh": Case(unary(), np.tanh),
     "transpose": Case(transposes(), np.transpose),
@@ -469,52 +462,3 @@ COMPOSED: dict[str, Case] = {
     "mse_loss": Case(losses(), lambda a, b, reduction: reduced((a - b) ** 2, reduction)),
     "stack": Case(equals(3), np.stack),
 }
-
-# ----------------------------------------------------------------------------- plus_product
-
-
-@st.composite
-def low_rank_products(draw: st.DrawFn) -> Call:
-    rows, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS)
-    y0, h, B, s = draw(arrays((*rows, out), (*rows, r), (out, r), ()))
-    return Call([y0, h, B], lambda f, y0, h, B: f(y0, h, B, s.item()))
-
-
-CASES[plus_product.name] = Case(
-    low_rank_products(), lambda y0, h, B, s: y0 + s * np.einsum("...r,or->...o", h, B)
-)
-
-# ----------------------------------------------------------------------------- frozen_product
-
-
-@st.composite
-def frozen_products(draw: st.DrawFn) -> Call:
-    """With A and room for W0 Aᵀ, or without.
-
-    What is frozen is float32, lest the product of a float32 x with it be float64.
-    """
-    rows, into, out, r = draw(shapes(max_dims=2)), draw(LENGTHS), draw(LENGTHS), draw(LENGTHS)
-    x, W0, h, B, s, A = draw(
-        arrays((*rows, into), (out, into), (*rows, r), (out, r), (), (r, into))
-    )
-    W0, A, W0A = (a.astype(np.float32) for a in (W0, A, np.zeros((out, r))))
-    beside = [A, W0A] if len(rows) == 1 and draw(st.booleans()) else []
-    return Call([x, h, B], lambda f, x, h, B: f(x, W0, h, B, s.item(), *beside))
-
-
-CASES[frozen_product.name] = Case(
-    frozen_products(), lambda x, W0, h, B, s, *beside: x @ W0.T + s * (h @ B.T)
-)
-
-# ----------------------------------------------------------------------------- rescale
-
-
-@st.composite
-def rescalings(draw: st.DrawFn) -> Call:
-    """Any leading axes; with a shift or without."""
-    rows, out = draw(shapes(max_dims=2)), draw(LENGTHS)
-    shift = draw(st.sampled_from([[(out,)], []]))
-    return Call(draw(arrays((*rows, out), (out,), (out,), *shift)))
-
-
-CASES[rescale.name] = Case(rescalings(), lambda z, m, n, b=0.0: m * z / n + b)

@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora import adapters
-from loradora.adapters import LoRASum, row_norm, row_squares
+from loradora import norms
+from loradora.adapters import ColumnDoRALinear, LoRASum, nonzero
+from loradora.norms import LowRankNorm, factored_row_norm, row_norm, row_squares
 
 DETACHED = {"DoRA": {}, "DoRA of columns": {"norm_axis": 0}}
 EXACT = {
@@ -72,24 +73,37 @@ def gradients(layer, x, G):
 
 
 def closed_forms(layer, x, G):
-    """Return y and all gradients by the formulas of the papers, in plain NumPy; V is formed."""
-    W0, b = layer.base_layer.weight.data, layer.base_layer.bias.data
-    A, B, s = layer.A.data, layer.B.data, layer.scaling
+    """Return y and all gradients by the formulas of the papers, in plain NumPy; W is formed."""
     rows, G_rows = x.reshape(-1, x.shape[-1]), G.reshape(-1, G.shape[-1])
-    V = W0 + s * B @ A
-    if isinstance(layer, ld.LoRALinear):
-        W, V_bar, m_bar = V, G_rows.T @ rows, {}
-    else:
-        axis = layer.norm_axis
-        norm = np.sqrt(np.sum(V**2, axis, keepdims=True))
-        unit, c = V / norm, np.expand_dims(layer.m.data, axis) / norm
-        W = c * V
-        along = np.sum(G_rows.T @ rows * unit, axis, keepdims=True)
-        m_bar = {"m": along.squeeze(axis)}  #                                          eq. 7
-        V_bar = c * (G_rows.T @ rows)  #                                               eq. 11
-        if not layer.detach_norm:
-            V_bar -= c * unit * along  #                                               eq. 6
-    return x @ W.T + b, {"x": G @ W, "A": s * B.T @ V_bar, "B": s * V_bar @ A.T, **m_bar}
+    W, found = CLOSED_FORMS[type(layer)](layer, G_rows.T @ rows)
+    return x @ W.T + layer.base_layer.bias.data, {"x": G @ W, **found}
+
+
+def lora_closed_form(layer, W_bar):
+    W0, A, B, s = layer.base_layer.weight.data, layer.A.data, layer.B.data, layer.scaling
+    return W0 + s * B @ A, {"A": s * B.T @ W_bar, "B": s * W_bar @ A.T}
+
+
+def dora_closed_form(layer, W_bar):
+    axis = layer.norm_axis
+    A, B, s = layer.A.data, layer.B.data, layer.scaling
+    V, _ = lora_closed_form(layer, W_bar)
+    norm = np.sqrt(np.sum(V**2, axis, keepdims=True))
+    unit, c = V / norm, np.expand_dims(layer.m.data, axis) / norm
+    along = np.sum(W_bar * unit, axis, keepdims=True)
+    V_bar = c * W_bar  #                                                               eq. 11
+    if not layer.detach_norm:
+        V_bar = V_bar - c * unit * along  #                                            eq. 6
+    m_bar = along.squeeze(axis)  #                                                     eq. 7
+    return c * V, {"A": s * B.T @ V_bar, "B": s * V_bar @ A.T, "m": m_bar}
+
+
+#: For each class the weight W that it acts with, and from W̄ the gradients of what it trains.
+CLOSED_FORMS = {
+    ld.LoRALinear: lora_closed_form,
+    ld.DoRALinear: dora_closed_form,
+    ColumnDoRALinear: dora_closed_form,
+}
 
 
 @st.composite
@@ -244,18 +258,6 @@ def test_at_the_start_a_large_layer_is_the_base_bit_by_bit(kind, sizes, rows):
     assert layer(x).data.tobytes() == layer.base_layer(x).data.tobytes()
 
 
-def test_few_rows_take_the_product_that_the_norm_needs_along(calls):
-    """W0 is read once for both."""
-    layer = trained("DoRA", (6, 32))
-    for rows, along in ((8, True), (9, False)):
-        calls.clear()
-        layer(inputs(layer, (rows,))[0])
-        *_, W0A = calls[-1]
-        assert (W0A is not None) == along
-        if along:
-            assert_allclose(W0A, layer.base_layer.weight.data @ layer.A.data.T, rtol=1e-12)
-
-
 @every_dora
 def test_a_new_weight_has_new_norms(kind):
     """What is remembered of the old one is dropped, in training and in evaluation."""
@@ -323,11 +325,11 @@ EXPONENTS = {
 RTOL = {np.float64: 1e-13, np.float32: 1e-5, np.float16: 5e-2}
 
 
-def norms(W0, A, B, s):
-    """Return the norms of the rows of W0 + s B A as computed, and by definition."""
-    definition = mg.norm(mg.Tensor(W0) + s * (mg.Tensor(B) @ mg.Tensor(A)), axis=1)
+def both(W0, A, B, s):
+    """Return the norms of the rows of W0 + s B A in the factored form, and by definition."""
     with np.errstate(all="ignore"):
-        return row_norm(W0, A, B, s, row_squares(W0)).data, definition.data
+        found = factored_row_norm(W0, A, B, s, row_squares(W0))
+        return found.data, row_norm(W0, A, B, s).data
 
 
 @pytest.mark.parametrize("dtype", RTOL)
@@ -346,7 +348,7 @@ def test_row_norm_is_its_definition(dtype, data):
     B[rng.random(out) < 0.2] = 0
     W0, A, B = W0.astype(dtype), rng.normal(size=(r, n)).astype(dtype), B.astype(dtype)
     s = data.draw(st.sampled_from([1.0, 0.5, 4 / math.sqrt(3)]))
-    found, expected = norms(W0, A, B, s)
+    found, expected = both(W0, A, B, s)
     assert found.dtype == dtype
     assert_allclose(found, expected, rtol=RTOL[dtype], atol=0)
 
@@ -359,7 +361,7 @@ def test_row_norm_survives_cancellation(dtype, data):
     rng = np.random.default_rng(data.draw(integers))
     A, B = rng.integers(-4, 5, (2, 6)), rng.integers(-4, 5, (5, 2))
     little = rng.integers(-1, 2, (5, 6)) * (rng.random((5, 6)) < data.draw(st.floats(0, 1)))
-    found, expected = norms(
+    found, expected = both(
         (little - 2 * B @ A).astype(dtype), A.astype(dtype), B.astype(dtype), 2.0
     )
     assert_allclose(expected, np.sqrt(np.sum(little**2, 1)), rtol=RTOL[dtype], atol=0)
@@ -374,7 +376,7 @@ def test_row_norm_where_the_rows_of_a_cancel_each_other(seed, part):
     A = np.array([[p[0]], [q[0]], [1]])
     B = np.stack([b, c, small - b * p[0] - c * q[0]], axis=1)
     W0 = rng.normal(size=(20, 1)) * 10**part
-    found, expected = norms(*(a.astype(np.float32) for a in (W0, A, B)), 1.0)
+    found, expected = both(*(a.astype(np.float32) for a in (W0, A, B)), 1.0)
     assert_allclose(found, expected, rtol=1e-5, atol=0)
 
 
@@ -384,7 +386,7 @@ def test_row_norm_cancels_as_the_definition_does_in_float32(seed, part):
     rng = np.random.default_rng(seed)
     A, B = rng.normal(size=(2, 40)).astype(np.float32), rng.normal(size=(9, 2)).astype(np.float32)
     W0 = (-B.astype(np.float64) @ A * (1 + 10**part)).astype(np.float32)
-    found, expected = norms(W0, A, B, 1.0)
+    found, expected = both(W0, A, B, 1.0)
     rounding = np.finfo(np.float32).eps * np.linalg.norm(W0, axis=1)
     assert np.all(np.abs(found - expected) <= 1e-5 * expected + rounding)
 
@@ -397,7 +399,7 @@ def test_gradients_of_row_norm_survive_cancellation_in_float32(seed, r):
     W0 = (-B @ A + rng.integers(-1, 2, (5, 64)) / 1024).astype(np.float32)
     tensors = [mg.Tensor(a.astype(np.float32), requires_grad=True) for a in (A, B)]
     G = rng.normal(size=5).astype(np.float32)
-    found = mg.grad(row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
+    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
     V = W0.astype(np.float64) + B @ A
     V_bar = G[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
     for g, expected in zip(found, (B.T @ V_bar, V_bar @ A.T)):
@@ -414,7 +416,7 @@ def test_row_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
     B[3] *= 1e-170
     G = rng.normal(size=4)
     tensors = [mg.Tensor(A, requires_grad=True), mg.Tensor(B, requires_grad=True)]
-    found = mg.grad(row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
+    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
     expected = mg.grad(mg.norm(W0 + tensors[1] @ tensors[0], axis=1), tensors, G)
     for g, e in zip(found, expected):
         assert_allclose(g.data, e.data, rtol=1e-9)
@@ -425,9 +427,9 @@ def test_a_row_without_length_hides_no_nan_in_another():
     base = ld.Linear(3, 2)
     base.weight.data = np.float32([[0, 0, 0], [1, 2, 2]])
     layer = ld.DoRALinear(base, r=1, lora_alpha=1)
-    assert_array_equal(layer.divisor().data, [np.inf, 3])
+    assert_array_equal(nonzero(layer.norm()).data, [np.inf, 3])
     layer.B.data = np.float32([[0], [np.nan]])
-    assert_array_equal(layer.divisor().data, [np.inf, np.nan])
+    assert_array_equal(nonzero(layer.norm()).data, [np.inf, np.nan])
 
 
 @every_dora
@@ -449,7 +451,7 @@ def test_a_row_without_length_has_scale_0_and_no_gradient_is_nan(kind, B):
     x, G = inputs(layer)
     y, found = gradients(layer, x, G)
     assert layer.norm().data[empty] == 0
-    assert (layer.m / layer.divisor()).data[empty] == 0
+    assert (layer.m / nonzero(layer.norm())).data[empty] == 0
     assert all(np.all(np.isfinite(a)) for a in (y, *found.values()))
     assert found["m"][empty] == 0
     merged = layer.merge().weight.data
@@ -492,14 +494,14 @@ def test_the_norm_of_many_float16_entries_does_not_overflow():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Return the list of calls of row_norm."""
-    found = []
+    """Return the list of calls that compute the norm of a layer."""
+    found, compute = [], LowRankNorm.__call__
 
-    def spy(*args):
+    def spy(self, *args):
         found.append(args)
-        return row_norm(*args)
+        return compute(self, *args)
 
-    monkeypatch.setattr(adapters, "row_norm", spy)
+    monkeypatch.setattr(LowRankNorm, "__call__", spy)
     return found
 
 
@@ -565,12 +567,10 @@ def test_the_cached_norm_knows_the_scaling(kind):
 
 @every_dora
 @pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))],
-    ids=["deepcopy", "pickle"],
+    "copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["deepcopy", "pickle"]
 )
 def test_what_the_norm_relies_on_cannot_be_written_to_in_a_copy_either(kind, copied):
-    layer = copied(trained(kind))
+    layer = copied(trained(kind, (100, 90)))
     layer(inputs(layer)[0])
     with pytest.raises(ValueError, match="read-only"):
         layer.base_layer.weight.data[0] = 0
@@ -620,8 +620,39 @@ def test_a_large_rank_alone_does_not_call_for_the_definition(r, size, monkeypatc
     W0 = rng.normal(size=(64, 512)) / np.sqrt(512)
     A, B = rng.normal(size=(r, 512)) / np.sqrt(512), rng.normal(size=(64, r)) * size / np.sqrt(r)
     expected = np.linalg.norm(W0 + B @ A, axis=1)
-    monkeypatch.setattr(mg, "norm", None)
-    assert_allclose(row_norm(W0, A, B, 1.0, row_squares(W0)).data, expected, rtol=1e-10)
+    squares = row_squares(W0)
+    monkeypatch.setattr(norms, "row_norm", None)
+    assert_allclose(factored_row_norm(W0, A, B, 1.0, squares).data, expected, rtol=1e-10)
+
+
+@norm_axes
+@pytest.mark.parametrize(
+    ("sizes", "r", "form"),
+    [
+        ((64, 128), 4, "row_norm"),  # 8192 entries
+        ((64, 129), 4, "factored_row_norm"),
+        ((256, 256), 128, "row_norm"),  # as many as A and B have together
+        ((256, 256), 127, "factored_row_norm"),
+    ],
+)
+def test_v_is_formed_where_it_is_small_or_no_larger_than_its_factors(
+    norm_axis, sizes, r, form, monkeypatch
+):
+    layer = trained("DoRA", sizes, r=r, norm_axis=norm_axis)
+    W0, A, B, s = layer.base_layer.weight.data, layer.A.data, layer.B.data, layer.scaling
+    expected = np.linalg.norm(W0 + s * B @ A, axis=norm_axis)
+    for other in {"row_norm", "factored_row_norm"} - {form}:
+        monkeypatch.setattr(norms, other, None)
+    assert_allclose(layer.norm().data, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+def test_while_b_is_zero_the_factored_norm_is_that_of_w0_to_the_last_bit(dtype):
+    rng = np.random.default_rng(0)
+    W0 = rng.normal(size=(100, 200)).astype(dtype)
+    A, B = rng.normal(size=(3, 200)).astype(dtype), np.zeros((100, 3), dtype)
+    found, expected = both(W0, A, B, 2.0)
+    assert found.tobytes() == expected.tobytes() == mg.norm(W0, axis=1).data.tobytes()
 
 
 @every_dora

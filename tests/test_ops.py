@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from strategies import CASES, COMPOSED, Call
 
 import minigrad as mg
-from loradora.adapters import frozen_product, plus_product, rescale
 from minigrad import OPS, Tensor
 
 STEP, RTOL, ATOL = 6e-6, 1e-6, 1e-8
@@ -78,12 +77,12 @@ def differences(drawn, position):
         jacobian[(..., *at)] = (value(above) - value(below)) / (above[at] - below[at])
     return jacobian
 
+
 def change_rules(patch, op, change):
     """Put ``change(position, rule)`` in the place of each rule of an op."""
     patch.setattr(op, "vjps", tuple(change(i, rule) for i, rule in enumerate(op.vjps)))
     if each := op.each:
         patch.setattr(op, "each", lambda i: change(len(op.vjps) + i, each(i)))
-
 
 
 # ----------------------------------------------------------------------------- promises
@@ -225,10 +224,10 @@ def test_linear_is_that_also_where_it_is_computed_turned_over(shape):
     call = Call([rng.normal(size=size) for size in ((rows, into), (out, into), (out,))])
     agree(mg.linear, lambda x, w, b: x @ w.mT + b, call, 0)
 
+
 @given(CASES["affine"].calls, st.integers(0, 99))
 def test_affine_is_a_product_and_a_sum(call, seed):
     agree(mg.affine, lambda z, c, b=0.0: z * c + b, call, seed)
-
 
 
 @given(CASES["softmax"].calls, st.integers(0, 99))
