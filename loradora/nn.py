@@ -334,7 +334,7 @@ class Sequential(Module):
             setattr(self, str(i), module)
 
     def __iter__(self) -> Iterator[Module]:
-        return (part for _, part in self._parts())
+        return (part for part in vars(self).values() if isinstance(part, Module))
 
     def __getitem__(self, i: int) -> Module:
         return list(self)[i]
