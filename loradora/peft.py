@@ -1,10 +1,7 @@
 """From a model and a config to a model with adapters, and back.
 
-Nothing here changes the base, but that its arrays become read-only.  An adapter is a *view*: a copy of
-the module tree in which every tensor is shared and frozen and the targeted layers are replaced by LoRA
-or DoRA layers.  A view costs only
-the adapter's own few numbers.  So several adapters are several views, "adapter off" is a view without
-adapters, and merging is asking each layer for its plain equivalent.
+Nothing here changes the base, except that its arrays become read-only: every adapter has a view of it
+(:mod:`loradora.views`), in which the targeted layers are replaced by LoRA or DoRA layers.
 """
 
 from __future__ import annotations
@@ -14,88 +11,18 @@ import copy
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import numpy as np
 
 from loradora import checkpoint
-from loradora.adapters import (
-    Adapted,
-    DoRALinear,
-    LoRALinear,
-    LoRASum,
-    LowRankLinear,
-    freeze,
-)
+from loradora.adapters import Adapted, DoRALinear, LoRALinear, LoRASum, LowRankLinear
 from loradora.config import LoraConfig, trailing
 from loradora.nn import Linear, Module, check_positive
+from loradora.views import intact, own_copy, rebuild
 from minigrad import Tensor
-
-Replace = Callable[[Module], "Module | None"]
-
-
-def rebuild(module: Module, replace: Replace) -> Module:
-    """Return a copy of the module tree that shares every tensor, frozen, with some modules replaced.
-
-    ``replace(module)`` returns what stands in for a module, or None to copy it and look inside.
-    What is shared under several names stays shared.  Arrays that are no tensors (buffers) and random
-    generators are copied, because a module may change them as it runs.
-    """
-    done: dict[int, tuple[Any, Any]] = {}
-
-    def visit(part: Any) -> Any:
-        if id(part) in done:
-            return done[id(part)][1]
-        new = part
-        if isinstance(part, Tensor):
-            new = freeze(part)
-        elif isinstance(part, Module):
-            new = replace(part)
-            if new is None:
-                new = copy.copy(part)
-                done[id(part)] = part, new  # already here: a part inside may lead back to this one
-                vars(new).update({name: visit(value) for name, value in vars(part).items()})
-        elif isinstance(part, list):
-            new = copy.copy(part)
-            new[:] = [visit(p) for p in part]
-        elif isinstance(part, tuple):
-            parts = [visit(p) for p in part]
-            new = type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
-        elif isinstance(part, dict):
-            new = copy.copy(part)
-            new.update({key: visit(value) for key, value in part.items()})
-        elif isinstance(part, MethodType):
-            new = MethodType(part.__func__, visit(part.__self__))
-        elif isinstance(part, (np.ndarray, np.random.Generator)):
-            new = copy.deepcopy(part)
-        done[id(part)] = part, new  # holding on to part keeps its id its own
-        return new
-
-    result: Module = visit(module)
-    return result
-
-
-def _own_copy(module: Module) -> Module:
-    """Return a copy with arrays of its own, all trainable."""
-    new = copy.deepcopy(module).requires_grad_(True)
-    for p in new.parameters():
-        p.data = p.data.copy()  # writable
-    return new
-
-
-@contextlib.contextmanager
-def _intact(base: Module) -> Iterator[None]:
-    """Let what is done inside make arrays of ``base`` read-only, but not if it fails."""
-    before = [(array, array.flags.writeable) for array in (p.data for p in base.parameters())]
-    try:
-        yield
-    except BaseException:
-        for array, writeable in before:
-            array.setflags(write=writeable)
-        raise
 
 
 class Adapter:
@@ -144,7 +71,7 @@ class Adapter:
 
         def replace(module: Module) -> Module | None:
             if id(module) in whole:
-                return _own_copy(module)
+                return own_copy(module)
             if not isinstance(module, Linear) or id(module) not in targets:
                 return None
             return self.layer(module, **config.options(targets[id(module)]), rng=rng)
@@ -285,7 +212,7 @@ class PeftModel(Module):
     ) -> None:
         if not isinstance(config, LoraConfig):
             raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
-        with _intact(base):
+        with intact(base):
             self._start(base)
             self.add_adapter(adapter_name, config, rng=rng, layer=layer)
             self.set_adapter(adapter_name)
@@ -586,11 +513,11 @@ class PeftModel(Module):
         bad = [name for name, p in view.named_parameters() if not np.isfinite(p.data).all()]
         if safe_merge and bad:
             raise ValueError(f"cannot merge: NaN or infinity in {', '.join(bad)}")
-        return _own_copy(rebuild(view, merged))
+        return own_copy(rebuild(view, merged))
 
     def unload(self) -> Module:
         """Return a plain model with the weights of the base, a copy."""
-        return _own_copy(self._plain)
+        return own_copy(self._plain)
 
     # -- files
 
@@ -704,7 +631,7 @@ class PeftModel(Module):
         """
         checkpoint.check_name(adapter_name)
         model = cls.__new__(cls)
-        with _intact(base):
+        with intact(base):
             model._start(base)
             model._keep(
                 adapter_name, _load(model._plain, source, is_trainable, allow_nan, rng, layer)
