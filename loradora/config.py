@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal
@@ -199,11 +199,11 @@ class LoraConfig:
             if value is None:
                 continue
             if isinstance(value, str) and name != "modules_to_save":
-                expressions.append((value, _part(value) if name == "layers_pattern" else value))
+                expressions.append((value, leading(value) if name == "layers_pattern" else value))
             elif not _all_are(str, value):
                 raise TypeError(f"{name} must be a list of names, not {value!r}")
             elif name == "layers_pattern":
-                expressions += [(pattern, _part(pattern)) for pattern in value]
+                expressions += [(pattern, leading(pattern)) for pattern in value]
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not _all_are(str, list(value)):
@@ -225,57 +225,6 @@ class LoraConfig:
         if not matching or (isinstance(value, int) and type(value) is not type(matching[0])):
             raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
         setattr(self, name, matching[0])  # PEFT's TaskType is a str, but JSON would not know it
-
-    # -- which layers
-
-    def targets(self, path: str) -> bool:
-        """Whether the linear layer at ``path`` is to be adapted."""
-        return not self.excludes(path) and not self.saves(path) and self._names(path)
-
-    def conflicts(self, path: str) -> bool:
-        """Whether ``path`` is named both as a target and as a module to train whole."""
-        return self.target_modules != "all-linear" and self.saves(path) and self._names(path)
-
-    def _names(self, path: str) -> bool:
-        if self.target_modules is None:
-            raise ValueError("target_modules is not set: name the Linear layers, or 'all-linear'")
-        if self.target_modules == "all-linear":
-            return True
-        in_full = not isinstance(self.target_modules, str) and path in self.target_modules
-        return in_full or (_matches(self.target_modules, path) and self._at_wanted_depth(path))
-
-    def excludes(self, path: str) -> bool:
-        """Whether ``exclude_modules`` names ``path``."""
-        return self.exclude_modules is not None and _matches(self.exclude_modules, path)
-
-    def saves(self, path: str) -> bool:
-        """Whether ``path`` is, or lies inside, one of ``modules_to_save``."""
-        return any(
-            re.match(rf"(.*\.)?{re.escape(name)}(\..*)?$", path)
-            for name in self.modules_to_save or ()
-        )
-
-    def _at_wanted_depth(self, path: str) -> bool:
-        wanted = self.layers_to_transform
-        if wanted is None or wanted == []:
-            return True
-        parts = [_part(pattern) for pattern in _listed(self.layers_pattern)]
-        for part in parts or [r".*?\.[^.]*"]:
-            found = re.match(rf"{part}\.(?P<number>\d+)\.", path)
-            if found:
-                return int(found["number"]) in ([wanted] if isinstance(wanted, int) else wanted)
-        return False
-
-    def options(self, path: str) -> dict[str, Any]:
-        """Return the arguments of the adapter layer at ``path``."""
-        options: dict[str, Any] = {
-            "r": _lookup(self.rank_pattern, path, self.r),
-            "lora_alpha": _lookup(self.alpha_pattern, path, self.lora_alpha),
-            "use_rslora": self.use_rslora,
-            "lora_dropout": self.lora_dropout,
-            "init_lora_weights": self.init_lora_weights,
-        }
-        return {**options, "lora_bias": True} if self.lora_bias else options
 
     # -- the file
 
@@ -335,25 +284,6 @@ def trailing(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def _part(pattern: str) -> str:
+def leading(pattern: str) -> str:
     """Return the expression for a path up to a part of it."""
     return rf"(?:^|.*?\.)(?:{pattern})"
-
-
-def _listed(names: Sequence[str] | str | None) -> list[str]:
-    return [names] if names and isinstance(names, str) else list(names or ())
-
-
-def _matches(names: Iterable[str] | str, path: str) -> bool:
-    """Whether a regular expression matches all of ``path``, or a list has whole trailing parts of it."""
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches whole trailing parts of ``path``."""
-    for pattern, value in patterns.items():
-        if re.match(trailing(pattern), path):
-            return value
-    return default

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 
 from loradora import checkpoint
 from loradora.adapters import Adapted, DoRALinear, LoRALinear, LoRASum, LowRankLinear
-from loradora.config import LoraConfig, trailing
+from loradora.config import LoraConfig
+from loradora.matching import Match, check_names, layer_options, match
 from loradora.nn import Linear, Module, check_positive
 from loradora.views import intact, own_copy, rebuild
 from minigrad import Tensor
@@ -45,36 +45,32 @@ class Adapter:
         The model to adapt.
     config
         How.
+    found
+        What the config names in ``base``.
     rng
         The source of randomness.
     layer
         The class of its layers; by default LoRALinear or DoRALinear, as the config says.
-    strict
-        Refuse patterns and modules to save that match nothing, or both a target and a module to save.
-        PEFT writes such configs; in a file the tensors tell what is meant, and all are checked.
     """
 
     def __init__(
         self,
         base: Module,
         config: LoraConfig,
+        found: Match,
         rng: np.random.Generator,
         layer: type[LowRankLinear] | None = None,
-        *,
-        strict: bool = True,
     ) -> None:
-        config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
-        targets, whole = _plan(base, config, strict)
         self.layer = layer or (DoRALinear if config.use_dora else LoRALinear)
         if issubclass(self.layer, DoRALinear) != config.use_dora:
             raise ValueError(f"use_dora={config.use_dora} does not go with {self.layer.__name__}")
 
         def replace(module: Module) -> Module | None:
-            if id(module) in whole:
+            if id(module) in found.whole:
                 return own_copy(module)
-            if not isinstance(module, Linear) or id(module) not in targets:
+            if not isinstance(module, Linear) or id(module) not in found.targets:
                 return None
-            return self.layer(module, **config.options(targets[id(module)]), rng=rng)
+            return self.layer(module, **layer_options(config, found.targets[id(module)]), rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
@@ -114,54 +110,6 @@ class Adapter:
             if isinstance(module, LowRankLinear):
                 found.setdefault(id(module), (path, module))
         return dict(found.values())
-
-
-def _plan(base: Module, config: LoraConfig, strict: bool) -> tuple[dict[int, str], set[int]]:
-    """Return which modules to adapt (id → path) and which to train whole (ids); change nothing.
-
-    Raises
-    ------
-    ValueError
-        For targets that match nothing or something else than a Linear, and, if ``strict``,
-        for names in the other options that match nothing, or match a target.
-    """
-    modules = [(path, module) for path, module in base.named_modules() if path]
-    linears = [path for path, module in modules if isinstance(module, Linear)]
-    found = {path: m for path, m in modules if config.targets(path)}
-    if config.target_modules == "all-linear":
-        found = {path: m for path, m in found.items() if isinstance(m, Linear)}
-    wrong = [f"{p} ({type(m).__name__})" for p, m in found.items() if not isinstance(m, Linear)]
-    if wrong:
-        raise ValueError(f"only Linear layers can be adapted, not {', '.join(wrong)}")
-    if not found:
-        raise ValueError(
-            f"target_modules={config.target_modules!r} matches no Linear layer; there are: "
-            + (", ".join(linears) or f"none inside this {type(base).__name__}")
-        )
-    if config.exclude_modules and not any(config.excludes(path) for path, _ in modules):
-        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
-    for option in ("rank_pattern", "alpha_pattern") if strict else ():
-        for pattern in getattr(config, option):
-            if not any(re.match(trailing(pattern), path) for path in found):
-                raise ValueError(f"{option} key {pattern!r} matches none of {', '.join(found)}")
-    whole = set()
-    for name in config.modules_to_save or ():
-        hits = [m for path, m in modules if path == name or path.endswith(f".{name}")]
-        if strict and not hits and name not in config.heads():
-            raise ValueError(
-                f"modules_to_save={name!r} matches no module; there are: "
-                + ", ".join(path for path, _ in modules)
-            )
-        whole |= {id(m) for m in hits}
-    both = [path for path in linears if config.conflicts(path)]
-    inside = {id(part) for _, m in modules if id(m) in whole for _, part in m.named_modules()}
-    both += [path for path, m in found.items() if id(m) in inside]  # one layer under two names
-    if strict and both:
-        raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
-    targets: dict[int, str] = {}
-    for path, module in found.items():
-        targets.setdefault(id(module), path)
-    return targets, whole
 
 
 #: How PEFT's files call the tensors of an adapted layer.
@@ -310,8 +258,11 @@ class PeftModel(Module):
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
         checkpoint.check_name(adapter_name)
+        config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
+        found = match(self._plain, config)
+        check_names(self._plain, config, found)
         rng = np.random.default_rng() if rng is None else rng
-        self._keep(adapter_name, Adapter(self._plain, config, rng, layer))
+        self._keep(adapter_name, Adapter(self._plain, config, found, rng, layer))
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
         configs = [adapter.config, *self.peft_config.values()]
@@ -421,7 +372,8 @@ class PeftModel(Module):
         self._keep(adapter_name, new)
 
     def _same(self, config: LoraConfig, layer: type[LowRankLinear] | None = None) -> Adapter:
-        return Adapter(self._plain, config, np.random.default_rng(0), layer, strict=False)
+        found = match(self._plain, config)
+        return Adapter(self._plain, config, found, np.random.default_rng(0), layer)
 
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
@@ -731,14 +683,16 @@ def _load(
     config = dataclasses.replace(file.config, inference_mode=not is_trainable)
     try:
         longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
-        for path, r in _ranks(base, config).items():
+        found = match(base, config)
+        for path in found.targets.values():
+            r = layer_options(config, path)["r"]
             if r > longest:  # before memory is allocated for it
                 raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")
         # what is not overwritten in a moment is only what these two make of W0
         keeps = config.init_lora_weights in ("pissa", "olora")
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
         rng = np.random.default_rng() if rng is None else rng
-        adapter = Adapter(base, quick, rng, layer, strict=False)
+        adapter = Adapter(base, quick, found, rng, layer)
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
     adapter.config = config
@@ -746,9 +700,3 @@ def _load(
     for key, p in adapter.saved.items():
         p.data = arrays[key]
     return adapter
-
-
-def _ranks(base: Module, config: LoraConfig) -> dict[str, int]:
-    """Return r for every layer to adapt, by path; a tied layer once, under its first."""
-    targets, _ = _plan(base, config, strict=False)
-    return {path: config.options(path)["r"] for path in targets.values()}

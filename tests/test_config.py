@@ -12,6 +12,7 @@ import pytest
 
 from loradora import LoraConfig
 from loradora.config import ABSENT
+from loradora.matching import is_target, layer_options
 
 KEYS = """
     alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias
@@ -298,12 +299,12 @@ TARGETS = [
 
 @pytest.mark.parametrize(("options", "path", "hit"), TARGETS, ids=str)
 def test_which_layers_are_targets(options, path, hit):
-    assert LoraConfig(**options).targets(path) is hit
+    assert is_target(LoraConfig(**options), path) is hit
 
 
 def test_without_targets_there_is_nothing_to_match():
     with pytest.raises(ValueError, match="target_modules is not set: name the Linear layers"):
-        LoraConfig().targets("q")
+        is_target(LoraConfig(), "q")
 
 
 PATTERNS = [
@@ -324,14 +325,14 @@ PATTERNS = [
 @pytest.mark.parametrize(("pattern", "path", "hit"), PATTERNS)
 @pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
 def test_patterns_match_whole_trailing_parts(option, pattern, path, hit):
-    options = LoraConfig(r=8, lora_alpha=16, **{option: {pattern: 3}}).options(path)
+    options = layer_options(LoraConfig(r=8, lora_alpha=16, **{option: {pattern: 3}}), path)
     name, default = {"rank_pattern": ("r", 8), "alpha_pattern": ("lora_alpha", 16)}[option]
     assert options[name] == (3 if hit else default)
 
 
 def test_the_first_pattern_that_matches_wins_and_the_two_do_not_mix():
     config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"q": 2, ".*": 4}, alpha_pattern={"v": 5})
-    found = {path: config.options(path) for path in ("x.q", "x.v")}
+    found = {path: layer_options(config, path) for path in ("x.q", "x.v")}
     assert [(o["r"], o["lora_alpha"]) for o in found.values()] == [(2, 16), (4, 5)]
 
 
@@ -339,11 +340,11 @@ def test_layers_get_the_options_of_the_config():
     config = LoraConfig(
         r=2, lora_alpha=5, use_rslora=True, lora_dropout=0.25, init_lora_weights="gaussian"
     )
-    assert config.options("q") == {
+    assert layer_options(config, "q") == {
         "r": 2,
         "lora_alpha": 5,
         "use_rslora": True,
         "lora_dropout": 0.25,
         "init_lora_weights": "gaussian",
     }
-    assert LoraConfig(lora_bias=True).options("q")["lora_bias"] is True
+    assert layer_options(LoraConfig(lora_bias=True), "q")["lora_bias"] is True

@@ -364,6 +364,7 @@ NOWHERE = [
     ({"modules_to_save": ["blocks.0"]}, "blocks.0.q.*named by both target_modules and modules_to"),
     ({"rank_pattern": {"k": 2}}, "rank_pattern key 'k' matches none of blocks.0.q"),
     ({"alpha_pattern": {"head.0": 2}}, "alpha_pattern key 'head.0' matches none of blocks.0.q"),
+    ({"rank_pattern": {"tied.q": 2}}, "'tied.q' matches none of blocks.0.q"),  # its other name
     ({"r": 5, "init_lora_weights": "pissa"}, "needs a positive scaling and r ≤ 4, not 0.6 and 5"),
 ]
 

@@ -1,0 +1,206 @@
+"""Which layers of a model a config names, and what each of them gets.
+
+A list of names matches whole trailing parts of a path: "q" is "layer.0.q", but not "layer.0.seq".
+A string is a regular expression for the whole path.  What is excluded, or trains whole, is no target.
+These are PEFT's rules.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from loradora.config import LoraConfig, leading, trailing
+from loradora.nn import Linear, Module
+
+
+class Match(NamedTuple):
+    """What a config names in a model.
+
+    Attributes
+    ----------
+    targets
+        The layers to adapt: id → path.  A layer under several names has the first that is named.
+    whole
+        The ids of the modules that train whole.
+    """
+
+    targets: dict[int, str]
+    whole: set[int]
+
+
+def match(model: Module, config: LoraConfig) -> Match:
+    """Return which modules of ``model`` to adapt and which to train whole; change nothing.
+
+    Raises
+    ------
+    ValueError
+        For targets that match nothing, listing the Linear layers there are, or something else than
+        a Linear.
+
+    Warns
+    -----
+    UserWarning
+        If ``exclude_modules`` excludes nothing.
+    """
+    targets: dict[int, str] = {}
+    for path, layer in _named_linears(model, config).items():
+        targets.setdefault(id(layer), path)
+    modules = _inside(model)
+    _check_exclusion(config, list(modules))
+    whole = {id(m) for path, m in modules.items() if _matches(config.modules_to_save or (), path)}
+    return Match(targets, whole)
+
+
+def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
+    modules = _inside(model)
+    named = {path: m for path, m in modules.items() if is_target(config, path)}
+    if config.target_modules == "all-linear":
+        named = {path: m for path, m in named.items() if isinstance(m, Linear)}
+    wrong = [f"{p} ({type(m).__name__})" for p, m in named.items() if not isinstance(m, Linear)]
+    if wrong:
+        raise ValueError(f"only Linear layers can be adapted, not {', '.join(wrong)}")
+    if not named:
+        linears = [path for path, m in modules.items() if isinstance(m, Linear)]
+        raise ValueError(
+            f"target_modules={config.target_modules!r} matches no Linear layer; there are: "
+            + (", ".join(linears) or f"none inside this {type(model).__name__}")
+        )
+    return named
+
+
+def _check_exclusion(config: LoraConfig, paths: list[str]) -> None:
+    if config.exclude_modules and not any(_excluded(config, path) for path in paths):
+        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
+
+
+def check_names(model: Module, config: LoraConfig, found: Match) -> None:
+    """Check that every name in the config's other options is of use.
+
+    This is for configs that someone writes.  PEFT writes some into its files that would not pass; there
+    the tensors tell what is meant.
+
+    Raises
+    ------
+    ValueError
+        For a pattern or a module to save that matches nothing, or a layer that is both a target and
+        to train whole.
+    """
+    _check_patterns(config, found)
+    _check_modules_to_save(model, config)
+    _check_overlap(model, config, found)
+
+
+def _check_patterns(config: LoraConfig, found: Match) -> None:
+    targets = list(found.targets.values())
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, option):
+            if not any(re.match(trailing(pattern), path) for path in targets):
+                raise ValueError(f"{option} key {pattern!r} matches none of {', '.join(targets)}")
+
+
+def _check_modules_to_save(model: Module, config: LoraConfig) -> None:
+    paths = list(_inside(model))
+    for name in config.modules_to_save or ():
+        implied = name in config.heads()  # by the task; the model need not have it
+        if not implied and not any(_matches([name], path) for path in paths):
+            raise ValueError(
+                f"modules_to_save={name!r} matches no module; there are: {', '.join(paths)}"
+            )
+
+
+def _check_overlap(model: Module, config: LoraConfig, found: Match) -> None:
+    modules = _inside(model)
+    both = []
+    if config.target_modules != "all-linear":  # which leaves out what trains whole
+        linears = [path for path, m in modules.items() if isinstance(m, Linear)]
+        both = [p for p in linears if trains_whole(config, p) and _named_as_target(config, p)]
+    whole = [m for m in modules.values() if id(m) in found.whole]
+    inside = {id(part) for m in whole for _, part in m.named_modules()}
+    both += [path for key, path in found.targets.items() if key in inside]  # under another name
+    if both:
+        raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
+
+
+def _inside(model: Module) -> dict[str, Module]:
+    return {path: module for path, module in model.named_modules() if path}
+
+
+# ----------------------------------------------------------------------------- what a path gets
+
+
+def is_target(config: LoraConfig, path: str) -> bool:
+    """Whether the linear layer at ``path`` is to be adapted.
+
+    Raises
+    ------
+    ValueError
+        If ``target_modules`` is not set.
+    """
+    named = _named_as_target(config, path)
+    return named and not _excluded(config, path) and not trains_whole(config, path)
+
+
+def trains_whole(config: LoraConfig, path: str) -> bool:
+    """Whether ``path`` is, or lies inside, one of ``modules_to_save``."""
+    return any(
+        re.match(rf"(.*\.)?{re.escape(name)}(\..*)?$", path)
+        for name in config.modules_to_save or ()
+    )
+
+
+def layer_options(config: LoraConfig, path: str) -> dict[str, Any]:
+    """Return the arguments of the adapter layer at ``path``."""
+    options: dict[str, Any] = {
+        "r": _lookup(config.rank_pattern, path, config.r),
+        "lora_alpha": _lookup(config.alpha_pattern, path, config.lora_alpha),
+        "use_rslora": config.use_rslora,
+        "lora_dropout": config.lora_dropout,
+        "init_lora_weights": config.init_lora_weights,
+    }
+    return {**options, "lora_bias": True} if config.lora_bias else options
+
+
+def _named_as_target(config: LoraConfig, path: str) -> bool:
+    targets = config.target_modules
+    if targets is None:
+        raise ValueError("target_modules is not set: name the Linear layers, or 'all-linear'")
+    if targets == "all-linear":
+        return True
+    in_full = not isinstance(targets, str) and path in targets
+    return in_full or (_matches(targets, path) and _at_wanted_depth(config, path))
+
+
+def _at_wanted_depth(config: LoraConfig, path: str) -> bool:
+    """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return True
+    given = config.layers_pattern
+    patterns = [given] if given and isinstance(given, str) else list(given or ())
+    for part in [leading(pattern) for pattern in patterns] or [r".*?\.[^.]*"]:
+        found = re.match(rf"{part}\.(?P<number>\d+)\.", path)
+        if found:
+            return int(found["number"]) in ([wanted] if isinstance(wanted, int) else wanted)
+    return False
+
+
+def _excluded(config: LoraConfig, path: str) -> bool:
+    return config.exclude_modules is not None and _matches(config.exclude_modules, path)
+
+
+def _matches(names: Iterable[str] | str, path: str) -> bool:
+    """Whether a regular expression matches all of ``path``, or a list has whole trailing parts of it."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches whole trailing parts of ``path``."""
+    for pattern, value in patterns.items():
+        if re.match(trailing(pattern), path):
+            return value
+    return default
