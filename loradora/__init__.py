@@ -2,8 +2,8 @@
 
 Read it in this order: ``adapters`` (the heart) and ``by_hand`` (its gradients on paper), ``nn`` (layers),
 ``init`` (how A and B start), ``config`` (the options), ``matching`` (which layers they
-name), ``views`` (sharing a frozen base), ``peft`` (adapted models, merging), ``checkpoint`` (files),
-``optim`` and ``train`` (training), ``analysis`` (what an adapter did).
+name), ``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``peft`` (adapted models,
+merging), ``checkpoint`` (files), ``optim`` and ``train`` (training), ``analysis`` (what an adapter did).
 """
 
 from loradora import analysis as analysis

@@ -30,7 +30,6 @@ where it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -322,9 +321,7 @@ class ColumnDoRALinear(DoRALinear):
         dropped = self.lora_dropout(x)
         z = self.m / nonzero(self.norm()) * dropped  #                   c ∘ x
         h = mg.linear(z, self.A)  #                                      z Aᵀ
-        y = mg.linear(
-            self.scaling * h, self.B, self.base_layer(z)
-        )  #   z W0ᵀ + b + s h Bᵀ = z Vᵀ + b
+        y = mg.linear(self.scaling * h, self.B, self.base_layer(z))  #   z W0ᵀ + b + s h Bᵀ
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
     @property
@@ -336,33 +333,6 @@ class ColumnDoRALinear(DoRALinear):
 
     def _describe(self) -> str:
         return super()._describe() + ", norm of columns"
-
-
-class LoRASum(Adapted):
-    """Several LoRAs of one layer, whose corrections add up: y = x W0ᵀ + b + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ."""
-
-    def __init__(self, layers: Sequence[LoRALinear]) -> None:
-        self.layers = list(layers)
-
-    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
-        """Return y of shape (…, out) for x of shape (…, in)."""
-        first, *others = self.layers
-        x, y = first.as_input(x), first(x)
-        for layer in others:
-            h = mg.linear(layer.lora_dropout(x), layer.A)
-            y = mg.linear(layer.scaling * h, layer.B, y)
-        return y
-
-    @property
-    def weight(self) -> Tensor:
-        """W0 + Σ sᵢ Bᵢ Aᵢ, as a constant."""
-        W = self.layers[0].weight.data
-        return Tensor(sum((a.scaling * (a.B.data @ a.A.data) for a in self.layers[1:]), start=W))
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the adapted layer."""
-        return self.layers[0].bias
 
 
 # ----------------------------------------------------------------------------- plain layers

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from loradora import checkpoint
-from loradora.adapters import Adapted, DoRALinear, LoRALinear, LoRASum, LowRankLinear
+from loradora.adapters import Adapted, DoRALinear, LoRALinear, LowRankLinear
+from loradora.combining import check_adds_up, check_weights, config_for, together, weighted_sum
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
-from loradora.nn import Linear, Module, check_positive
+from loradora.nn import Linear, Module
 from loradora.views import intact, own_copy, rebuild
 from minigrad import Tensor
 
@@ -255,9 +255,7 @@ class PeftModel(Module):
             For a name that is taken or is no plain name, and for a second adapter that
             trains biases, because two sets of biases cannot be told apart from their sum.
         """
-        if adapter_name in self._adapters:
-            raise ValueError(f"there is an adapter named {adapter_name!r} already")
-        checkpoint.check_name(adapter_name)
+        self._check_new(adapter_name)
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         found = match(self._plain, config)
         check_names(self._plain, config, found)
@@ -295,7 +293,11 @@ class PeftModel(Module):
             raise ValueError("name at least one adapter; disable_adapter() turns them off")
         if len(set(names)) < len(names):
             raise ValueError(f"an adapter is named twice: {', '.join(names)}")
-        return chosen[0].model if len(chosen) == 1 else self._sum(chosen)
+        if len(chosen) == 1:
+            return chosen[0].model
+        for adapter in chosen:
+            check_adds_up(adapter.config, adapter.layer)
+        return together(self._plain, [adapter.layers() for adapter in chosen])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
@@ -349,75 +351,42 @@ class PeftModel(Module):
             For unknown names, another combination ("linear" averages the factors A and B,
             which is not the sum of their products), or adapters that do not simply add up.
         """
-        if len(adapters) != len(weights) or not adapters:
-            raise ValueError(f"expected one weight per adapter, got {adapters} and {weights}")
-        if combination_type not in ("cat", "svd"):
-            raise ValueError(f"combination_type must be 'cat' or 'svd', not {combination_type!r}")
-        if not np.all(np.isfinite(weights)):
-            raise ValueError(f"weights must be finite, not {list(weights)}")
-        if svd_rank is not None:
-            check_positive(svd_rank=svd_rank)
-            if combination_type != "svd":
-                raise ValueError(f"svd_rank={svd_rank} goes with combination_type='svd'")
-        if adapter_name in self._adapters:
-            raise ValueError(f"there is an adapter named {adapter_name!r} already")
-        checkpoint.check_name(adapter_name)
+        check_weights(adapters, weights, combination_type, svd_rank)
+        self._check_new(adapter_name)
         chosen = [self._get(name) for name in adapters]
         if len(chosen) == 1 and weights[0] == 1 and combination_type == "cat":
-            new = self._same(chosen[0].config, chosen[0].layer)
-            for key, p in chosen[0].saved.items():
-                new.saved[key].data = p.data
+            new = self._copy(chosen[0])
         else:
             new = self._weighted(chosen, weights, combination_type, svd_rank)
         self._keep(adapter_name, new)
 
-    def _same(self, config: LoraConfig, layer: type[LowRankLinear] | None = None) -> Adapter:
-        found = match(self._plain, config)
-        return Adapter(self._plain, config, found, np.random.default_rng(0), layer)
+    def _copy(self, adapter: Adapter) -> Adapter:
+        new = self._adapter(adapter.config, adapter.layer)
+        for key, p in adapter.saved.items():
+            new.saved[key].data = p.data
+        return new
 
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
     ) -> Adapter:
-        _check_sum(chosen)
-        factors: dict[str, tuple[Any, Any]] = {}
-        for path in dict.fromkeys(path for adapter in chosen for path in adapter.layers()):
-            parts = [(w, a.layers()[path]) for w, a in zip(weights, chosen) if path in a.layers()]
-            A = np.concatenate([layer.A.data for _, layer in parts])
-            B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
-            if kind == "svd":
-                rank = svd_rank or max(layer.r for _, layer in parts)
-                U, S, Vt = np.linalg.svd(np.matmul(B, A, dtype=np.float64), full_matrices=False)
-                A, B = Vt[:rank], U[:, :rank] * S[:rank]
-            factors[path] = A, B
-        ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
-        config = LoraConfig(
-            r=max(ranks.values()),
-            lora_alpha=max(ranks.values()),
-            target_modules="|".join(ranks),
-            rank_pattern={f"^{path}": r for path, r in ranks.items()},
-            alpha_pattern={f"^{path}": r for path, r in ranks.items()},
-        )
-        new = self._same(config)
+        for adapter in chosen:
+            check_adds_up(adapter.config, adapter.layer)
+        factors = weighted_sum(weights, [a.layers() for a in chosen], kind, svd_rank)
+        new = self._adapter(config_for(factors))
         for path, layer in new.layers().items():
             A, B = factors[path]
             layer.A.data, layer.B.data = A.astype(layer.A.dtype), B.astype(layer.B.dtype)
         return new
 
-    def _sum(self, chosen: list[Adapter]) -> Module:
-        """Return a view in which the LoRA layers of all the adapters lie on top of each other."""
-        _check_sum(chosen)
-        stacks: dict[int, list[LoRALinear]] = {}
-        modules = dict(self._plain.named_modules())
-        for adapter in chosen:
-            for path, layer in adapter.layers().items():
-                assert isinstance(layer, LoRALinear)
-                stacks.setdefault(id(modules[path]), []).append(layer)
+    def _adapter(self, config: LoraConfig, layer: type[LowRankLinear] | None = None) -> Adapter:
+        """Return an adapter whose tensors are still to be set."""
+        found = match(self._plain, config)
+        return Adapter(self._plain, config, found, np.random.default_rng(0), layer)
 
-        def replace(module: Module) -> Module | None:
-            layers = stacks.get(id(module))
-            return LoRASum(layers) if layers else None
-
-        return rebuild(self._plain, replace)
+    def _check_new(self, adapter_name: str) -> None:
+        if adapter_name in self._adapters:
+            raise ValueError(f"there is an adapter named {adapter_name!r} already")
+        checkpoint.check_name(adapter_name)
 
     def _get(self, name: str) -> Adapter:
         if name not in self._adapters:
@@ -537,9 +506,7 @@ class PeftModel(Module):
         CheckpointError
             Listing everything that is wrong with the files; nothing is changed.
         """
-        if adapter_name in self._adapters:
-            raise ValueError(f"there is an adapter named {adapter_name!r} already")
-        checkpoint.check_name(adapter_name)
+        self._check_new(adapter_name)
         self._keep(adapter_name, _load(self._plain, source, is_trainable, allow_nan, rng, layer))
 
     @classmethod
@@ -644,26 +611,6 @@ def get_peft_model(
     trainable params: 5,224 || all params: 208,754 || trainable%: 2.5025
     """
     return PeftModel(model, config, adapter_name, rng=rng, layer=layer)
-
-
-def _check_sum(chosen: Sequence[Adapter]) -> None:
-    for adapter in chosen:
-        config, kind = adapter.config, adapter.layer
-        if config.use_dora:
-            raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
-        own = [n for n in ("forward", "weight", "correct") if n in _own_names(kind)]
-        if own:
-            raise ValueError(f"{kind.__name__} has {own[0]!r} of its own, and need not add up")
-        if config.bias != "none" or config.modules_to_save or config.lora_bias:
-            raise ValueError("adapters that train biases or whole modules do not add up")
-        if config.init_lora_weights in ("pissa", "olora"):
-            raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
-
-
-def _own_names(kind: type[LowRankLinear]) -> set[str]:
-    """Return what a variant defines beyond LoRALinear."""
-    above = kind.__mro__[: kind.__mro__.index(LoRALinear)]
-    return {name for cls in above for name in vars(cls)}
 
 
 def _arrays(adapter: Adapter) -> dict[str, Any]:

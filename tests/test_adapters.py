@@ -19,7 +19,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import loradora as ld
 import minigrad as mg
 from loradora import norms
-from loradora.adapters import ColumnDoRALinear, LoRASum, nonzero
+from loradora.adapters import ColumnDoRALinear, nonzero
+from loradora.combining import LoRASum
 from loradora.norms import LowRankNorm, factored_row_norm, row_norm, row_squares
 
 DETACHED = {"DoRA": {}, "DoRA of columns": {"norm_axis": 0}}

@@ -1,0 +1,166 @@
+"""Sums of adapters: LoRAs that act together, and LoRAs that are added up into one.
+
+The corrections of several LoRAs of one layer add up, and their weighted sum is again a product,
+
+    Σ wᵢ sᵢ Bᵢ Aᵢ = B A        with the Aᵢ below each other in A, the wᵢ sᵢ Bᵢ side by side in B,
+
+whose rank is the sum of theirs ("cat").  Its best approximation of a lower rank is made of its largest
+singular values ("svd").  DoRAs do not add up, because each rescales the weight of the base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import minigrad as mg
+from loradora.adapters import Adapted, LoRALinear, LowRankLinear
+from loradora.config import LoraConfig
+from loradora.nn import Module, check_positive
+from loradora.views import rebuild
+from minigrad import Tensor
+
+#: The adapted layers of one adapter by path.
+Layers: TypeAlias = Mapping[str, LowRankLinear]
+
+#: A (r, in) and B (out, r).
+Factors: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+# ----------------------------------------------------------------------------- what adds up
+
+
+def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
+    """Check that an adapter of this config and class is nothing but a sum of s B A.
+
+    Raises
+    ------
+    ValueError
+        If it is not, with the reason.
+    """
+    if config.use_dora:
+        raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
+    own = [n for n in ("forward", "weight", "correct") if n in _own_names(layer)]
+    if own:
+        raise ValueError(f"{layer.__name__} has {own[0]!r} of its own, and need not add up")
+    if config.bias != "none" or config.modules_to_save or config.lora_bias:
+        raise ValueError("adapters that train biases or whole modules do not add up")
+    if config.init_lora_weights in ("pissa", "olora"):
+        raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
+
+
+def _own_names(kind: type[LowRankLinear]) -> set[str]:
+    """Return what a variant defines beyond LoRALinear."""
+    above = kind.__mro__[: kind.__mro__.index(LoRALinear)]
+    return {name for cls in above for name in vars(cls)}
+
+
+# ----------------------------------------------------------------------------- acting together
+
+
+class LoRASum(Adapted):
+    """Several LoRAs of one layer, whose corrections add up: y = x W0ᵀ + b + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ."""
+
+    def __init__(self, layers: Sequence[LowRankLinear]) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return y of shape (…, out) for x of shape (…, in)."""
+        first, *others = self.layers
+        x, y = first.as_input(x), first(x)
+        for layer in others:
+            h = mg.linear(layer.lora_dropout(x), layer.A)
+            y = mg.linear(layer.scaling * h, layer.B, y)
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """W0 + Σ sᵢ Bᵢ Aᵢ, as a constant."""
+        W = self.layers[0].weight.data
+        return Tensor(sum((a.scaling * (a.B.data @ a.A.data) for a in self.layers[1:]), start=W))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the adapted layer."""
+        return self.layers[0].bias
+
+
+def together(base: Module, adapters: Sequence[Layers]) -> Module:
+    """Return a view of ``base`` in which the LoRAs of all the adapters act at once."""
+    modules = dict(base.named_modules())
+    stacks: dict[int, list[LowRankLinear]] = {}
+    for layers in adapters:
+        for path, layer in layers.items():
+            stacks.setdefault(id(modules[path]), []).append(layer)
+
+    def replace(module: Module) -> Module | None:
+        return LoRASum(stacks[id(module)]) if id(module) in stacks else None
+
+    return rebuild(base, replace)
+
+
+# ----------------------------------------------------------------------------- added up into one
+
+
+def check_weights(
+    names: Sequence[str], weights: Sequence[float], kind: str, svd_rank: int | None
+) -> None:
+    """Raise ValueError unless these can be the arguments of :func:`weighted_sum`."""
+    if len(names) != len(weights) or not names:
+        raise ValueError(f"expected one weight per adapter, got {names} and {weights}")
+    if kind not in ("cat", "svd"):
+        raise ValueError(f"combination_type must be 'cat' or 'svd', not {kind!r}")
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"weights must be finite, not {list(weights)}")
+    if svd_rank is not None:
+        check_positive(svd_rank=svd_rank)
+        if kind != "svd":
+            raise ValueError(f"svd_rank={svd_rank} goes with combination_type='svd'")
+
+
+def weighted_sum(
+    weights: Sequence[float], adapters: Sequence[Layers], kind: str, svd_rank: int | None
+) -> dict[str, Factors]:
+    """Return A and B with B A = Σ wᵢ sᵢ Bᵢ Aᵢ for every layer that one of the adapters has, by path.
+
+    Parameters
+    ----------
+    weights
+        One for each adapter.
+    adapters
+        Their layers.
+    kind
+        "cat" is exact; "svd" is the best approximation of rank ``svd_rank``.
+    svd_rank
+        By default the largest of the ranks.
+    """
+    factors = {}
+    for path in dict.fromkeys(path for layers in adapters for path in layers):
+        parts = [(w, layers[path]) for w, layers in zip(weights, adapters) if path in layers]
+        A = np.concatenate([layer.A.data for _, layer in parts])
+        B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
+        largest = max(layer.r for _, layer in parts)
+        factors[path] = (A, B) if kind == "cat" else _truncated(A, B, svd_rank or largest)
+    return factors
+
+
+def _truncated(A: npt.NDArray[Any], B: npt.NDArray[Any], rank: int) -> Factors:
+    """Return the factors of the best approximation of B A of this rank, by its singular values."""
+    U, S, Vt = np.linalg.svd(np.matmul(B, A, dtype=np.float64), full_matrices=False)
+    return Vt[:rank], U[:, :rank] * S[:rank]
+
+
+def config_for(factors: Mapping[str, Factors]) -> LoraConfig:
+    """Return the config of a LoRA in exactly these layers, with these ranks and s = 1."""
+    ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
+    return LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        target_modules="|".join(ranks),
+        rank_pattern={f"^{path}": r for path, r in ranks.items()},
+        alpha_pattern={f"^{path}": r for path, r in ranks.items()},
+    )
