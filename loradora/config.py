@@ -6,6 +6,7 @@ is read by the other.  What is not implemented here is refused by name; no optio
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import warnings
@@ -22,28 +23,11 @@ TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "F
 #: Tasks for which PEFT trains a classification head whole, if the model has one by these names.
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 
-#: Options of PEFT that stay at their defaults here, with the reason.
-ABSENT = {
-    "alora_invocation_tokens": "it needs a tokenised prompt",
-    "arrow_config": "it routes between adapters",
-    "corda_config": "it needs activations of a calibration set",
-    "ensure_weight_tying": "tied layers are always adapted together here",
-    "eva_config": "it needs activations of a calibration set",
-    "fan_in_fan_out": "weights are (out, in) here",
-    "kasa_config": "it is another adapter family",
-    "layer_replication": "it changes the architecture",
-    "loftq_config": "it needs quantised weights",
-    "lora_ga_config": "it needs gradients of a calibration set",
-    "megatron_config": "it needs Megatron",
-    "megatron_core": "it needs Megatron",
-    "monteclora_config": "it is another adapter family",
-    "qalora_group_size": "it needs quantised weights",
-    "target_parameters": "it adapts bare parameters, not linear layers",
-    "trainable_token_indices": "it needs an embedding",
-    "use_bdlora": "it is another adapter family",
-    "use_qalora": "it needs quantised weights",
-    "velora_config": "it is another adapter family",
-}
+
+def absent(default: Any, reason: str) -> Any:
+    """Return the field of an option of PEFT that has to stay at its default here, for this reason."""
+    metadata = {"default": default, "absent": reason}
+    return field(default_factory=lambda: copy.copy(default), metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -92,8 +76,7 @@ class LoraConfig:
     auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
         What PEFT notes in the file; kept for it.
 
-    PEFT's other options are known, too, and refused with the reason (:data:`ABSENT`) unless they have
-    their default.
+    PEFT's other options are known, too, and refused with the reason unless they have their default.
 
     Raises
     ------
@@ -124,30 +107,28 @@ class LoraConfig:
     peft_version: str | None = None
     revision: str | None = None
 
-    alora_invocation_tokens: Any = None
-    arrow_config: Any = None
-    corda_config: Any = None
-    ensure_weight_tying: bool = False
-    eva_config: Any = None
-    fan_in_fan_out: bool = False
-    kasa_config: Any = None
-    layer_replication: Any = None
-    loftq_config: Any = field(default_factory=dict)
-    lora_ga_config: Any = None
-    megatron_config: Any = None
-    megatron_core: str | None = "megatron.core"
-    monteclora_config: Any = None
-    qalora_group_size: int = 16
-    target_parameters: Any = None
-    trainable_token_indices: Any = None
-    use_bdlora: Any = None
-    use_qalora: bool = False
-    velora_config: Any = None
+    alora_invocation_tokens: Any = absent(None, "it needs a tokenised prompt")
+    arrow_config: Any = absent(None, "it routes between adapters")
+    corda_config: Any = absent(None, "it needs activations of a calibration set")
+    ensure_weight_tying: Any = absent(False, "tied layers are always adapted together here")
+    eva_config: Any = absent(None, "it needs activations of a calibration set")
+    fan_in_fan_out: Any = absent(False, "weights are (out, in) here")
+    kasa_config: Any = absent(None, "it is another adapter family")
+    layer_replication: Any = absent(None, "it changes the architecture")
+    loftq_config: Any = absent({}, "it needs quantised weights")
+    lora_ga_config: Any = absent(None, "it needs gradients of a calibration set")
+    megatron_config: Any = absent(None, "it needs Megatron")
+    megatron_core: Any = absent("megatron.core", "it needs Megatron")
+    monteclora_config: Any = absent(None, "it is another adapter family")
+    qalora_group_size: Any = absent(16, "it needs quantised weights")
+    target_parameters: Any = absent(None, "it adapts bare parameters, not linear layers")
+    trainable_token_indices: Any = absent(None, "it needs an embedding")
+    use_bdlora: Any = absent(None, "it is another adapter family")
+    use_qalora: Any = absent(False, "it needs quantised weights")
+    velora_config: Any = absent(None, "it is another adapter family")
 
     def __post_init__(self) -> None:
-        for name, reason in ABSENT.items():
-            if getattr(self, name) != DEFAULTS[name] and getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not implemented: {reason}")
+        self._check_absent()
         self._check_names()
         self._check_numbers()
         self._check("bias", ("none", "all", "lora_only"))
@@ -172,6 +153,13 @@ class LoraConfig:
     def heads(self) -> tuple[str, ...]:
         """Return the modules that train whole because of the task, if the model has them."""
         return HEADS.get(self.task_type or "", ())
+
+    def _check_absent(self) -> None:
+        """Raise if an option is set that is not implemented; what means no, like None, is not set."""
+        for option in dataclasses.fields(self):
+            name, value, known = option.name, getattr(self, option.name), option.metadata
+            if "absent" in known and value and value != known["default"]:
+                raise ValueError(f"{name}={value!r} is not implemented: {known['absent']}")
 
     def _check_numbers(self) -> None:
         """Raise unless ranks are positive integers and the others finite; make them Python's own."""
@@ -258,13 +246,6 @@ class LoraConfig:
         if unknown:
             warnings.warn(f"unknown keys in the adapter config: {unknown}", stacklevel=2)
         return cls(**{name: value for name, value in values.items() if name not in unknown})
-
-
-#: What each option is if it is not given.
-DEFAULTS: dict[str, Any] = {
-    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    for f in dataclasses.fields(LoraConfig)
-}
 
 
 def _plain(number: Any) -> float:

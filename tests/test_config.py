@@ -1,8 +1,10 @@
 """``LoraConfig`` understands what PEFT's does, says what it does not, and never ignores an option."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import re
 import warnings
 from enum import Enum
@@ -11,7 +13,6 @@ import numpy as np
 import pytest
 
 from loradora import LoraConfig
-from loradora.config import ABSENT
 from loradora.matching import is_target, layer_options
 
 KEYS = """
@@ -23,6 +24,9 @@ KEYS = """
     target_parameters task_type trainable_token_indices use_bdlora use_dora use_qalora use_rslora
     velora_config
 """
+
+FIELDS = dataclasses.fields(LoraConfig)
+ABSENT = {f.name: f.metadata["absent"] for f in FIELDS if "absent" in f.metadata}
 
 # ----------------------------------------------------------------------------- options
 
@@ -36,8 +40,10 @@ def test_the_defaults_are_those_of_peft():
     assert not any(getattr(config, name) for name in ("use_rslora", "use_dora", "lora_bias"))
 
 
-def test_two_configs_share_no_patterns():
-    assert LoraConfig().rank_pattern is not LoraConfig().rank_pattern
+def test_two_configs_share_no_dict():
+    one, other = LoraConfig(), LoraConfig()
+    for name in ("rank_pattern", "alpha_pattern", "loftq_config"):
+        assert getattr(one, name) is not getattr(other, name)
 
 
 ACCEPTED = [
@@ -153,7 +159,7 @@ def test_every_option_has_a_row_among_those_accepted_or_refused():
     tried = {name for options in ACCEPTED for name in options}
     tried |= {name for options, *_ in REFUSED for name in options}
     labels = {"auto_mapping", "base_model_name_or_path", "peft_version", "revision"}
-    assert {f.name for f in dataclasses.fields(LoraConfig)} - tried == labels | set(ABSENT)
+    assert {f.name for f in FIELDS} - tried == labels | set(ABSENT)
 
 
 # ----------------------------------------------------------------------------- the file
@@ -170,6 +176,28 @@ def test_an_option_that_is_not_implemented_is_refused_with_the_reason(name):
         LoraConfig(**{name: "set"})
     with pytest.raises(ValueError, match=message):
         LoraConfig.from_dict(LoraConfig().to_dict() | {name: "set"})
+
+
+@pytest.mark.parametrize("name", sorted(ABSENT))
+def test_an_option_that_is_not_implemented_may_be_given_as_peft_writes_it(name):
+    default = getattr(LoraConfig(), name)
+    for value in (default, None, False):
+        assert getattr(LoraConfig(**{name: value}), name) == value
+    assert LoraConfig(**{name: default}) == LoraConfig()
+
+
+def test_an_option_that_nobody_knows_is_a_type_error():
+    with pytest.raises(TypeError, match="unheard_of"):
+        LoraConfig(unheard_of=None)
+
+
+def test_a_config_can_be_copied_pickled_and_replaced():
+    config = LoraConfig(r=2, rank_pattern={"q": 3}, target_modules=["q"])
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config) == config != LoraConfig()
+    assert dataclasses.replace(config, r=4).r == 4
+    with pytest.raises(ValueError, match="eva_config=1 is not implemented"):
+        dataclasses.replace(config, eva_config=1)
 
 
 @pytest.mark.parametrize("name", ["auto_mapping", "base_model_name_or_path", "revision"])
