@@ -130,6 +130,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         self._check_absent()
         self._check_names()
+        self._check_expressions()
         self._check_numbers()
         self._check("bias", ("none", "all", "lora_only"))
         self._check("init_lora_weights", SCHEMES)
@@ -157,9 +158,38 @@ class LoraConfig:
     def _check_absent(self) -> None:
         """Raise if an option is set that is not implemented; what means no, like None, is not set."""
         for option in dataclasses.fields(self):
-            name, value, known = option.name, getattr(self, option.name), option.metadata
-            if "absent" in known and value and value != known["default"]:
-                raise ValueError(f"{name}={value!r} is not implemented: {known['absent']}")
+            name, value, notes = option.name, getattr(self, option.name), option.metadata
+            if "absent" in notes and value and value != notes["default"]:
+                raise ValueError(f"{name}={value!r} is not implemented: {notes['absent']}")
+
+    def _check_names(self) -> None:
+        """Raise unless names and patterns are strings, and layer numbers integers."""
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            value = getattr(self, name)
+            one = value is None or (isinstance(value, str) and name != "modules_to_save")
+            if not one and not _all_are(str, value):
+                raise TypeError(f"{name} must be a list of names, not {value!r}")
+        for name in ("rank_pattern", "alpha_pattern"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not _all_are(str, list(value)):
+                raise TypeError(f"{name} must be a dict from names to numbers, not {value!r}")
+        numbers = self.layers_to_transform
+        if not (numbers is None or _all_are(Integral, [numbers]) or _all_are(Integral, numbers)):
+            raise TypeError(f"layers_to_transform must be a list of integers, not {numbers!r}")
+
+    def _check_expressions(self) -> None:
+        """Raise unless every pattern can be compiled, as it is given and as it is meant."""
+        expressions = [
+            *[(p, p) for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)],
+            *[(p, leading(p)) for p in listed(self.layers_pattern)],
+            *[(p, trailing(p)) for p in (*self.rank_pattern, *self.alpha_pattern)],
+        ]
+        for given, meant in expressions:
+            try:
+                re.compile(given)
+                re.compile(meant)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{given[:80]!r} is no regular expression: {error}") from error
 
     def _check_numbers(self) -> None:
         """Raise unless ranks are positive integers and the others finite; make them Python's own."""
@@ -178,34 +208,6 @@ class LoraConfig:
         if wanted is not None:
             one = isinstance(wanted, Integral)
             self.layers_to_transform = int(wanted) if one else [int(i) for i in wanted]
-
-    def _check_names(self) -> None:
-        """Raise unless names are strings, layer numbers integers, and patterns can be compiled."""
-        expressions: list[tuple[str, str]] = []  # as given, and as it will be used
-        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, str) and name != "modules_to_save":
-                expressions.append((value, leading(value) if name == "layers_pattern" else value))
-            elif not _all_are(str, value):
-                raise TypeError(f"{name} must be a list of names, not {value!r}")
-            elif name == "layers_pattern":
-                expressions += [(pattern, leading(pattern)) for pattern in value]
-        for name in ("rank_pattern", "alpha_pattern"):
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) or not _all_are(str, list(value)):
-                raise TypeError(f"{name} must be a dict from names to numbers, not {value!r}")
-            expressions += [(pattern, trailing(pattern)) for pattern in value]
-        numbers = self.layers_to_transform
-        if not (numbers is None or _all_are(Integral, [numbers]) or _all_are(Integral, numbers)):
-            raise TypeError(f"layers_to_transform must be a list of integers, not {numbers!r}")
-        for given, used in expressions:
-            try:
-                re.compile(given)
-                re.compile(used)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"{given[:80]!r} is no regular expression: {error}") from error
 
     def _check(self, name: str, allowed: tuple[Any, ...]) -> None:
         value = getattr(self, name)
@@ -263,6 +265,11 @@ def _all_are(kind: type, values: Any) -> bool:
 def trailing(pattern: str) -> str:
     """Return the expression that matches whole trailing parts of a path."""
     return rf"(.*\.)?({pattern})$"
+
+
+def listed(names: Sequence[str] | str | None) -> list[str]:
+    """Return the names in a list; one alone need not stand in one."""
+    return [names] if names and isinstance(names, str) else list(names or ())
 
 
 def leading(pattern: str) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from loradora.config import LoraConfig, leading, trailing
+from loradora.config import LoraConfig, leading, listed, trailing
 from loradora.nn import Linear, Module
 
 
@@ -178,9 +178,8 @@ def _at_wanted_depth(config: LoraConfig, path: str) -> bool:
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
         return True
-    given = config.layers_pattern
-    patterns = [given] if given and isinstance(given, str) else list(given or ())
-    for part in [leading(pattern) for pattern in patterns] or [r".*?\.[^.]*"]:
+    parts = [leading(pattern) for pattern in listed(config.layers_pattern)]
+    for part in parts or [r".*?\.[^.]*"]:
         found = re.match(rf"{part}\.(?P<number>\d+)\.", path)
         if found:
             return int(found["number"]) in ([wanted] if isinstance(wanted, int) else wanted)
