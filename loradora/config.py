@@ -23,6 +23,9 @@ TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "F
 #: Tasks for which PEFT trains a classification head whole, if the model has one by these names.
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 
+#: Options that PEFT does not have, for the norm of a DoRA.
+OWN = ("detach_norm", "norm_axis")
+
 
 def absent(default: Any, reason: str) -> Any:
     """Return the field of an option of PEFT that has to stay at its default here, for this reason."""
@@ -54,6 +57,9 @@ class LoraConfig:
         Scale by α/√r.
     use_dora
         DoRA in place of LoRA.
+    detach_norm, norm_axis
+        Of a DoRA's norm, as for :class:`~loradora.adapters.DoRALinear`.  PEFT does not have these two;
+        they are in a file only if they are set.
     init_lora_weights
         How A and B start: see :mod:`loradora.init`.
     rank_pattern
@@ -92,6 +98,8 @@ class LoraConfig:
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
+    detach_norm: bool = True
+    norm_axis: int = 1
     init_lora_weights: Scheme = True
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
@@ -136,10 +144,27 @@ class LoraConfig:
         self._check("init_lora_weights", SCHEMES)
         self._check("task_type", (None, *TASKS))
         self._check("peft_type", ("LORA",))
-        for flag in ("use_rslora", "use_dora", "lora_bias", "inference_mode"):
+        self._check("norm_axis", (0, 1))
+        for flag in ("use_rslora", "use_dora", "detach_norm", "lora_bias", "inference_mode"):
             self._check(flag, (False, True))
+        self._check_combinations()
         if self.heads():
             self.modules_to_save = [*dict.fromkeys([*(self.modules_to_save or ()), *self.heads()])]
+
+    def heads(self) -> tuple[str, ...]:
+        """Return the modules that train whole because of the task, if the model has them."""
+        return HEADS.get(self.task_type or "", ())
+
+    def own_options(self) -> dict[str, Any]:
+        """Return the options that PEFT does not have, as far as they are set."""
+        values = {name: getattr(self, name) for name in OWN}
+        return {name: v for name, v in values.items() if v != getattr(LoraConfig, name)}
+
+    def _check_combinations(self) -> None:
+        """Raise if options are set that do not go together."""
+        for name, value in self.own_options().items():
+            if not self.use_dora:
+                raise ValueError(f"{name}={value!r} goes with use_dora=True")
         if self.lora_bias and self.use_dora:
             raise ValueError("lora_bias does not go with use_dora: m scales a weight, not a bias")
         if self.init_lora_weights == "orthogonal" and self.r % 2:
@@ -150,10 +175,6 @@ class LoraConfig:
             )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern goes with layers_to_transform")
-
-    def heads(self) -> tuple[str, ...]:
-        """Return the modules that train whole because of the task, if the model has them."""
-        return HEADS.get(self.task_type or "", ())
 
     def _check_absent(self) -> None:
         """Raise if an option is set that is not implemented; what means no, like None, is not set."""
@@ -219,8 +240,9 @@ class LoraConfig:
     # -- the file
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config with the full set of PEFT's keys, ready for JSON."""
-        known = dataclasses.asdict(self)
+        """Return the config with the full set of PEFT's keys, and its own if set, ready for JSON."""
+        known = {name: v for name, v in dataclasses.asdict(self).items() if name not in OWN}
+        known |= self.own_options()
         for name, value in known.items():
             if isinstance(value, (set, frozenset)):
                 known[name] = sorted(value)

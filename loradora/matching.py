@@ -152,13 +152,17 @@ def trains_whole(config: LoraConfig, path: str) -> bool:
 
 
 def layer_options(config: LoraConfig, path: str) -> dict[str, Any]:
-    """Return the arguments of the adapter layer at ``path``."""
+    """Return the arguments of the adapter layer at ``path``, beyond those of all layers only what is set.
+
+    So a class need not know an option that it does not have.
+    """
     options: dict[str, Any] = {
         "r": _lookup(config.rank_pattern, path, config.r),
         "lora_alpha": _lookup(config.alpha_pattern, path, config.lora_alpha),
         "use_rslora": config.use_rslora,
         "lora_dropout": config.lora_dropout,
         "init_lora_weights": config.init_lora_weights,
+        **config.own_options(),
     }
     return {**options, "lora_bias": True} if config.lora_bias else options
 

@@ -461,12 +461,15 @@ class PeftModel(Module):
         ImportError
             Without safetensors, naming the extra and the alternative.
         ValueError
-            For an unknown name.
+            For an unknown name, and for an adapter that PEFT would misread.
         CheckpointError
             If a file cannot be written.
         """
         names = list(self._adapters) if selected_adapters is None else list(selected_adapters)
-        for name, adapter in [(name, self._get(name)) for name in names]:
+        chosen = {name: self._get(name) for name in names}
+        for name, adapter in chosen.items():
+            _check_peft_can_read(name, adapter)
+        for name, adapter in chosen.items():
             folder = Path(directory) if name == "default" else Path(directory) / name
             checkpoint.save_folder(folder, adapter.config, _arrays(adapter), adapter.scalings())
 
@@ -611,6 +614,16 @@ def get_peft_model(
     trainable params: 5,224 || all params: 208,754 || trainable%: 2.5025
     """
     return PeftModel(model, config, adapter_name, rng=rng, layer=layer)
+
+
+def _check_peft_can_read(name: str, adapter: Adapter) -> None:
+    """Raise ValueError if PEFT would take the files of this adapter for another function."""
+    for layer in adapter.layers().values():
+        if isinstance(layer, DoRALinear) and layer.norm_axis == 0:
+            raise ValueError(
+                f"{name!r} has norm_axis=0: PEFT would read its m, one per input, as one per output; "
+                "save_adapter() keeps it"
+            )
 
 
 def _arrays(adapter: Adapter) -> dict[str, Any]:

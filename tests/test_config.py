@@ -72,6 +72,9 @@ ACCEPTED = [
     {"rank_pattern": {"q": 4, r"^v\.0": 2}},
     {"alpha_pattern": {"q": 0.5}},
     {"use_dora": True, "use_rslora": True},
+    {"use_dora": True, "detach_norm": False},
+    {"use_dora": True, "norm_axis": 0},
+    {"use_dora": True, "norm_axis": 0, "detach_norm": False},
     {"lora_bias": True},
 ]
 
@@ -119,6 +122,12 @@ REFUSED = [
     ({"use_dora": 1}, ValueError, "use_dora must be one of .* not 1"),
     ({"use_rslora": "yes"}, ValueError, "use_rslora must be one of .* not 'yes'"),
     ({"inference_mode": None}, ValueError, "inference_mode must be one of .* not None"),
+    ({"use_dora": True, "detach_norm": 0}, ValueError, "detach_norm must be one of .* not 0"),
+    ({"use_dora": True, "norm_axis": 2}, ValueError, r"norm_axis must be one of \(0, 1\), not 2"),
+    ({"use_dora": True, "norm_axis": True}, ValueError, "norm_axis must be one of .* not True"),
+    ({"use_dora": True, "norm_axis": None}, ValueError, "norm_axis must be one of .* not None"),
+    ({"detach_norm": False}, ValueError, "detach_norm=False goes with use_dora=True"),
+    ({"norm_axis": 0}, ValueError, "norm_axis=0 goes with use_dora=True"),
     ({"lora_bias": True, "use_dora": True}, ValueError, "lora_bias does not go with use_dora"),
     ({"init_lora_weights": "orthogonal", "r": 3}, ValueError, "needs an even r, not 3"),
     ({"target_modules": "q", "layers_to_transform": 1}, ValueError, "goes with a list"),
@@ -165,8 +174,17 @@ def test_every_option_has_a_row_among_those_accepted_or_refused():
 # ----------------------------------------------------------------------------- the file
 
 
-def test_a_file_has_exactly_the_keys_of_peft():
-    assert list(LoraConfig().to_dict()) == sorted(KEYS.split())
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_file_has_exactly_the_keys_of_peft(use_dora):
+    config = LoraConfig(use_dora=use_dora, detach_norm=True, norm_axis=1)
+    assert list(config.to_dict()) == sorted(KEYS.split())
+
+
+def test_options_that_peft_does_not_have_are_in_a_file_if_they_are_set():
+    config = LoraConfig(use_dora=True, detach_norm=False)
+    assert list(config.to_dict()) == sorted([*KEYS.split(), "detach_norm"])
+    config = LoraConfig(use_dora=True, norm_axis=0, detach_norm=False)
+    assert list(config.to_dict()) == sorted([*KEYS.split(), "detach_norm", "norm_axis"])
 
 
 @pytest.mark.parametrize("name", sorted(ABSENT))
@@ -375,4 +393,11 @@ def test_layers_get_the_options_of_the_config():
         "lora_dropout": 0.25,
         "init_lora_weights": "gaussian",
     }
-    assert layer_options(LoraConfig(lora_bias=True), "q")["lora_bias"] is True
+    plain = layer_options(LoraConfig(), "q")
+    for options in (
+        {"lora_bias": True},
+        {"use_dora": True, "detach_norm": False},
+        {"use_dora": True, "norm_axis": 0},
+    ):
+        found = layer_options(LoraConfig(**options), "q")
+        assert found == plain | {n: v for n, v in options.items() if n != "use_dora"}

@@ -823,6 +823,55 @@ def test_a_merge_looks_at_biases_whole_modules_and_the_result(value):
         model.merge_and_unload()
 
 
+# ----------------------------------------------------------------------------- DoRA's norm
+
+NORMS = [{"detach_norm": False}, {"norm_axis": 0}, {"detach_norm": False, "norm_axis": 0}]
+
+
+def gradients(model):
+    """Return the gradients of the trained tensors by their last names."""
+    (model(X) * model(X)).sum().backward()
+    return {n.rpartition(".")[2]: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_a_config_chooses_the_norm_of_dora(norm):
+    base = ld.Sequential(ld.Linear(4, 6))
+    model = adapted("DoRA", base, target_modules=["0"], **norm)
+    layer = ld.DoRALinear(base[0], r=2, lora_alpha=3, **norm)
+    for name in ("A", "B", "m"):
+        getattr(layer, name).data = dict(model.named_parameters())[f"base_model.0.{name}"].data
+    assert_array_equal(out(model), out(layer))
+    found, expected = gradients(model), gradients(layer)
+    for name in ("A", "B", "m"):
+        assert_array_equal(found[name], expected[name])
+    default = gradients(adapted("DoRA", base, target_modules=["0"]))
+    assert not np.allclose(found["A"], default["A"])
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_the_norm_of_dora_survives_a_file(norm, tmp_path):
+    base = Net()
+    model = adapted("DoRA", base, **norm)
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", is_trainable=True)
+    assert repr(loaded.blocks[0].q) == repr(model.blocks[0].q)
+    assert_array_equal(out(loaded), out(model))
+    found, expected = gradients(loaded.train()), gradients(model)
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+    model.add_weighted_adapter(["default"], [1.0], "copy")
+    model.set_adapter("copy")
+    assert_array_equal(out(model), out(loaded))
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_norm_of_columns_is_not_written_for_peft(name, tmp_path):
+    model = add(adapted(name="first"), name, use_dora=True, norm_axis=0)
+    with pytest.raises(ValueError, match=rf"'{name}' has norm_axis=0.*save_adapter\(\) keeps it"):
+        model.save_pretrained(tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
 # ----------------------------------------------------------------------------- any module
 
 

@@ -124,6 +124,19 @@ def test_peft_would_say_if_our_file_missed_a_tensor(tmp_path: Path) -> None:
         twins.load(twins.twin(net), tmp_path)
 
 
+def test_an_exact_norm_is_a_dora_like_any_other_to_peft(tmp_path: Path) -> None:
+    """``detach_norm`` concerns training only; PEFT says that it does not know it, and goes on."""
+    net, (x, _) = twins.net(), twins.data()
+    ours = ld.get_peft_model(
+        twins.twin(net), ld.LoraConfig(**twins.COMMON, use_dora=True, detach_norm=False)
+    )
+    twins.train(ours, 5).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['detach_norm'\]"):
+        theirs = twins.load(net, tmp_path)
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+    merged_alike(ours, theirs)
+
+
 # ------------------------------------------------------------------- PEFT's files, with their quirks
 
 
