@@ -10,6 +10,7 @@ from loradora import analysis as analysis
 from loradora import by_hand as by_hand
 from loradora.adapters import DoRALinear as DoRALinear
 from loradora.adapters import LoRALinear as LoRALinear
+from loradora.adapters import LowRankLinear as LowRankLinear
 from loradora.checkpoint import CheckpointError as CheckpointError
 from loradora.checkpoint import load_model as load_model
 from loradora.checkpoint import save_model as save_model

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.adapters import Adapted, LoRALinear, LowRankLinear
+from loradora.adapters import Adapted, DoRALinear, LoRALinear, LowRankLinear
 from loradora.config import LoraConfig
 from loradora.nn import Module, check_positive
 from loradora.views import rebuild
@@ -44,7 +44,7 @@ def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
     """
     if config.use_dora:
         raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
-    own = [n for n in ("forward", "weight", "correct") if n in _own_names(layer)]
+    own = own_formula(layer)
     if own:
         raise ValueError(f"{layer.__name__} has {own[0]!r} of its own, and need not add up")
     if config.bias != "none" or config.modules_to_save or config.lora_bias:
@@ -53,10 +53,14 @@ def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
         raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
 
 
-def _own_names(kind: type[LowRankLinear]) -> set[str]:
-    """Return what a variant defines beyond LoRALinear."""
-    above = kind.__mro__[: kind.__mro__.index(LoRALinear)]
-    return {name for cls in above for name in vars(cls)}
+def own_formula(kind: type[LowRankLinear]) -> list[str]:
+    """Return what a variant does in another way than LoRALinear, or DoRALinear if it is one, by name.
+
+    A variant that only starts differently, or trains less, does nothing in another way.
+    """
+    plain = DoRALinear if issubclass(kind, DoRALinear) else LoRALinear
+    public = [n for n in (*vars(plain), *vars(LowRankLinear)) if not n.startswith("_")]
+    return [n for n in public if getattr(kind, n, None) is not getattr(plain, n)]
 
 
 # ----------------------------------------------------------------------------- acting together

@@ -17,7 +17,14 @@ import numpy as np
 
 from loradora import checkpoint
 from loradora.adapters import Adapted, DoRALinear, LoRALinear, LowRankLinear
-from loradora.combining import check_adds_up, check_weights, config_for, together, weighted_sum
+from loradora.combining import (
+    check_adds_up,
+    check_weights,
+    config_for,
+    own_formula,
+    together,
+    weighted_sum,
+)
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
 from loradora.nn import Linear, Module
@@ -35,7 +42,7 @@ class Adapter:
     model
         The view.
     saved
-        Its tensors by their names in PEFT's files, without the prefix.
+        Its tensors by their names in files, without the prefix; PEFT's names, where it has one.
     trained
         Those of them that training changes: all, unless a variant of LoRA freezes some.
 
@@ -61,9 +68,7 @@ class Adapter:
         rng: np.random.Generator,
         layer: type[LowRankLinear] | None = None,
     ) -> None:
-        self.layer = layer or (DoRALinear if config.use_dora else LoRALinear)
-        if issubclass(self.layer, DoRALinear) != config.use_dora:
-            raise ValueError(f"use_dora={config.use_dora} does not go with {self.layer.__name__}")
+        self.layer = _class_for(config, layer)
 
         def replace(module: Module) -> Module | None:
             if id(module) in found.whole:
@@ -76,11 +81,11 @@ class Adapter:
         self.model = rebuild(base, replace)
         self._free_biases()
         modules = dict(self.model.named_modules())
-        adapted = {id(part) for layer in self.layers().values() for _, part in layer._parts()}
+        own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
         self.saved = {
             _file_key(modules, name): p
             for name, p in self.model.named_parameters()
-            if p.requires_grad or id(p) in adapted
+            if p.requires_grad or id(p) in own
         }
         self.trained = [p for p in self.saved.values() if p.requires_grad]
         self.enable(not config.inference_mode)
@@ -110,6 +115,23 @@ class Adapter:
             if isinstance(module, LowRankLinear):
                 found.setdefault(id(module), (path, module))
         return dict(found.values())
+
+
+def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[LowRankLinear]:
+    """Return the class of the adapted layers, if it has what the config asks for."""
+    kind = layer or (DoRALinear if config.use_dora else LoRALinear)
+    if not (isinstance(kind, type) and issubclass(kind, LowRankLinear)):
+        raise TypeError(f"layer must be a subclass of LowRankLinear, not {kind!r}")
+    if issubclass(kind, DoRALinear) != config.use_dora:
+        raise ValueError(f"use_dora={config.use_dora} does not go with {kind.__name__}")
+    if config.lora_bias and not issubclass(kind, LoRALinear):
+        raise ValueError(f"lora_bias=True does not go with {kind.__name__}")
+    return kind
+
+
+def _beside_base(layer: LowRankLinear) -> list[Tensor]:
+    """Return the tensors of an adapted layer that are not those of its base, frozen ones included."""
+    return [p for name, p in layer.named_parameters() if not name.startswith("base_layer.")]
 
 
 #: How PEFT's files call the tensors of an adapted layer.
@@ -146,7 +168,7 @@ class PeftModel(Module):
     rng
         The source of randomness; a fresh, unseeded one by default.
     layer
-        Another class of adapted layers than the config's LoRALinear or DoRALinear.
+        As for :func:`get_peft_model`.
     """
 
     def __init__(
@@ -276,8 +298,8 @@ class PeftModel(Module):
         Raises
         ------
         ValueError
-            For unknown names, or several adapters that do not simply add up: DoRA, trained
-            biases, modules_to_save.
+            For unknown names, or several adapters that do not simply add up: DoRA, a variant with
+            a formula of its own, trained biases, modules_to_save.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         view = self._view_of(names)
@@ -595,16 +617,21 @@ def get_peft_model(
     rng
         The source of randomness; a fresh, unseeded one by default.
     layer
-        The class of adapted layers, if it is to be another than LoRALinear or DoRALinear.  What it
-        trains must have their names, A, B and m, to be saved for PEFT.
+        The class of adapted layers, if it is to be another than LoRALinear or DoRALinear: a subclass
+        of :class:`~loradora.adapters.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called
+        with the base layer and, by keyword, ``r``, ``lora_alpha``, ``use_rslora``, ``lora_dropout``,
+        ``init_lora_weights`` and ``rng``, with ``lora_bias``, ``detach_norm`` and ``norm_axis`` only
+        if they are set.  A class with a formula of its own trains, merges and has files as any other,
+        but its adapters are not added up, and not saved for PEFT, which would read them as LoRA.
 
     Raises
     ------
     TypeError
-        If ``model`` is a PeftModel already, or ``config`` no LoraConfig.
+        If ``model`` is a PeftModel already, ``config`` no LoraConfig, or ``layer`` no such class.
     ValueError
-        If no Linear layer matches, listing those that there are, if a target is something else, or
-        if a pattern or a module to save matches nothing; nothing is changed.
+        If no Linear layer matches, listing those that there are, if a target is something else, if
+        a pattern or a module to save matches nothing, or if ``layer`` has not what the config asks
+        for; nothing is changed.
 
     Examples
     --------
@@ -618,6 +645,11 @@ def get_peft_model(
 
 def _check_peft_can_read(name: str, adapter: Adapter) -> None:
     """Raise ValueError if PEFT would take the files of this adapter for another function."""
+    if own_formula(adapter.layer):
+        raise ValueError(
+            f"PEFT has no {adapter.layer.__name__}, and would read {name!r} as a LoRA or DoRA; "
+            "save_adapter() keeps it"
+        )
     for layer in adapter.layers().values():
         if isinstance(layer, DoRALinear) and layer.norm_axis == 0:
             raise ValueError(

@@ -1098,31 +1098,6 @@ def test_the_model_starts_in_the_mode_of_its_base():
     assert adapted(base=Net()).training
 
 
-# ----------------------------------------------------------------------------- variants
-
-
-class LoRAFALinear(ld.LoRALinear):
-    """LoRA with A frozen as it was drawn."""
-
-    def __init__(self, base, **options):
-        super().__init__(base, **options)
-        self.A.requires_grad = False
-
-
-def test_a_variant_trains_what_it_leaves_free_and_is_saved_whole(tmp_path):
-    base = Net()
-    model = ld.get_peft_model(base, config(), layer=LoRAFALinear, rng=np.random.default_rng(0))
-    names = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
-    assert names == {"B"}
-    randomized(model)
-    model.set_adapter("default")
-    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"B"}
-    assert_allclose(out(model.merge_and_unload()), out(model), atol=1e-5)
-    model.save_adapter(tmp_path / "a.npz")
-    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")  # which any LoRA can be
-    assert_array_equal(out(loaded), out(model))
-
-
 def test_what_is_no_config_is_refused_and_named():
     with pytest.raises(TypeError, match="expected a LoraConfig, got dict"):
         ld.get_peft_model(Net(), {"r": 2})
@@ -1138,6 +1113,17 @@ def test_the_looks_tell_what_is_disabled_inactive_and_partly_frozen():
         assert "disabled" in repr(model)
     exact = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, detach_norm=False, norm_axis=0)
     assert "3 → 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)
+
+
+# ----------------------------------------------------------------------------- variants
+
+
+class LoRAFALinear(ld.LoRALinear):
+    """LoRA with A frozen as it was drawn."""
+
+    def __init__(self, base, **options):
+        super().__init__(base, **options)
+        self.A.requires_grad = False
 
 
 class GatedLinear(ld.LoRALinear):
@@ -1156,33 +1142,152 @@ class GatedLinear(ld.LoRALinear):
         return mg.Tensor(W0 + self.gate.data * (super().weight.data - W0))
 
 
-def test_a_variant_with_a_tensor_of_its_own_is_loaded_as_what_it_is(tmp_path):
+class MixedLinear(ld.LowRankLinear):
+    """s B M A, with a frozen random M, which lies in a layer of its own."""
+
+    def __init__(self, base, **options):
+        super().__init__(base, **options)
+        self.mixer = ld.Linear(self.r, self.r, bias=False, rng=options["rng"])
+        self.mixer.requires_grad_(False)
+
+    def forward(self, x):
+        h = self.mixer(mg.linear(self.lora_dropout(self.as_input(x)), self.A))
+        return self.base_layer(x) + self.scaling * mg.linear(h, self.B)
+
+    @property
+    def weight(self):
+        change = self.B.data @ self.mixer.weight.data @ self.A.data
+        return mg.Tensor(self.base_layer.weight.data + self.scaling * change)
+
+
+OTHER_FORMULAS = [GatedLinear, MixedLinear]
+VARIANTS = [LoRAFALinear, *OTHER_FORMULAS]
+
+
+def of(layer, base=None, **options):
+    """Return a model with random adapters "default" and "other" of this class."""
+    rng = np.random.default_rng(0)
+    model = ld.get_peft_model(base or Net(), config(**options), layer=layer, rng=rng)
+    randomized(model)
+    model.add_adapter("other", config(**options), layer=layer, rng=rng)
+    return model
+
+
+@pytest.mark.parametrize("layer", VARIANTS)
+def test_a_variant_goes_through_everything(layer, tmp_path):
     base = Net()
-    model = randomized(ld.get_peft_model(base, config(), layer=GatedLinear))
+    before = bytes_of(base)
+    model = of(layer, base)
+    step(model)
+    expected = out(model)
+    assert not np.allclose(expected, out(base))
+    assert_allclose(out(model.merge_and_unload()), expected, atol=1e-5)
     model.save_adapter(tmp_path / "a.npz")
-    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", layer=GatedLinear)
-    assert_array_equal(out(loaded), out(model))
-    assert_allclose(out(model.merge_and_unload()), out(model), atol=1e-5)
-    model.load_adapter(tmp_path / "a.npz", "again", layer=GatedLinear)
+    model.load_adapter(tmp_path / "a.npz", "again", layer=layer)
     model.add_weighted_adapter(["default"], [1.0], "copy")
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", layer=layer)
+    assert_array_equal(out(loaded), expected)
     for name in ("again", "copy"):
         model.set_adapter(name)
-        assert_array_equal(out(model), out(loaded))
+        assert_array_equal(out(model), expected)
+    assert_array_equal(out(copy.deepcopy(model)), expected)
+    assert_array_equal(out(pickle.loads(pickle.dumps(model))), expected)
+    for name in ("default", "again", "copy"):
+        model.delete_adapter(name)
+    assert_array_equal(out(model), out(base))  # "other" is new
+    assert model.active_adapter == "other"
+    with model.disable_adapter():
+        assert_array_equal(out(model), out(base))
+    assert bytes_of(base) == before
+
+
+@pytest.mark.parametrize("layer", VARIANTS)
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["head"]}], ids=str)
+def test_a_variant_goes_with_what_else_trains(layer, options, tmp_path):
+    model = randomized(ld.get_peft_model(Net(), config(**options), layer=layer))
+    assert_allclose(out(model.merge_and_unload()), out(model), atol=1e-5)
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz", layer=layer)
+    assert_array_equal(out(loaded), out(model))
+
+
+def test_a_variant_trains_what_it_leaves_free():
+    model = of(LoRAFALinear)
+    for name in ("default", "other", "default"):
+        model.set_adapter(name)
+        trained = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+        assert trained == {"B"}
+
+
+def test_a_variant_with_the_tensors_and_the_formula_of_a_lora_is_one(tmp_path):
+    model = of(LoRAFALinear)
+    expected = out(model)
+    model.save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
+    assert_array_equal(out(loaded), expected)
+    model.set_adapter(["default", "other"])
+    assert_array_equal(out(model), expected)  # "other" is new
+    model.add_weighted_adapter(["default", "other"], [1, 1], "sum")
+    model.set_adapter("sum")
+    assert_allclose(out(model), expected, atol=1e-5)
+
+
+def test_a_variant_that_is_a_lora_is_written_for_peft(tmp_path):
+    pytest.importorskip("safetensors", reason="PEFT's file format needs safetensors")
+    model = of(LoRAFALinear)
+    model.save_pretrained(tmp_path)
+    assert_array_equal(out(ld.PeftModel.from_pretrained(Net(), tmp_path)), out(model))
+
+
+def test_a_variant_with_a_tensor_of_its_own_is_not_loaded_as_a_lora(tmp_path):
+    of(GatedLinear).save_adapter(tmp_path / "a.npz")
     with pytest.raises(ld.CheckpointError, match=r"unexpected blocks\.0\.q\.gate"):
-        ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")
+        ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
 
 
-def test_variants_that_compute_something_else_are_not_added_up():
-    model = randomized(ld.get_peft_model(Net(), config(), layer=GatedLinear))
-    add(model, "other")
+@pytest.mark.parametrize("layer", OTHER_FORMULAS)
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_variants_that_compute_something_else_are_not_added_up(layer, kind):
+    model = of(layer)
+    expected = out(model)
     for attempt in (
         lambda: model.set_adapter(["default", "other"]),
-        lambda: model.add_weighted_adapter(["default"], [2.0], "twice"),
+        lambda: model.merge_and_unload(adapter_names=["default", "other"]),
+        lambda: model.add_weighted_adapter(["default"], [2.0], "twice", kind),
+        lambda: model.add_weighted_adapter(["default", "other"], [1, 1], "sum", kind),
     ):
-        with pytest.raises(ValueError, match=r"GatedLinear has .* of its own"):
+        with pytest.raises(ValueError, match=rf"{layer.__name__} has '.*' of its own"):
             attempt()
+    assert list(model.peft_config) == ["default", "other"]
+    assert_array_equal(out(model), expected)
 
 
-def test_a_variant_of_lora_is_no_dora():
-    with pytest.raises(ValueError, match="use_dora=True does not go with LoRAFALinear"):
-        ld.get_peft_model(Net(), config("DoRA"), layer=LoRAFALinear)
+@pytest.mark.parametrize("layer", OTHER_FORMULAS)
+def test_variants_that_compute_something_else_are_not_written_for_peft(layer, tmp_path):
+    with pytest.raises(ValueError, match=rf"PEFT has no {layer.__name__}.*save_adapter"):
+        of(layer).save_pretrained(tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "layer"),
+    [
+        ({"use_dora": True}, LoRAFALinear),
+        ({"use_dora": True}, MixedLinear),
+        ({"use_dora": False}, ld.DoRALinear),
+        ({"lora_bias": True}, MixedLinear),
+    ],
+    ids=str,
+)
+def test_a_class_that_has_not_what_the_config_asks_for_is_refused(options, layer):
+    base = Net()
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value} does not go with {layer.__name__}"):
+        ld.get_peft_model(base, config(**options), layer=layer)
+    assert all(p.data.flags.writeable for p in base.parameters())
+
+
+@pytest.mark.parametrize("layer", [ld.Linear, ld.LoRALinear(ld.Linear(2, 2), r=1, lora_alpha=1), 3])
+def test_what_is_no_class_of_adapted_layers_is_refused(layer):
+    with pytest.raises(TypeError, match="layer must be a subclass of LowRankLinear, not "):
+        ld.get_peft_model(Net(), config(), layer=layer)
