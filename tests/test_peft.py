@@ -223,13 +223,6 @@ def test_the_base_is_shared_not_copied():
     assert {id(p.data) for p in frozen} == shared
 
 
-def test_only_the_adapter_is_trainable():
-    model = adapted(trained=False)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert {name.rpartition(".")[2] for name in trainable} == {"A", "B"}
-    assert len(trainable) == 2 * 4
-
-
 @every_method
 def test_an_optimizer_on_the_base_works_on_its_own_copy(method):
     base = Net()
@@ -279,25 +272,6 @@ def test_a_copy_of_the_adapted_model_is_independent(method, copied):
     assert_array_equal(out(model), expected)
     with twin.disable_adapter():
         assert_array_equal(out(twin), out(Net()))
-
-
-def test_ranks_and_alphas_may_differ_per_layer():
-    model = adapted(
-        trained=False,
-        rank_pattern={"blocks.1.q": 5, "v": 1},
-        alpha_pattern={"^blocks.1.v": 7},
-    )
-    found = {
-        path.removeprefix("base_model."): (m.r, m.scaling)
-        for path, m in model.named_modules()
-        if isinstance(m, LowRankLinear) and "tied" not in path
-    }
-    assert found == {
-        "blocks.0.q": (2, 1.5),
-        "blocks.0.v": (1, 3),
-        "blocks.1.q": (5, 0.6),
-        "blocks.1.v": (1, 7),
-    }
 
 
 def test_the_tree_shows_what_is_adapted_active_and_frozen():
@@ -416,26 +390,6 @@ def test_a_name_that_is_no_folder_name_is_refused(name):
 
 
 # ----------------------------------------------------------------------------- off and on
-
-
-@every_method
-def test_a_disabled_adapter_leaves_the_base(method):
-    model = adapted(method)
-    trained = out(model)
-    with model.disable_adapter():
-        assert_array_equal(out(model), out(Net()))
-        with model.disable_adapter():
-            assert_array_equal(out(model), out(Net()))
-        assert_array_equal(out(model), out(Net()))
-    assert_array_equal(out(model), trained)
-
-
-def test_an_adapter_is_enabled_again_after_an_error():
-    model = adapted()
-    trained = out(model)
-    with pytest.raises(KeyError), model.disable_adapter():
-        raise KeyError
-    assert_array_equal(out(model), trained)
 
 
 def test_an_adapter_chosen_while_disabled_is_active_afterwards():
@@ -784,23 +738,6 @@ def test_a_module_to_save_may_be_a_tree():
         "head.2.weight",
         "head.2.bias",
     }
-
-
-def test_all_linear_leaves_modules_to_save_alone():
-    model = adapted(target_modules="all-linear", modules_to_save=["head"], trained=False)
-    paths = {p for p, m in model.named_modules() if isinstance(m, LowRankLinear)}
-    assert not any("head" in path for path in paths)
-    assert len(paths) == 6
-
-
-@every_method
-def test_a_merge_with_nan_is_refused_and_the_model_stays(method):
-    model = adapted(method)
-    model.trainable_parameters()[0].data[:] = np.nan
-    before = bytes_of(model)
-    with pytest.raises(ValueError, match=r"cannot merge: NaN or infinity in .*A"):
-        model.merge_and_unload()
-    assert bytes_of(model) == before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
