@@ -245,6 +245,7 @@ def test_13_with_trained_biases_the_base_is_restored_exactly_so_nothing_warns(op
         with model.disable_adapter():
             assert_array_equal(out(model), BASE)
     assert far(out(model), BASE)
+    assert_allclose(out(model.merge_and_unload()), out(model), rtol=1e-5, atol=1e-5)
 
 
 # ----------------------------------------------------------------------------- 14–18: merging
@@ -558,18 +559,29 @@ def test_28_targets_match_by_name_or_expression_and_exclusion_goes_first(options
     ("bias", "expected"), [("none", set()), ("lora_only", {"lin0"}), ("all", {"lin0", "lin1"})]
 )
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_29_the_bias_mode_says_which_biases_train_and_allows_one_adapter(bias, expected, use_dora):
+def test_29_the_bias_mode_says_which_biases_train(bias, expected, use_dora):
     model = adapted(target_modules=["lin0"], bias=bias, use_dora=use_dora)
     before = tensors(model)
     train(model)
     moved = {n for n, a in tensors(model).items() if n.endswith("bias") and far(a, before[n], 0)}
     names = {"lin0": "base_model.lin0.base_layer.bias", "lin1": "base_model.lin1.bias"}
     assert moved == {names[layer] for layer in expected}
-    if expected:
-        with pytest.raises(ValueError, match="only one adapter"):
-            model.add_adapter("other", config(bias=bias))
-    else:
-        model.add_adapter("other", config())
+
+
+@lora_and_dora
+def test_29b_there_is_only_one_adapter_if_biases_train(options, tmp_path):
+    free, bound = adapted(**options), adapted(bias="all", **options)
+    bound.save_adapter(tmp_path / "a.npz")
+    for model, attempt in (
+        (free, lambda: free.add_adapter("b", config(bias="lora_only", **options))),
+        (free, lambda: free.load_adapter(tmp_path / "a.npz", "b")),
+        (bound, lambda: bound.add_adapter("b", config(**options))),
+        (bound, lambda: bound.add_adapter("b", config(bias="all", **options))),
+        (bound, lambda: bound.add_weighted_adapter(["default"], [1.0], "b")),
+    ):
+        with pytest.raises(ValueError, match="there can be only one adapter"):
+            attempt()
+        assert list(model.peft_config) == ["default"]
 
 
 @lora_and_dora
@@ -597,11 +609,16 @@ def test_30_requires_grad_follows_the_active_adapter(options, tmp_path):
 
 
 @lora_and_dora
-def test_30b_an_adapted_layer_shows_its_kind_rank_and_base(options):
-    shown = repr(adapted(**options))
-    kind = "DoRALinear" if options is DORA else "LoRALinear"
-    assert f"(lin0): {kind}(10 → 20, r=8, scaling=1" in shown
-    assert "(base_layer): Linear(10 → 20, frozen)" in shown
+def test_30b_the_model_shows_what_is_adapted_active_and_frozen(options):
+    model = adapted(**options | {"target_modules": ["lin0"]})
+    kind, numbers = ("DoRALinear", 260) if options is DORA else ("LoRALinear", 240)
+    for part in (
+        f"PeftModel(active: default, {numbers} of {numbers + 262} trainable",
+        f"(lin0): {kind}(10 → 20, r=8, scaling=1, {numbers} trainable",
+        "(base_layer): Linear(10 → 20, frozen)",
+        "(lin1): Linear(20 → 2, frozen)",
+    ):
+        assert part in repr(model)
 
 
 @every_method
@@ -612,12 +629,19 @@ def test_30c_a_config_survives_json_and_keys_of_the_future_warn(options):
         assert ld.LoraConfig.from_dict(values | {"newer": 1}) == config(**options)
 
 
-def test_30d_a_trained_whole_module_switches_with_its_adapter():
-    model = trained(**METHODS["LoRA and a whole layer"])
-    first = out(model)
-    model.add_adapter("other", config(**METHODS["LoRA and a whole layer"]))
-    model.set_adapter("other")
-    assert_array_equal(out(model), BASE)
+@lora_and_dora
+def test_30d_a_trained_whole_module_switches_with_its_adapter(options):
+    options = options | {"target_modules": ["lin0"]}
+    model = trained(modules_to_save=["lin1"], **options)
+    first, W0 = out(model), model.get_base_model().lin1.weight
+    assert far(model.lin1.weight.data, W0.data)
+    model.add_adapter("other", config(modules_to_save=["lin1"], **options))
+    model.add_adapter("plain", config(**options))
+    for name in ("other", "plain"):
+        model.set_adapter(name)
+        assert model.lin1.weight.requires_grad is (name == "other")
+        assert_array_equal(out(model), BASE)
+    assert model.lin1.weight.data is W0.data
     model.set_adapter("default")
     assert_array_equal(out(model), first)
     with model.disable_adapter():

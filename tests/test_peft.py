@@ -274,17 +274,6 @@ def test_a_copy_of_the_adapted_model_is_independent(method, copied):
         assert_array_equal(out(twin), out(Net()))
 
 
-def test_the_tree_shows_what_is_adapted_active_and_frozen():
-    shown = repr(adapted())
-    for part in (
-        "PeftModel(active: default, 80 of ",
-        "(head): Sequential(",
-        "(base_layer): Linear(4 → 6, frozen)",
-        "LoRALinear(4 → 6, r=2, scaling=1.5, 20 trainable",
-    ):
-        assert part in shown
-
-
 def test_training_mode_reaches_every_adapter():
     model = add(adapted(lora_dropout=0.5), "other", lora_dropout=0.5)
     model.eval()
@@ -350,14 +339,7 @@ def test_a_name_that_matches_nothing_is_refused_and_nothing_is_changed(options, 
     with pytest.raises(ValueError, match=message):
         adapted(base=base, **options)
     assert bytes_of(base) == before
-    assert all(p.requires_grad for p in base.parameters())
-
-
-def test_a_model_without_a_match_stays_writable():
-    base = Net()
-    with pytest.raises(ValueError, match="matches no Linear layer"):
-        adapted(base=base, target_modules=["zz"])
-    assert all(p.data.flags.writeable for p in base.parameters())
+    assert all(p.requires_grad and p.data.flags.writeable for p in base.parameters())
 
 
 def test_an_exclusion_that_excludes_nothing_warns():
@@ -587,68 +569,6 @@ def test_a_sum_that_makes_no_sense_is_refused(args, options, message):
 # ----------------------------------------------------------------------------- biases and whole modules
 
 
-@pytest.mark.parametrize(
-    ("bias", "trained"),
-    [
-        ("none", set()),
-        ("lora_only", {"blocks.0.q", "blocks.1.q"}),
-        ("all", {"blocks.0.q", "blocks.1.q", "head.0", "head.2"}),
-    ],
-)
-@every_method
-def test_which_biases_train(method, bias, trained):
-    base = Net()
-    before = bytes_of(base)
-    model = adapted(method, base, bias=bias, trained=False)
-    found = {
-        name.removeprefix("base_model.").removesuffix(".bias").removesuffix(".base_layer")
-        for name, p in model.named_parameters()
-        if name.endswith("bias") and p.requires_grad
-    }
-    assert found == trained
-    step(model)
-    assert bytes_of(base) == before
-    assert_allclose(out(model.merge_and_unload()), out(model), rtol=1e-4, atol=1e-5)
-    with model.disable_adapter():
-        assert_array_equal(out(model), out(base))
-
-
-def test_there_is_only_one_adapter_if_biases_train(tmp_path):
-    free, bound = adapted(), adapted(bias="all")
-    bound.save_adapter(tmp_path / "a.npz")
-    for model, attempt in (
-        (free, lambda: free.add_adapter("b", config(bias="lora_only"))),
-        (free, lambda: free.load_adapter(tmp_path / "a.npz", "b")),
-        (bound, lambda: bound.add_adapter("b", config())),
-        (bound, lambda: bound.add_weighted_adapter(["default"], [1.0], "b")),
-    ):
-        with pytest.raises(ValueError, match="there can be only one adapter"):
-            attempt()
-        assert list(model.peft_config) == ["default"]
-
-
-@every_method
-def test_modules_to_save_train_whole_and_switch_with_their_adapter(method):
-    base = Net()
-    before = bytes_of(base)
-    model = adapted(method, base, modules_to_save=["head.2"], trained=False)
-    assert_array_equal(out(model), out(base))
-    randomized(model)
-    weight = dict(model.named_parameters())["base_model.head.2.weight"]
-    assert weight.requires_grad
-    assert not np.array_equal(weight.data, base.head[2].weight.data)
-    expected = out(model)
-    add(model, "other")
-    model.set_adapter("other")
-    assert (
-        dict(model.named_parameters())["base_model.head.2.weight"].data is base.head[2].weight.data
-    )
-    model.set_adapter("default")
-    assert_array_equal(out(model), expected)
-    assert_allclose(out(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
-    assert bytes_of(base) == before
-
-
 def test_a_module_to_save_may_be_a_tree():
     model = adapted(modules_to_save=["head"], trained=False)
     trained = {
@@ -801,32 +721,12 @@ def test_attributes_of_the_base_can_be_reached():
 # ----------------------------------------------------------------------------- nothing half done
 
 
-def writable(base):
-    return [p.data.flags.writeable for p in base.parameters()]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": "all-linear", "r": 5, "init_lora_weights": "pissa"},
-        {"target_modules": ["q"], "rank_pattern": {"nothing": 3}},
-        {"target_modules": ["q"], "modules_to_save": ["nothing"]},
-    ],
-    ids=str,
-)
-def test_an_injection_that_fails_leaves_every_array_as_it_was(options):
-    base = Net()
-    with pytest.raises(ValueError, match=r"pissa|matches"):
-        adapted(base=base, **options)
-    assert all(writable(base))
-
-
 def test_a_load_that_fails_leaves_every_array_as_it_was(tmp_path):
     adapted(base=ld.MLP([4, 3]), target_modules=["0"]).save_adapter(tmp_path / "a.npz")
     base = Net()
     with pytest.raises(ld.CheckpointError):
         ld.PeftModel.from_pretrained(base, tmp_path / "a.npz")
-    assert all(writable(base))
+    assert all(p.data.flags.writeable for p in base.parameters())
 
 
 def test_a_config_that_changes_later_changes_nothing(tmp_path):
