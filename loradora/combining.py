@@ -35,7 +35,7 @@ Factors: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
-    """Check that an adapter of this config and class is nothing but a sum of s B A.
+    """Check that all that adapters of this config and class do is to add s B A to each weight.
 
     Raises
     ------

@@ -42,7 +42,8 @@ class Adapter:
     model
         The view.
     saved
-        Its tensors by their names in files, without the prefix; PEFT's names, where it has one.
+        Its tensors by their names in files, without the prefix: those of PEFT, unless the layers have
+        a formula of their own.
     trained
         Those of them that training changes: all, unless a variant of LoRA freezes some.
 
@@ -81,9 +82,10 @@ class Adapter:
         self.model = rebuild(base, replace)
         self._free_biases()
         modules = dict(self.model.named_modules())
+        names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
         self.saved = {
-            _file_key(modules, name): p
+            _file_key(modules, name, names): p
             for name, p in self.model.named_parameters()
             if p.requires_grad or id(p) in own
         }
@@ -143,11 +145,14 @@ PEFT_NAMES = {
 }
 
 
-def _file_key(modules: dict[str, Module], name: str) -> str:
-    """Return PEFT's name in files for the tensor called ``name`` in a view with these modules."""
+def _file_key(modules: dict[str, Module], name: str, names: dict[str, str]) -> str:
+    """Return the name in files for the tensor called ``name`` in a view with these modules.
+
+    In an adapted layer it is renamed as ``names`` says.
+    """
     path, _, last = name.rpartition(".")
     if isinstance(modules.get(path), LowRankLinear):
-        last = PEFT_NAMES.get(last, last)
+        last = names.get(last, last)
     return f"{path}.{last}" if path else last
 
 
@@ -622,7 +627,8 @@ def get_peft_model(
         with the base layer and, by keyword, ``r``, ``lora_alpha``, ``use_rslora``, ``lora_dropout``,
         ``init_lora_weights`` and ``rng``, with ``lora_bias``, ``detach_norm`` and ``norm_axis`` only
         if they are set.  A class with a formula of its own trains, merges and has files as any other,
-        but its adapters are not added up, and not saved for PEFT, which would read them as LoRA.
+        but only the class can load them.  Its adapters are not added up, and not saved for PEFT, which
+        would read them as LoRA.
 
     Raises
     ------

@@ -892,8 +892,9 @@ class GatedLinear(ld.LoRALinear):
         super().__init__(base, **options)
         self.gate = mg.Tensor(np.ones(1, np.float32), requires_grad=True)
 
-    def correct(self, y, x):
-        return y + self.gate * (super().correct(y, x) - y)
+    def forward(self, x):
+        y = self.base_layer(self.as_input(x))
+        return y + self.gate * (super().forward(x) - y)
 
     @property
     def weight(self):
@@ -919,7 +920,18 @@ class MixedLinear(ld.LowRankLinear):
         return mg.Tensor(self.base_layer.weight.data + self.scaling * change)
 
 
-OTHER_FORMULAS = [GatedLinear, MixedLinear]
+class NegatedLinear(ld.LoRALinear):
+    """What a LoRA adds is taken away; the tensors are those of a LoRA."""
+
+    def forward(self, x):
+        return 2 * self.base_layer(self.as_input(x)) - super().forward(x)
+
+    @property
+    def weight(self):
+        return mg.Tensor(2 * self.base_layer.weight.data - super().weight.data)
+
+
+OTHER_FORMULAS = [GatedLinear, MixedLinear, NegatedLinear]
 VARIANTS = [LoRAFALinear, *OTHER_FORMULAS]
 
 
@@ -998,10 +1010,18 @@ def test_a_variant_that_is_a_lora_is_written_for_peft(tmp_path):
     assert_array_equal(out(ld.PeftModel.from_pretrained(Net(), tmp_path)), out(model))
 
 
-def test_a_variant_with_a_tensor_of_its_own_is_not_loaded_as_a_lora(tmp_path):
-    of(GatedLinear).save_adapter(tmp_path / "a.npz")
-    with pytest.raises(ld.CheckpointError, match=r"unexpected blocks\.0\.q\.gate"):
-        ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
+@pytest.mark.parametrize("layer", OTHER_FORMULAS)
+def test_variants_that_compute_something_else_are_not_loaded_as_loras(layer, tmp_path):
+    model = of(layer)
+    model.save_adapter(tmp_path / "a.npz")
+    adapted().save_adapter(tmp_path / "lora.npz")
+    for file, kind, name in (
+        ("a.npz", None, "A"),
+        ("a.npz", LoRAFALinear, "A"),
+        ("lora.npz", layer, "lora_A"),
+    ):
+        with pytest.raises(ld.CheckpointError, match=rf"unexpected blocks\.0\.q\.{name}"):
+            ld.PeftModel.from_pretrained(Net(), tmp_path / file, layer=kind)
 
 
 @pytest.mark.parametrize("layer", OTHER_FORMULAS)
