@@ -20,8 +20,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,9 @@ from loradora.config import LoraConfig
 from loradora.nn import Module, misfits
 from minigrad import Tensor
 
-Arrays = dict[str, npt.NDArray[Any]]
+Array: TypeAlias = npt.NDArray[Any]
+
+Arrays = dict[str, Array]
 
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
@@ -59,7 +62,12 @@ class Entry(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    read: Callable[[], npt.NDArray[Any]]
+    data: Callable[[], Any]
+    order: Literal["C", "F"] = "C"
+
+    def read(self) -> Array:
+        """Return the array itself, read-only."""
+        return np.frombuffer(self.data(), self.dtype).reshape(self.shape, order=self.order)
 
 
 def save_model(file: str | Path, model: Module) -> None:
@@ -176,11 +184,9 @@ def check(
     """
     wrong = misfits({key: p.shape for key, p in expected.items()}, file.tensors)
     for path, s in scalings.items():
-        if file.scalings and file.scalings.get(path) != s:
-            noted = file.scalings.get(path)
-            wrong.append(
-                f"the config gives {path} the scaling {s:g}, but it was saved with {noted}"
-            )
+        noted = file.scalings.get(path)
+        if file.scalings and noted != s:
+            wrong.append(f"the config gives {path} the scaling {s:g}, but the file notes {noted}")
     arrays = {}
     for key, p in expected.items():
         entry = file.tensors.get(key)
@@ -277,7 +283,7 @@ def _write(files: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     named: dict[str, Any] = dict(arrays)
     content = io.BytesIO()
     np.savez(content, **named)
@@ -305,16 +311,9 @@ def _entries(path: Path) -> Iterator[tuple[dict[str, Entry], dict[str, Any]]]:
         yield _safetensors_entries(data) if safetensors else _npz_entries(data)
 
 
-#: What damaged archives and arrays raise.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)
+#: What damaged archives raise, and with what is in them, damaged arrays.
+_DAMAGED_ARCHIVE = zipfile.BadZipFile, zlib.error, NotImplementedError
+_DAMAGE = (*_DAMAGED_ARCHIVE, OSError, EOFError, ValueError, struct.error)
 
 
 def _npz_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -327,29 +326,21 @@ def _npz_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
         name = member.filename.removesuffix(".npy")
         if name in entries:
             raise ValueError(f"{name} occurs twice")
-        if member.flag_bits & 1 or member.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
+        known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if member.flag_bits & 1 or not known:
             raise ValueError(f"{name} is encrypted or compressed in an unknown way")
         with archive.open(member) as file:
             shape, dtype, fortran = _npy_header(name, file)
             start = file.tell()
         if member.file_size - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} is cut off or too long for an array {shape} of {dtype}")
-
-        def read(
-            member: zipfile.ZipInfo = member,
-            start: int = start,
-            shape: tuple[int, ...] = shape,
-            dtype: np.dtype[Any] = dtype,
-            fortran: bool = fortran,
-        ) -> npt.NDArray[Any]:
-            flat = np.frombuffer(archive.read(member), dtype, offset=start)
-            return flat.reshape(shape, order="F" if fortran else "C")
-
-        entries[name] = Entry(shape, dtype, read)
+        content = partial(_without_header, archive, member, start)
+        entries[name] = Entry(shape, dtype, content, "F" if fortran else "C")
     return entries, {}
+
+
+def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
+    return memoryview(archive.read(member))[start:]
 
 
 def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
@@ -423,13 +414,11 @@ def _safetensors_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]
         if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
             raise ValueError(f"{name} has dtype {kind} and shape {shape}")
 
-        def read(
-            kind: str = kind, shape: tuple[int, ...] = shape, bytes_: Any = tensor["data"]
-        ) -> npt.NDArray[Any]:
-            if kind == "BF16":  # the upper half of a float32
-                bits = np.frombuffer(bytes_, "<u2").astype("<u4") << 16
-                return bits.view("<f4").reshape(shape)
-            return np.frombuffer(bytes_, _DTYPES[kind]).reshape(shape)
-
-        entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), read)
+        content = partial(_widened if kind == "BF16" else bytes, tensor["data"])
+        entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), content)
     return entries, metadata
+
+
+def _widened(data: Any) -> Any:
+    """Return bfloat16 as float32, of which it is the upper half."""
+    return np.frombuffer(data, "<u2").astype("<u4") << 16

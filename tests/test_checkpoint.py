@@ -772,7 +772,7 @@ def test_a_config_whose_alpha_was_edited_is_noticed(tmp_path, safetensors):
     trained().save_pretrained(tmp_path)
     text = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(text | {"lora_alpha": 80}))
-    refuse(tmp_path, r"the config gives layers\.0 the scaling 40, but it was saved with")
+    refuse(tmp_path, r"the config gives layers\.0 the scaling 40, but the file notes")
 
 
 def test_a_key_that_occurs_twice_in_the_config_is_refused(tmp_path, safetensors):
