@@ -49,7 +49,8 @@ def match(model: Module, config: LoraConfig) -> Match:
     for path, layer in _named_linears(model, config).items():
         targets.setdefault(id(layer), path)
     modules = _inside(model)
-    _check_exclusion(config, list(modules))
+    if config.exclude_modules and not any(_excluded(config, path) for path in modules):
+        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=3)
     whole = {id(m) for path, m in modules.items() if _matches(config.modules_to_save or (), path)}
     return Match(targets, whole)
 
@@ -69,11 +70,6 @@ def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
             + (", ".join(linears) or f"none inside this {type(model).__name__}")
         )
     return named
-
-
-def _check_exclusion(config: LoraConfig, paths: list[str]) -> None:
-    if config.exclude_modules and not any(_excluded(config, path) for path in paths):
-        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=4)
 
 
 def check_names(model: Module, config: LoraConfig, found: Match) -> None:

@@ -537,7 +537,23 @@ class PeftModel(Module):
             Listing everything that is wrong with the files; nothing is changed.
         """
         self._check_new(adapter_name)
-        self._keep(adapter_name, _load(self._plain, source, is_trainable, allow_nan, rng, layer))
+        file = checkpoint.load(source)
+        config = dataclasses.replace(file.config, inference_mode=not is_trainable)
+        # what is not overwritten in a moment is only what these two make of W0
+        keeps = config.init_lora_weights in ("pissa", "olora")
+        quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
+        rng = np.random.default_rng() if rng is None else rng
+        try:
+            found = match(self._plain, config)
+            _check_ranks(config, found, file)  # before memory is allocated for them
+            adapter = Adapter(self._plain, quick, found, rng, layer)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
+        adapter.config = config
+        arrays = checkpoint.check(source, file, adapter.saved, adapter.scalings(), allow_nan)
+        for key, p in adapter.saved.items():
+            p.data = arrays[key]
+        self._keep(adapter_name, adapter)
 
     @classmethod
     def from_pretrained(
@@ -578,13 +594,11 @@ class PeftModel(Module):
         CheckpointError
             Listing everything that is wrong with the files.
         """
-        checkpoint.check_name(adapter_name)
         model = cls.__new__(cls)
+        options: dict[str, Any] = {"allow_nan": allow_nan, "rng": rng, "layer": layer}
         with intact(base):
             model._start(base)
-            model._keep(
-                adapter_name, _load(model._plain, source, is_trainable, allow_nan, rng, layer)
-            )
+            model.load_adapter(source, adapter_name, is_trainable, **options)
             model.set_adapter(adapter_name)
         return model.eval()
 
@@ -668,33 +682,10 @@ def _arrays(adapter: Adapter) -> dict[str, Any]:
     return {key: p.data for key, p in adapter.saved.items()}
 
 
-def _load(
-    base: Module,
-    source: str | Path,
-    is_trainable: bool,
-    allow_nan: bool,
-    rng: np.random.Generator | None,
-    layer: type[LowRankLinear] | None,
-) -> Adapter:
-    """Return the adapter in the files, made for ``base``; either all of it fits or nothing is done."""
-    file = checkpoint.load(source)
-    config = dataclasses.replace(file.config, inference_mode=not is_trainable)
-    try:
-        longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
-        found = match(base, config)
-        for path in found.targets.values():
-            r = layer_options(config, path)["r"]
-            if r > longest:  # before memory is allocated for it
-                raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")
-        # what is not overwritten in a moment is only what these two make of W0
-        keeps = config.init_lora_weights in ("pissa", "olora")
-        quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
-        rng = np.random.default_rng() if rng is None else rng
-        adapter = Adapter(base, quick, found, rng, layer)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
-    adapter.config = config
-    arrays = checkpoint.check(source, file, adapter.saved, adapter.scalings(), allow_nan)
-    for key, p in adapter.saved.items():
-        p.data = arrays[key]
-    return adapter
+def _check_ranks(config: LoraConfig, found: Match, file: checkpoint.AdapterFile) -> None:
+    """Raise ValueError if the config asks for a rank that no tensor in the file can have."""
+    longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
+    for path in found.targets.values():
+        r = layer_options(config, path)["r"]
+        if r > longest:
+            raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")
