@@ -19,7 +19,7 @@ what a gradient chooses by convention, and the report says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ import numpy.typing as npt
 from minigrad import ops
 from minigrad.functional import concatenate
 from minigrad.tensor import Tensor, grad
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 class GradcheckError(AssertionError):
@@ -111,13 +113,9 @@ def gradcheck(
                 "the rule is not linear in its upstream gradient"
             )
         if g.tobytes() != repeated.tobytes():
-            raise GradcheckError(
-                f"argument {i}: the same backward pass gave two different gradients"
-            )
+            raise GradcheckError(f"argument {i}: the same pass gave two different gradients")
         if np.any(zero):
-            raise GradcheckError(
-                f"argument {i}: an upstream gradient of 0 gave a gradient that is not 0"
-            )
+            raise GradcheckError(f"argument {i}: an upstream gradient of 0 gave one that is not 0")
 
 
 def gradgradcheck(
@@ -173,22 +171,22 @@ def _checked(y: Any) -> Tensor:
     return y
 
 
-def _accepted(jacobian: npt.NDArray[Any], y: Tensor, atol: float, step: float) -> npt.NDArray[Any]:
+def _accepted(jacobian: Array, y: Tensor, atol: float, step: float) -> Array:
     """Return the absolute error accepted in each entry of the Jacobian."""
     largest = float(np.max(np.abs(jacobian), initial=0, where=np.isfinite(jacobian)))
     rounding = 16 * np.finfo(np.float64).eps / step * np.maximum(1, np.abs(y.data))
     per_output = atol * min(1.0, largest) + np.where(np.isfinite(rounding), rounding, 0)
-    one_each: npt.NDArray[Any] = per_output.reshape(y.shape + (1,) * (jacobian.ndim - y.ndim))
+    one_each: Array = per_output.reshape(y.shape + (1,) * (jacobian.ndim - y.ndim))
     return one_each
 
 
-def _vjp(y: Tensor, xs: list[Tensor], upstream: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def _vjp(y: Tensor, xs: list[Tensor], upstream: Array) -> list[Array]:
     if not y.requires_grad:
         return [np.zeros(x.shape) for x in xs]
     return [g.data for g in grad(y, xs, upstream)]
 
 
-def _jacobian(y: Tensor, x: Tensor) -> npt.NDArray[Any]:
+def _jacobian(y: Tensor, x: Tensor) -> Array:
     """Return ∂y/∂x of shape (*y.shape, *x.shape), one backward pass per entry of y."""
     jacobian = np.zeros((*y.shape, *x.shape))
     for at in np.ndindex(y.shape):
@@ -200,14 +198,14 @@ def _jacobian(y: Tensor, x: Tensor) -> npt.NDArray[Any]:
 
 def _confirmed(
     argument: int,
-    exact: npt.NDArray[Any],
+    exact: Array,
     f: Callable[[], Tensor],
     x: Tensor,
     y: Tensor,
     step: float,
     rtol: float,
     atol: float,
-) -> npt.NDArray[Any]:
+) -> Array:
     """Return the differences that confirm ``exact``, the Jacobian of f by x; raise GradcheckError."""
     left, right = _slopes(f, x, y.data, step)
     central = np.asarray((left + right) / 2)
@@ -236,9 +234,7 @@ def _confirmed(
     return central
 
 
-def _slopes(
-    f: Callable[[], Tensor], x: Tensor, y: npt.NDArray[Any], step: float
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _slopes(f: Callable[[], Tensor], x: Tensor, y: Array, step: float) -> tuple[Array, Array]:
     """Return the slopes of f to the left and to the right of x, shape (*y.shape, *x.shape)."""
     original: Any = x.data
     sides = np.zeros((2, *y.shape, *x.shape))
@@ -256,9 +252,7 @@ def _slopes(
     return sides[0], sides[1]
 
 
-def _disagreements(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], rtol: float, atol: npt.NDArray[Any]
-) -> list[tuple[int, ...]]:
+def _disagreements(a: Array, b: Array, rtol: float, atol: Array) -> list[tuple[int, ...]]:
     """Return the indices where a and b differ by more than the tolerance, the worst one first."""
     with np.errstate(all="ignore"):
         error = np.abs(a - b) - rtol * np.maximum(np.abs(a), np.abs(b))

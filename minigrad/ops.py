@@ -70,13 +70,9 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.forward = forward
-        self._signature = inspect.signature(forward)
-        self._names = tuple(self._signature.parameters)
-        self._defaults = {
-            name: p.default
-            for name, p in self._signature.parameters.items()
-            if p.default is not p.empty
-        }
+        parameters = inspect.signature(forward).parameters.values()
+        self._names = [p.name for p in parameters]
+        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.vjps = vjps
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
@@ -111,7 +107,7 @@ class Op(Generic[P]):
             KeyError,
         ):  # a name that is unknown, taken or missing: Python says which
             try:
-                self._signature.bind(*args, **params)
+                inspect.signature(self.forward).bind(*args, **params)
             except TypeError as error:
                 raise TypeError(f"{self.name}: {error}") from None
             raise
@@ -198,11 +194,7 @@ def _mask(condition: Array) -> Array:
 
 
 # d where(c, a, b) = where(c, da, db)   ⟹   each side gets ȳ where it was chosen
-@op(
-    None,
-    lambda g, y, c, a, b: _keep(g, _mask(c)),
-    lambda g, y, c, a, b: _keep(g, ~_mask(c)),
-)
+@op(None, lambda g, y, c, a, b: _keep(g, _mask(c)), lambda g, y, c, a, b: _keep(g, ~_mask(c)))
 def where(condition: Array, a: Array, b: Array) -> Array:
     """Return a where ``condition`` holds and b elsewhere; all three broadcast."""
     return np.where(_mask(condition), a, b)

@@ -26,10 +26,14 @@ from numpy import ndarray
 from minigrad import engine, ops
 from minigrad.ops import Axis, Op
 
+Array: TypeAlias = npt.NDArray[Any]
+
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
 
 #: How a result was made: its op, inputs and parents; these are None once they are released.
 Made: TypeAlias = "tuple[Op[...], Any, Any]"
+
+Operator: TypeAlias = "Callable[[Tensor, Operand], Tensor]"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,7 +126,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
     return _tensor(y, (op, inputs, parents))
 
 
-def _tensor(data: npt.NDArray[Any], made: Made | None = None) -> Tensor:
+def _tensor(data: Array, made: Made | None = None) -> Tensor:
     """Return a Tensor that holds ``data`` itself: a result that was made so, or else a constant."""
     tensor = _new(Tensor)
     tensor._data = data
@@ -188,7 +192,7 @@ def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
     return kind(f"{op.name}{of_shapes}: {error}")
 
 
-def as_reals(a: Any) -> npt.NDArray[Any]:
+def as_reals(a: Any) -> Array:
     """Return ``a`` as an array of real numbers.
 
     Raises
@@ -213,7 +217,7 @@ def _holds_tensor(a: Any) -> bool:
     return isinstance(a, Tensor)
 
 
-def _cast(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _cast(array: Array, dtype: npt.DTypeLike) -> Array:
     """Return ``array`` in another dtype; what is too large becomes infinity without a warning."""
     return array if array.dtype == dtype else _thread.quietly(array.astype, dtype)
 
@@ -228,13 +232,36 @@ def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
 def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
     """Return all as Tensors; numbers and arrays of integers take the dtype of the others."""
     dtype = _float_dtype(operands)
-    tensors = []
-    for a in operands:
-        if not isinstance(a, Tensor):
-            array = as_reals(a)
-            a = _tensor(array if array.ndim and array.dtype.kind == "f" else _cast(array, dtype))
-        tensors.append(a)
-    return tensors
+
+    def converted(a: Any) -> Array:
+        array = as_reals(a)
+        return array if array.ndim and array.dtype.kind == "f" else _cast(array, dtype)
+
+    return [a if isinstance(a, Tensor) else _tensor(converted(a)) for a in operands]
+
+
+def _operator(op: Op[...]) -> tuple[Operator, Operator]:
+    """Return the methods that apply ``op`` with a Tensor on the left and on the right of it."""
+
+    def on_the_left(self: Tensor, other: Operand) -> Tensor:
+        return record(op, self, other)
+
+    def on_the_right(self: Tensor, other: Operand) -> Tensor:
+        return record(op, other, self)
+
+    return on_the_left, on_the_right
+
+
+def _comparison(compare: np.ufunc) -> Callable[[Tensor, Operand], npt.NDArray[np.bool_]]:
+    """Return the method that compares a Tensor with something else, entry by entry."""
+
+    def compared(self: Tensor, other: Operand) -> npt.NDArray[np.bool_]:
+        b: Any = other._data if isinstance(other, Tensor) else other
+        if type(b) not in _NUMBERS:
+            b = _operand(ops.sub, 1, (self, b))
+        return np.asarray(_thread.quietly(compare, self._data, b))
+
+    return compared
 
 
 class Tensor:
@@ -290,12 +317,12 @@ class Tensor:
         self._requires_grad = bool(requires_grad)
         self._birth = next(_births)
         self._made = None
-        self.grad: npt.NDArray[Any] | None = None
+        self.grad: Array | None = None
 
     # -- what it holds
 
     @property
-    def data(self) -> npt.NDArray[Any]:
+    def data(self) -> Array:
         """The array itself: writable for a leaf, read-only for a result.
 
         Assigning to a leaf sets a copy of the value, of the same shape and dtype (else ValueError or
@@ -309,7 +336,7 @@ class Tensor:
         array = np.asarray(value)
         self.assign(array if array is self._data else array.copy())
 
-    def assign(self, array: npt.NDArray[Any]) -> None:
+    def assign(self, array: Array) -> None:
         """Set a leaf to ``array`` itself, not to a copy: do not write to it any more.
 
         For optimizers, which make a new array in each step.
@@ -387,7 +414,7 @@ class Tensor:
         """The NumPy dtype, always a floating-point one."""
         return self._data.dtype
 
-    def numpy(self) -> npt.NDArray[Any]:
+    def numpy(self) -> Array:
         """Return the array itself, without a copy."""
         return self._data
 
@@ -400,7 +427,7 @@ class Tensor:
         """Return a constant that shares this tensor's memory and stops the gradient."""
         return _tensor(self._data)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self._data, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -430,13 +457,8 @@ class Tensor:
 
     def __reduce__(self) -> Any:
         self._check_leaf("copy or pickle the graph")
-        return _rebuild, (
-            type(self),
-            self._data,
-            self._data.flags.writeable,
-            self._requires_grad,
-            self.grad,
-        )
+        writeable = self._data.flags.writeable
+        return _rebuild, (type(self), self._data, writeable, self._requires_grad, self.grad)
 
     # -- differentiation
 
@@ -462,41 +484,12 @@ class Tensor:
 
     # -- operators
 
-    def __add__(self, other: Operand) -> Tensor:
-        return record(ops.add, self, other)
-
-    def __radd__(self, other: Operand) -> Tensor:
-        return record(ops.add, other, self)
-
-    def __sub__(self, other: Operand) -> Tensor:
-        return record(ops.sub, self, other)
-
-    def __rsub__(self, other: Operand) -> Tensor:
-        return record(ops.sub, other, self)
-
-    def __mul__(self, other: Operand) -> Tensor:
-        return record(ops.mul, self, other)
-
-    def __rmul__(self, other: Operand) -> Tensor:
-        return record(ops.mul, other, self)
-
-    def __truediv__(self, other: Operand) -> Tensor:
-        return record(ops.div, self, other)
-
-    def __rtruediv__(self, other: Operand) -> Tensor:
-        return record(ops.div, other, self)
-
-    def __pow__(self, other: Operand) -> Tensor:
-        return record(ops.pow, self, other)
-
-    def __rpow__(self, other: Operand) -> Tensor:
-        return record(ops.pow, other, self)
-
-    def __matmul__(self, other: Operand) -> Tensor:
-        return record(ops.matmul, self, other)
-
-    def __rmatmul__(self, other: Operand) -> Tensor:
-        return record(ops.matmul, other, self)
+    __add__, __radd__ = _operator(ops.add)
+    __sub__, __rsub__ = _operator(ops.sub)
+    __mul__, __rmul__ = _operator(ops.mul)
+    __truediv__, __rtruediv__ = _operator(ops.div)
+    __pow__, __rpow__ = _operator(ops.pow)
+    __matmul__, __rmatmul__ = _operator(ops.matmul)
 
     def __pos__(self) -> Tensor:
         return self
@@ -507,23 +500,10 @@ class Tensor:
     def __abs__(self) -> Tensor:
         return record(ops.abs, self)
 
-    def __lt__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return self._compare(np.less, other)
-
-    def __le__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return self._compare(np.less_equal, other)
-
-    def __gt__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return self._compare(np.greater, other)
-
-    def __ge__(self, other: Operand) -> npt.NDArray[np.bool_]:
-        return self._compare(np.greater_equal, other)
-
-    def _compare(self, compare: np.ufunc, other: Operand) -> npt.NDArray[np.bool_]:
-        b: Any = other._data if isinstance(other, Tensor) else other
-        if type(b) is not float and type(b) is not int:
-            b = _operand(ops.sub, 1, (self, b))
-        return np.asarray(_thread.quietly(compare, self._data, b))
+    __lt__ = _comparison(np.less)
+    __le__ = _comparison(np.less_equal)
+    __gt__ = _comparison(np.greater)
+    __ge__ = _comparison(np.greater_equal)
 
     def __getitem__(self, index: Any) -> Tensor:
         return record(ops.getitem, self, index)
@@ -582,11 +562,7 @@ class Tensor:
 
 
 def _rebuild(
-    cls: type[Tensor],
-    data: npt.NDArray[Any],
-    writeable: bool,
-    requires_grad: bool,
-    grad: npt.NDArray[Any] | None,
+    cls: type[Tensor], data: Array, writeable: bool, requires_grad: bool, grad: Array | None
 ) -> Tensor:
     tensor = _new(cls)
     Tensor.__init__(tensor, data, requires_grad)
