@@ -64,14 +64,13 @@ class Adapted(Module):
             If NaN or infinity has got into them, naming the tensors it came from; not with
             ``safe_merge=False``.
         """
-        with np.errstate(all="ignore"):
-            weight, bias = self.weight, self.bias
+        weight, bias = self.weight, self.bias
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        if safe_merge and not all(np.isfinite(t.data).all() for t in parts.values()):
+        bad = [name for name, t in parts.items() if not np.isfinite(t.data).all()]
+        if safe_merge and bad:
             sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
-            results = [n for n, t in parts.items() if not np.isfinite(t.data).all()]
-            raise ValueError(f"cannot merge: {', '.join(sources or results)} holds NaN or infinity")
-        return plain_linear(Tensor(weight.data), None if bias is None else Tensor(bias.data))
+            raise ValueError(f"cannot merge: {', '.join(sources or bad)} holds NaN or infinity")
+        return plain_linear(*(Tensor(t.data) for t in parts.values()))
 
 
 class LowRankLinear(Adapted):
@@ -209,7 +208,7 @@ class LoRALinear(LowRankLinear):
             return b
         if b is None:
             raise ValueError("cannot merge a lora_bias into a layer without a bias")
-        return Tensor(b.data + self.scaling * self.B_bias.data)
+        return (b + self.scaling * self.B_bias).detach()
 
 
 class DoRALinear(LowRankLinear):
@@ -250,11 +249,15 @@ class DoRALinear(LowRankLinear):
 
     norm_axis = 1
 
-    def __new__(cls, *args: Any, norm_axis: int = 1, **options: Any) -> DoRALinear:
-        """Return an instance of the class that goes with ``norm_axis``."""
-        if norm_axis not in (0, 1):
-            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {norm_axis!r}")
-        return super().__new__(ColumnDoRALinear if norm_axis == 0 and cls is DoRALinear else cls)
+    def __new__(cls, *args: Any, **options: Any) -> DoRALinear:
+        """Return an instance of the class that takes the norm along the axis asked for."""
+        axis = options.get("norm_axis", cls.norm_axis)
+        if axis not in (0, 1):
+            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {axis!r}")
+        kind = ColumnDoRALinear if cls is DoRALinear and axis == 0 else cls
+        if kind.norm_axis != axis:
+            raise ValueError(f"{kind.__name__} has norm_axis={kind.norm_axis}, not {axis}")
+        return super().__new__(kind)
 
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
@@ -289,13 +292,14 @@ class DoRALinear(LowRankLinear):
 
     @property
     def weight(self) -> Tensor:
-        """c∘V with c = m/‖V‖, as a constant."""
+        """(m/‖V‖) ∘ V, as a constant."""
         V = self.V
-        c = self.m / nonzero(mg.norm(V, axis=1))
-        return (c[:, None] * V).detach()
+        norm = nonzero(mg.norm(V, axis=self.norm_axis, keepdims=True))
+        return (self.m.reshape(norm.shape) / norm * V).detach()
 
     def _describe(self) -> str:
-        return super()._describe() + ("" if self.detach_norm else ", exact norm")
+        exact = "" if self.detach_norm else ", exact norm"
+        return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
 
 
 def nonzero(norm: Tensor) -> Tensor:
@@ -324,16 +328,6 @@ class ColumnDoRALinear(DoRALinear):
         y = mg.linear(self.scaling * h, self.B, self.base_layer(z))  #   z W0ᵀ + b + s h Bᵀ
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
-    @property
-    def weight(self) -> Tensor:
-        """V∘c with c = m/‖V‖, as a constant."""
-        V = self.V
-        c = self.m / nonzero(mg.norm(V, axis=0))
-        return (V * c).detach()
-
-    def _describe(self) -> str:
-        return super()._describe() + ", norm of columns"
-
 
 # ----------------------------------------------------------------------------- plain layers
 
@@ -343,8 +337,8 @@ def frozen(layer: Linear, weight: npt.NDArray[Any] | None = None) -> Linear:
 
     The arrays become read-only, because whoever shares them relies on their values.
     """
-    W0 = freeze(layer.weight) if weight is None else freeze(Tensor(weight))
-    return plain_linear(W0, None if layer.bias is None else freeze(layer.bias))
+    W0 = layer.weight if weight is None else Tensor(weight)
+    return plain_linear(freeze(W0), None if layer.bias is None else freeze(layer.bias))
 
 
 def freeze(t: Tensor) -> Tensor:
@@ -353,7 +347,7 @@ def freeze(t: Tensor) -> Tensor:
     return t.detach() if t.requires_grad else t
 
 
-def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+def plain_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Return a Linear made of the given tensors."""
     linear = Linear.__new__(Linear)
     linear.weight, linear.bias = weight, bias

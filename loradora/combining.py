@@ -24,11 +24,13 @@ from loradora.nn import Module, check_positive
 from loradora.views import rebuild
 from minigrad import Tensor
 
+Array: TypeAlias = npt.NDArray[Any]
+
 #: The adapted layers of one adapter by path.
 Layers: TypeAlias = Mapping[str, LowRankLinear]
 
 #: A (r, in) and B (out, r).
-Factors: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Factors: TypeAlias = tuple[Array, Array]
 
 
 # ----------------------------------------------------------------------------- what adds up
@@ -84,8 +86,8 @@ class LoRASum(Adapted):
     @property
     def weight(self) -> Tensor:
         """W0 + Σ sᵢ Bᵢ Aᵢ, as a constant."""
-        W = self.layers[0].weight.data
-        return Tensor(sum((a.scaling * (a.B.data @ a.A.data) for a in self.layers[1:]), start=W))
+        corrections = ((layer.scaling * layer.B) @ layer.A for layer in self.layers[1:])
+        return sum(corrections, start=self.layers[0].weight).detach()
 
     @property
     def bias(self) -> Tensor | None:
@@ -152,7 +154,7 @@ def weighted_sum(
     return factors
 
 
-def _truncated(A: npt.NDArray[Any], B: npt.NDArray[Any], rank: int) -> Factors:
+def _truncated(A: Array, B: Array, rank: int) -> Factors:
     """Return the factors of the best approximation of B A of this rank, by its singular values."""
     U, S, Vt = np.linalg.svd(np.matmul(B, A, dtype=np.float64), full_matrices=False)
     return Vt[:rank], U[:, :rank] * S[:rank]

@@ -49,9 +49,7 @@ def initial_factors(
         For an unknown scheme, an odd r with "orthogonal", or a rank that W0 does not have
         with "pissa" and "olora".
     """
-    if not any(
-        scheme is known or scheme == known for known in SCHEMES if type(known) is type(scheme)
-    ):
+    if not any(type(known) is type(scheme) and known == scheme for known in SCHEMES):
         raise ValueError(f"init_lora_weights must be one of {SCHEMES}, not {scheme!r}")
     out_features, in_features = W0.shape
     if scheme == "gaussian":

@@ -234,14 +234,11 @@ class Linear(Module):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return x Wᵀ + b, shape (…, out_features); an array takes the dtype of the layer."""
         x = x if isinstance(x, Tensor) else np.asarray(x, self.weight.dtype)
-        if self.bias is None:
-            return mg.linear(x, self.weight)
         return mg.linear(x, self.weight, self.bias)
 
     def _describe(self) -> str:
-        return f"{self.in_features} → {self.out_features}" + (
-            ", no bias" if self.bias is None else ""
-        )
+        bias = ", no bias" if self.bias is None else ""
+        return f"{self.in_features} → {self.out_features}{bias}"
 
 
 def uniform(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,13 @@ import numpy.typing as npt
 import minigrad as mg
 from minigrad import Tensor
 
+Array: TypeAlias = npt.NDArray[Any]
+
 #: Up to so many entries of V the definition is faster, because it takes fewer calls of NumPy.
 SMALL = 8192
 
 
-def row_norm(W0: npt.NDArray[Any], A: Any, B: Any, s: float) -> Tensor:
+def row_norm(W0: Array, A: Any, B: Any, s: float) -> Tensor:
     """Return ‖W0 + s B A‖ for each row, shape (out,): the definition.
 
     Parameters
@@ -48,10 +50,7 @@ def row_norm(W0: npt.NDArray[Any], A: Any, B: Any, s: float) -> Tensor:
     return mg.norm(W0 + (s * B) @ A, axis=1)
 
 
-@np.errstate(all="ignore")
-def factored_row_norm(
-    W0: npt.NDArray[Any], A: Any, B: Any, s: float, squares: npt.NDArray[Any]
-) -> Tensor:
+def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Tensor:
     """Return what :func:`row_norm` returns, without forming B A; ``squares`` is that of W0.
 
     Where the terms of ‖vᵢ‖² nearly cancel, their sum keeps few digits and may even be negative.  That
@@ -73,13 +72,12 @@ def factored_row_norm(
     return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
 
 
-def row_squares(W0: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def row_squares(W0: Array) -> Array:
     """Return ‖wᵢ‖² for each row, and infinity where that under- or overflows, to be told apart.
 
     Its root is the norm again, to the last bit.
     """
-    with np.errstate(all="ignore"):
-        squares = mg.norm(W0, axis=1).data ** 2
+    squares = (mg.norm(W0, axis=1) ** 2).data
     limits = np.finfo(W0.dtype)
     return np.where(squares >= limits.tiny / limits.eps, squares, np.inf).astype(W0.dtype)
 
@@ -101,7 +99,8 @@ class LowRankNorm:
         self._squares = Memo()
         self._constant = Memo()
 
-    def __call__(self, W0: npt.NDArray[Any], A: Any, B: Any, s: float) -> Tensor:
+    @np.errstate(all="ignore")
+    def __call__(self, W0: Array, A: Any, B: Any, s: float) -> Tensor:
         """Return the norms; the arguments are those of :func:`row_norm`."""
         rows, A, B = (W0, A, B) if self.axis == 1 else (W0.mT, B.mT, A.mT)  # Vᵀ = W0ᵀ + s AᵀBᵀ
         if W0.size <= max(SMALL, A.size + B.size):
@@ -109,9 +108,7 @@ class LowRankNorm:
         W0.setflags(write=False)  # what is remembered of it must stay true
         return factored_row_norm(rows, A, B, s, self._squares(lambda: row_squares(rows), W0))
 
-    def remembered(
-        self, W0: npt.NDArray[Any], A: npt.NDArray[Any], B: npt.NDArray[Any], s: float
-    ) -> Tensor:
+    def remembered(self, W0: Array, A: Array, B: Array, s: float) -> Tensor:
         """Return the same for arrays; compute it only when one of them has changed."""
         W0.setflags(write=False)
         norm: Tensor = self._constant(lambda: self(W0, A, B, s), W0, A.tobytes(), B.tobytes(), s)

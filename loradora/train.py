@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ import minigrad as mg
 from loradora.nn import Module, check_positive
 from loradora.optim import Optimizer, Schedule, constant
 from minigrad.functional import check_labels
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 class Step(NamedTuple):
@@ -52,8 +54,8 @@ class Evaluation(NamedTuple):
 
 def fit(
     model: Module,
-    x: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
+    x: Array,
+    labels: Array,
     *,
     optimizer: Optimizer,
     steps: int,
@@ -113,7 +115,7 @@ def fit(
         yield Step(step, steps, loss.item(), factor)
 
 
-def _examples(x: Any, labels: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
     """Return inputs and labels as arrays of one length, at least 1."""
     x, labels = np.asarray(x), np.asarray(labels)
     if x.ndim == 0 or labels.ndim != 1:
@@ -126,8 +128,8 @@ def _examples(x: Any, labels: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
 
 
 def _batches(
-    x: npt.NDArray[Any], labels: npt.NDArray[Any], size: int, rng: np.random.Generator
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    x: Array, labels: Array, size: int, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array]]:
     """Yield batches of examples with their labels for ever, epoch after epoch."""
     while True:
         order = rng.permutation(len(x))
@@ -137,9 +139,7 @@ def _batches(
 
 
 @mg.no_grad()
-def evaluate(
-    model: Module, x: npt.NDArray[Any], labels: npt.NDArray[Any], batch_size: int = 1000
-) -> Evaluation:
+def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
     Raises
