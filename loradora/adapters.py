@@ -64,7 +64,8 @@ class Adapted(Module):
             If NaN or infinity has got into them, naming the tensors it came from; not with
             ``safe_merge=False``.
         """
-        weight, bias = self.weight, self.bias
+        with np.errstate(all="ignore"):  # of a weight that is written in NumPy
+            weight, bias = self.weight, self.bias
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         bad = [name for name, t in parts.items() if not np.isfinite(t.data).all()]
         if safe_merge and bad:
