@@ -622,8 +622,8 @@ def get_peft_model(
 ) -> PeftModel:
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
 
-    ``model`` itself keeps its values and stays usable; its arrays become read-only, and an optimizer
-    that goes on training it works on copies of its own.
+    ``model`` itself keeps its values and stays usable.  Its arrays become read-only; an optimizer that
+    goes on training it gives it new ones.
 
     Parameters
     ----------

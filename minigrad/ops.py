@@ -16,8 +16,8 @@ a frozen argument is simply never called.
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
 cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
 the arguments that have rules — they use only what arrays and Tensors share: operators, methods, and
-the ops of this file.  So, fed Tensors, the backward pass is itself recorded and can be differentiated
-again.
+the ops of this file, as ``exp.of(y)``.  So a rule that is fed arrays computes a gradient, and fed
+Tensors it records how, so that the gradient can be differentiated again.
 
 Where a function has a kink, the values are PyTorch's.
 """
@@ -54,11 +54,15 @@ class Op(Generic[P]):
 
     A rule of ``None`` marks an argument that has no derivative (an index, a condition).
     Arguments beyond the rules (``axis``, ``shape``) are parameters and handed on unchanged.  The rules
-    are given all of them by position, however the caller wrote them.  An op of any number of arrays has
-    ``each``, which returns the rule of the argument at a given position beyond those of ``vjps``.
+    are given all of them by position, however the caller wrote them.
+
+    An op of any number of arrays has its further rules from ``each``: ``each(i)`` is the rule of the
+    argument i places beyond those of ``vjps``.
     """
 
-    #: How an op is applied to Tensors.  Chapter 3 fills this in; this chapter needs only arrays.
+    #: What a Tensor is, and how an op is applied to it.  Chapter 3 fills these in; this chapter needs
+    #: only arrays.
+    tensor: ClassVar[type[Tensor]]
     apply: ClassVar[Callable[..., Any]]
 
     def __init__(
@@ -95,6 +99,14 @@ class Op(Generic[P]):
             given = given[:-1]
         tensor: Tensor = self.apply(*given)
         return tensor
+
+    def of(self, *args: Any) -> Array:
+        """Apply the operation within a rule: arrays give an array, Tensors among them a Tensor."""
+        for a in args:
+            if isinstance(a, self.tensor):
+                return self.apply(*args)
+        forward: Callable[..., Array] = self.forward
+        return forward(*args)
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments by position, up to the last one that was given."""
@@ -208,7 +220,7 @@ def _keep(g: Array, mask: Array) -> Array:
     """
     if type(g) is np.ndarray and np.isfinite(g).all():
         return g * mask
-    return where(mask, g, 0)
+    return where.of(mask, g, 0)
 
 
 # ----------------------------------------------------------------------------- elementwise functions
@@ -232,7 +244,7 @@ def _is_zero(a: Array) -> Array:
 
 def _one_where(mask: Array, a: Array) -> Array:
     """Return ``a`` with 1 in the places of ``mask``, mostly none."""
-    return where(mask, 1, a) if np.any(mask) else a
+    return where.of(mask, 1, a) if np.any(mask) else a
 
 
 # d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
@@ -241,7 +253,7 @@ def _one_where(mask: Array, a: Array) -> Array:
 # logarithm is taken of 1.
 @op(
     lambda g, y, a, b: g * b * _one_where(_is_zero(b) & ~((a > 0) | (a < 0)), a) ** (b - 1),
-    lambda g, y, a, b: g * y * log(_one_where(_is_zero(a) & (b >= 0), a)),
+    lambda g, y, a, b: g * y * log.of(_one_where(_is_zero(a) & (b >= 0), a)),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -496,7 +508,7 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
 
 
 # y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.
-@op(lambda g, y, a, index: scatter(g, index, a.shape), None)
+@op(lambda g, y, a, index: scatter.of(g, index, a.shape), None)
 def getitem(a: Array, index: Any) -> Array:
     """Return a[index] for any index NumPy accepts.
 
@@ -585,7 +597,7 @@ def _per_degree(a: Array, axis: Axis, ddof: int) -> float:
 # since Σ(a − μ) dμ = 0   ⟹   ā = 2ȳ (a − μ)/N
 @op(
     lambda g, y, a, axis=None, ddof=0, keepdims=False: (
-        _restore(2 * g, a, axis) * (a - mean(a, axis, keepdims=True)) * _per_degree(a, axis, ddof)
+        _restore(2 * g, a, axis) * (a - mean.of(a, axis, True)) * _per_degree(a, axis, ddof)
     )
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
@@ -691,7 +703,7 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
-@op(lambda g, y, x, axis=-1: g - exp(y) * g.sum(axis=axis, keepdims=True))
+@op(lambda g, y, x, axis=-1: g - exp.of(y) * g.sum(axis=axis, keepdims=True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
@@ -715,8 +727,8 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
 # y = w∘(p − onehot) row by row, with p = softmax(x):  dy = w∘dp + dw∘(p − onehot)
 # ⟹   x̄ as softmax has it for p̄ = w∘ȳ,   w̄ = Σ ȳ∘(p − onehot) = Σ ȳ∘p − ȳ[label]
 @op(
-    lambda g, y, x, w, labels: _softmax_vjp(g * w[:, None], softmax(x, 1), 1),
-    lambda g, y, x, w, labels: (g * softmax(x, 1)).sum(axis=1) - g[_at_labels(x, labels)],
+    lambda g, y, x, w, labels: _softmax_vjp(g * w[:, None], softmax.of(x, 1), 1),
+    lambda g, y, x, w, labels: (g * softmax.of(x, 1)).sum(axis=1) - g[_at_labels(x, labels)],
     None,
 )
 def nll_grad(x: Array, w: Array, labels: Array) -> Array:
@@ -736,7 +748,7 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
 
 # y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
 # ⟹   x̄ = ȳ∘(p − onehot)
-@op(lambda g, y, x, labels: nll_grad(x, g, labels), None)
+@op(lambda g, y, x, labels: nll_grad.of(x, g, labels), None)
 def nll(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 

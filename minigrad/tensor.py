@@ -561,6 +561,9 @@ class Tensor:
         return record(ops.swapaxes, self, -1, -2)
 
 
+Op.tensor = Tensor
+
+
 def _rebuild(
     cls: type[Tensor], data: Array, writeable: bool, requires_grad: bool, grad: Array | None
 ) -> Tensor:

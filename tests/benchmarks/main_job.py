@@ -75,7 +75,7 @@ def report(quick: bool) -> Iterator[str]:
         for op in mg.OPS.values():
             put(op, "forward", inside.watched(op.forward))
             put(op, "vjps", tuple(rule and inside.watched(rule) for rule in op.vjps))
-        put(AdamW, "_move", inside.watched(AdamW._move))
+        put(AdamW, "_moved", inside.watched(AdamW._moved))
         put(train, "_batches", inside.iterated(train._batches))
         watched = list(phases(inside, *length))
     rows = [(name, s, c) for (name, s, _), (_, _, c) in zip(unwatched, watched, strict=True)]
