@@ -7,7 +7,7 @@ merged layer that needs no adapter any more.
 Why it matters: y = x W0ᵀ + b + s (x Aᵀ) Bᵀ is the whole idea of LoRA (Hu et al., arXiv:2106.09685,
 eq. 3).  W0 has out × in numbers, A and B together only r (in + out).
 
-Read next: loradora/by_hand.py (the derivation, step by step), loradora/adapters.py; then 06_dora.py.
+Read next: loradora/adapters.py up to LoRA, loradora/by_hand.py (the derivation); then 06_dora.py.
 """
 
 import numpy as np

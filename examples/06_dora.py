@@ -7,7 +7,7 @@ differences then "fail".
 Why it matters: "the gradient" that DoRA descends by default is no derivative of the loss, on purpose.
 Knowing exactly which part is missing is knowing when it is safe.
 
-Read next: loradora/by_hand.py (the derivation), loradora/adapters.py; then 07_magnitude_and_direction.py.
+Read next: loradora/adapters.py, loradora/by_hand.py (the derivation); then 07_magnitude_and_direction.py.
 """
 
 import numpy as np
@@ -77,7 +77,7 @@ def gradients():
     dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
     error = abs(held.V - exact.V - dropped).max()
     print(
-        f"\n   held less exact is (m/‖V‖) m̄ ∘ V̂, a pull along the row (equal to within {error:.0e})\n"
+        f"\n   held less exact is (m/‖V‖) m̄ ∘ V̂, which is along the row (equal to within {error:.0e})\n"
     )
 
 

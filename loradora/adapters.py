@@ -16,15 +16,15 @@ trains the length as m, and lets B A change only the direction:
 
     y = (m/‖V‖) ∘ (x Vᵀ) + b = (m/‖V‖) ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b
 
-The paper draws its weights as (in, out) and therefore speaks of columns.  At the start B = 0 and
-m = ‖W0‖, and both layers equal the frozen one.
+The paper draws its weights as (in, out) and therefore speaks of columns; our V is its V + ΔV.  At the
+start B = 0 and m = ‖W0‖, and both layers equal the frozen one.
 
 The engine differentiates what stands here.  What it arrives at is derived by hand in
 :mod:`loradora.by_hand`, step by step.  One choice is left to make: whether ‖V‖ moves with V in the
-backward pass.  The paper (§4.3) and PEFT hold it constant, because that needs less memory and costs at
-most 0.2 points of accuracy there; so ``detach_norm=True`` is the default.  What it descends by is *not*
-the derivative of the loss, and finite differences disagree with it, unless they, too, hold the norm
-where it is.
+backward pass.  The paper (§4.3) and PEFT treat it as a plain number there.  That needs less memory, and
+in the paper's experiments it costs at most 0.2 points of accuracy, so ``detach_norm=True`` is the
+default.  What it descends by is *not* the derivative of the loss.  Finite differences disagree with it,
+unless they, too, hold the norm where it is.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ from minigrad import Tensor
 class Adapted(Module):
     """A layer that acts as a Linear with a ``weight`` of its own making, and a ``bias``."""
 
+    def __init_subclass__(cls) -> None:
+        # an inherited weight does not go with another forward
+        if "forward" in vars(cls) and "weight" not in vars(cls):
+            type.__setattr__(cls, "weight", Adapted.weight)
+
     @property
     def weight(self) -> Tensor:
         """The weight that this layer acts with, (out, in), as a constant."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define its weight")
 
     @property
     def bias(self) -> Tensor | None:
@@ -63,6 +68,8 @@ class Adapted(Module):
         ValueError
             If NaN or infinity has got into them, naming the tensors it came from; not with
             ``safe_merge=False``.
+        NotImplementedError
+            If a class has a ``forward`` of its own, but no ``weight`` that goes with it.
         """
         with np.errstate(all="ignore"):  # of a weight that is written in NumPy
             weight, bias = self.weight, self.bias
@@ -215,8 +222,8 @@ class LoRALinear(LowRankLinear):
 class DoRALinear(LowRankLinear):
     """y = (m/‖V‖) ∘ (x Vᵀ) + b with V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
-    With dropout the dropped input also meets W0, as in PEFT: the base sees x, and the change of the
-    weight, c∘V − W0 with c = m/‖V‖, sees drop(x).
+    With dropout, as in PEFT, the base sees x, and the change of the weight sees drop(x):
+    y = x W0ᵀ + b + drop(x) (c∘V − W0)ᵀ with c = m/‖V‖.
 
     Parameters
     ----------
@@ -250,16 +257,6 @@ class DoRALinear(LowRankLinear):
 
     norm_axis = 1
 
-    def __new__(cls, *args: Any, **options: Any) -> DoRALinear:
-        """Return an instance of the class that takes the norm along the axis asked for."""
-        axis = options.get("norm_axis", cls.norm_axis)
-        if axis not in (0, 1):
-            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {axis!r}")
-        kind = ColumnDoRALinear if cls is DoRALinear and axis == 0 else cls
-        if kind.norm_axis != axis:
-            raise ValueError(f"{kind.__name__} has norm_axis={kind.norm_axis}, not {axis}")
-        return super().__new__(kind)
-
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
     ) -> None:
@@ -277,6 +274,7 @@ class DoRALinear(LowRankLinear):
         z = mg.linear(self.scaling * h, self.B, mg.linear(dropped, W0))  #  x W0ᵀ + s h Bᵀ = x Vᵀ
         c = self.m / nonzero(self.norm())  #                                m/‖V‖
         y = mg.affine(z, c, b)  #                                           c ∘ (x Vᵀ) + b
+        # what was dropped meets the base alone
         return y if dropped is x else mg.linear(x - dropped, W0, y)
 
     def norm(self) -> Tensor:
@@ -302,11 +300,21 @@ class DoRALinear(LowRankLinear):
         exact = "" if self.detach_norm else ", exact norm"
         return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
 
+    def __new__(cls, *args: Any, **options: Any) -> DoRALinear:
+        """Return an instance of the class that takes the norm along the axis asked for."""
+        axis = options.get("norm_axis", cls.norm_axis)
+        if axis not in (0, 1):
+            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {axis!r}")
+        kind = ColumnDoRALinear if cls is DoRALinear and axis == 0 else cls
+        if kind.norm_axis != axis:
+            raise ValueError(f"{kind.__name__} has norm_axis={kind.norm_axis}, not {axis}")
+        return super().__new__(kind)
+
 
 def nonzero(norm: Tensor) -> Tensor:
     """Return ‖V‖ as a divisor, with infinity for 0, so that m/‖V‖ is 0.
 
-    A row without length has no direction, and nothing in that direction is passed on.
+    A row of zeros has no direction: its output is b, and it has no gradient.
     """
     return norm if norm.data.all() else mg.where(norm <= 0, np.inf, norm)
 
@@ -328,6 +336,8 @@ class ColumnDoRALinear(DoRALinear):
         h = mg.linear(z, self.A)  #                                      z Aᵀ
         y = mg.linear(self.scaling * h, self.B, self.base_layer(z))  #   z W0ᵀ + b + s h Bᵀ
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
+
+    weight = DoRALinear.weight
 
 
 # ----------------------------------------------------------------------------- plain layers

@@ -2,7 +2,7 @@ r"""LoRA's and DoRA's gradients, derived on paper and written in plain NumPy.
 
 No engine is used here.  The chain rule is applied by hand, in the three lines of ``minigrad.ops``:
 take the differential, move it across the inner product ⟨U, V⟩ = Σ U∘V = tr(UᵀV), read off.  The moves
-are always these, because a trace may be transposed and rotated:
+are always these, because tr(PQ) = tr(QP) and tr(P) = tr(Pᵀ):
 
     ⟨U, P Q⟩ = ⟨U Qᵀ, P⟩ = ⟨Pᵀ U, Q⟩          ⟨U, Vᵀ⟩ = ⟨Uᵀ, V⟩
 
@@ -38,7 +38,8 @@ DoRA: y = x Wᵀ + b with row i of W being wᵢ = mᵢ v̂ᵢ, v̂ᵢ = vᵢ/n�
 
     W̄ = Gᵀ x = Q          x̄ = G W
 
-From here on each row lives by itself; the index i is left out, and q is the row of Q.
+From here on each row lives by itself; the index i is left out, w is a row of W (not of W0), and q the row
+of Q.
 
 *Differential of the norm.*  n² = ⟨v, v⟩ gives 2n dn = 2⟨v, dv⟩, so dn = ⟨v̂, dv⟩: only a movement along v
 changes its length.
@@ -60,13 +61,14 @@ The bracket is the projection of dv onto the plane across v.  A projection is it
     m̄ = ⟨q, v̂⟩                   the part of q along the row
     v̄ = c (q − v̂⟨v̂, q⟩)         the part of q across the row: ⟨v̄, v⟩ = 0
 
-Together they are all of q, divided between m and v without overlap.  If the norm is *held constant*
-(§4.3, eq. 11), dn = 0 above, the term with v̂ never appears, and
+So q is divided between m and v without overlap.  If the norm is *held constant* (§4.3, eq. 11), dn = 0
+above, the term with v̂ never appears, and
 
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
-So what the paper drops is exactly −c m̄ v̂, a pull along the row, as strong as the gradient of m.
-Where m is at its optimum, m̄ = 0 and nothing is dropped.
+The exact gradient has the term −c m̄ v̂, which takes away the part along the row; holding the norm leaves
+it out.  It is c times as large as the gradient of m.  Where m is at its optimum, m̄ = 0 and there is
+nothing to leave out.
 
 *To the factors.*  dV = s dB A + s B dA, hence ⟨V̄, dV⟩ = ⟨s V̄ Aᵀ, dB⟩ + ⟨s Bᵀ V̄, dA⟩ and
 

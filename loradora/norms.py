@@ -1,12 +1,12 @@
-r"""‖W0 + s B A‖ for each row, at the lowest price: the one room of tricks.
+r"""‖W0 + s B A‖ for each row, at the lowest price: the tricks of DoRA's norm.
 
 The definition forms V = W0 + s B A and takes the norm of its rows (:func:`row_norm`).  That is one array
 of the size of W0 in every step.  Multiplied out, row i is
 
     ‖vᵢ‖² = ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩
 
-which needs only arrays with r columns, and ‖wᵢ‖², which never changes (:func:`factored_row_norm`).  A
-property test holds the two together.
+with wᵢ the row of W0.  That needs only arrays with r columns, and ‖wᵢ‖², which never changes
+(:func:`factored_row_norm`).  A test compares both on random arguments.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     square = squares + 2 * s * ((change * B) @ ones)
     b, G = np.asarray(B), np.asarray(gram)
     longest = s * s * math.sqrt(np.vdot(G, G))
-    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))
+    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))  # has lost less than two digits
     if sound.all():
         return mg.sqrt(square)
     rows = np.flatnonzero(~sound)
@@ -73,9 +73,10 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
 
 
 def row_squares(W0: Array) -> Array:
-    """Return ‖wᵢ‖² for each row, and infinity where that under- or overflows, to be told apart.
+    """Return ‖wᵢ‖² for each row; its root is the norm again, to the last bit.
 
-    Its root is the norm again, to the last bit.
+    Where the square under- or overflows it is infinity: then no sum is sound, and the row is computed by
+    the definition.
     """
     squares = (mg.norm(W0, axis=1) ** 2).data
     limits = np.finfo(W0.dtype)

@@ -1,13 +1,20 @@
 """Chapter 2: the chain rule.
 
-A recorded tensor remembers how it was made: the op, the *inputs* that its forward was given, and for
-each of its rules the tensor that it leads to, or None where no gradient is needed (its *parents*).
+A recorded tensor remembers how it was made: the op, its *inputs* (what the forward was given), and its
+*parents* (for each input the tensor that it is the value of, or None where no gradient is needed).
 These memories form a directed acyclic graph, and the chain rule is one walk over it: start with the
 cotangent of the result, and at every tensor hand each parent its vector-Jacobian product.  A tensor
 that was used k times receives k cotangents, and they add up.
 
 A tensor must have all of its cotangents before it passes them on.  Tensors are numbered at birth and
 are younger than their parents, so "newest first" is such an order: no recursion, no topological sort.
+For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
+
+    5  L = p + q     L̄ = 1      hands p̄ = 1 to p and q̄ = 1 to q
+    4  q = a·a       q̄ = 1      hands a and a again to a
+    3  p = tanh(u)   p̄ = 1      hands ū = 1 − p² to u
+    2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
+
 Everything that belongs to one pass lives in local variables of that pass.
 """
 
@@ -56,7 +63,7 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
 @np.errstate(all="ignore")
 def sweep(
     order: list[Tensor],
-    g: Array,
+    seed: Array,
     wanted: Collection[Tensor] = (),
     *,
     record: bool = False,
@@ -64,18 +71,20 @@ def sweep(
 ) -> dict[Tensor, Array]:
     """Walk back through ``order``, newest first; return the cotangents of its leaves and of ``wanted``.
 
-    ``g`` is the cotangent of the last one.  Cotangents flow only between tensors of ``order``, which
+    ``seed`` is the cotangent of the last one.  Cotangents flow only between tensors of ``order``, which
     is emptied on the way.  With ``record`` the rules are fed Tensors, so that what they compute is a
     graph, too; with ``release`` each tensor forgets how it was made once the walk has passed it.
     """
     cotangents: dict[Any, Array] = dict.fromkeys(order)
-    cotangents[order[-1]] = g
+    cotangents[order[-1]] = seed
     while order:
         tensor = order.pop()
         if tensor._made is None:  # a leaf
             continue
         op, inputs, parents = tensor._made
-        if parents is None:  # released, and further back than the walk goes
+        if (
+            parents is None
+        ):  # released, and not to be passed: the walk of gradients() ends at its xs
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
         y: Array = tensor._data
@@ -83,7 +92,7 @@ def sweep(
             y, inputs = tensor, _as_tensors(inputs, parents)
         rules: Sequence[Any] = op.rules(len(parents)) if op.each else op.vjps
         for rule, parent in zip(rules, parents):
-            if parent in cotangents:  # None, for no gradient, never is
+            if parent in cotangents:  # which holds the tensors of this walk, and so never None
                 a, c = parent._data, rule(g, y, *inputs)
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
                     c = fit(c, a, record)
@@ -135,12 +144,12 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     ``.grad`` is written before the whole walk has succeeded.  A leaf is given the very array that a rule
     has made for it; it gets a copy of what may be somebody else's: a view, another leaf's, or ``g``.
     """
-    given = {id(g)}
+    taken = {id(g)}  # arrays that somebody has already
     for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
-        own = c.base is None and c.flags.writeable and id(c) not in given
-        given.add(id(c))
+        nobodys = c.base is None and c.flags.writeable and id(c) not in taken
+        taken.add(id(c))
         if leaf.grad is None:
-            leaf.grad = c if own and c.dtype is leaf.dtype else np.array(c, leaf.dtype)
+            leaf.grad = c if nobodys and c.dtype is leaf.dtype else np.array(c, leaf.dtype)
         else:
             leaf.grad = np.asarray(leaf.grad + c, leaf.dtype)
 

@@ -4,14 +4,14 @@ An operation is a function y = f(a, b, …) of arrays.  Reverse-mode differentia
 from it: given the *cotangent* g = ȳ = ∂L/∂y of some scalar L further on, the cotangents ā, b̄, … of
 its arguments.  The recipe is always the same three lines:
 
-1. take the differential             dy  =  f_a(da) + f_b(db)
+1. take the differential             dy  =  f_a(da) + f_b(db),   f_a and f_b linear maps
 2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
-where ⟨u, v⟩ = Σ u∘v is the sum of elementwise products.  So an op is one block: the forward on plain
-arrays, decorated with one VJP per argument.  A rule is called as ``rule(g, y, *arguments)``, with the
-arguments that the forward received, and returns the cotangent of its own argument only: the rule of
-a frozen argument is simply never called.
+where ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, and f_aᵀ is the transpose of f_a.  So an op is
+one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is called as
+``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the cotangent of
+its own argument only: the rule of a frozen argument is simply never called.
 
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
 cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
@@ -95,8 +95,8 @@ class Op(Generic[P]):
     def __call__(self, *args: P.args, **params: P.kwargs) -> Tensor:
         """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
         given: tuple[Any, ...] = self._in_order(args, params) if params else args
-        while given and given[-1] is None and self.has_rule(len(given) - 1):  # as good as left out
-            given = given[:-1]
+        while given and given[-1] is None and self.has_rule(len(given) - 1):
+            given = given[:-1]  # no bias, say, is as good as a bias left out
         tensor: Tensor = self.apply(*given)
         return tensor
 
@@ -420,7 +420,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 
 
 def _add_into(y: Array, b: Array) -> Array:
-    """Return y + b, in the memory of y, a fresh result, if it is an array of the sum's dtype."""
+    """Return y + b, in the memory of y, a fresh result, if b is a number or has y's dtype."""
     fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
     return np.add(y, b, out=y if fits else None)
 
@@ -430,7 +430,8 @@ def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
 
     In every other case return g∘z, and the engine sums.
     """
-    if isinstance(g, np.ndarray) and g.shape == np.shape(z) and g.shape[-1:] == np.shape(c) != ():
+    per_column = np.ndim(c) == 1 and np.shape(c) == g.shape[-1:]
+    if per_column and isinstance(g, np.ndarray) and g.shape == np.shape(z):
         return np.einsum("ni,ni->i", _as_rows(g), _as_rows(z))
     return g * z
 
@@ -628,7 +629,7 @@ def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _direction(x: Array, length: Array) -> Array:
-    """Return x/‖x‖, and 0 for x = 0, which has no direction: a constant 0, also when differentiated."""
+    """Return x/‖x‖, and 0 for x = 0, which has no direction: x/(0 + ∞) is 0, and so is its derivative."""
     infinity, zero = x.dtype.type(np.inf), x.dtype.type(0)
     return x / (length + np.where(length <= 0, infinity, zero))
 

@@ -91,7 +91,9 @@ def is_grad_enabled() -> bool:
 
 
 def record(op: Op[...], *args: Any) -> Tensor:
-    """Apply ``op`` and return the result, which remembers ``op`` and its arguments if it must.
+    """Apply ``op`` and return the result.
+
+    It remembers ``op`` and its arguments if one of them needs a gradient and recording is on.
 
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
     not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
@@ -99,16 +101,16 @@ def record(op: Op[...], *args: Any) -> Tensor:
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    constant = True  # whether no argument is a Tensor
+    arrays_only = True
     for a in args:
         if isinstance(a, Tensor):
-            constant = False
+            arrays_only = False
             inputs.append(a._data)
             parents.append(a if a._requires_grad else None)
         else:
             inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
             parents.append(None)
-    if constant:
+    if arrays_only:
         inputs = _without_tensors(op, inputs)
     if len(args) > op.smooth:
         _refuse_tensors(op, args)
@@ -119,7 +121,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray:
         y = np.asarray(y)
-    y.setflags(False)  # read-only
+    y.setflags(write=False)
 
     if parents.count(None) == len(parents) or _thread.pauses:
         return _tensor(y)

@@ -624,7 +624,7 @@ def test_the_exact_norm_is_computed_once_too_where_nobody_differentiates_it(kind
         assert_allclose(found[name], g, rtol=1e-12, err_msg=name)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["LoRA", *DETACHED, *EXACT])
 @pytest.mark.parametrize("batch", [(2,), (3, 2)])
 def test_a_thawed_weight_gets_its_gradient(kind, batch):
     """The norm counts as constant in W0, too, if it is held constant."""
@@ -789,6 +789,18 @@ def assert_state_equal(found, expected):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("cls", [ld.LowRankLinear, ld.LoRALinear, ld.DoRALinear])
+def test_a_forward_of_its_own_is_not_merged_by_the_weight_of_another(cls):
+    class Doubled(cls):
+        def forward(self, x):
+            return 2 * self.base_layer(x)
+
+    layer = Doubled(ld.Linear(3, 4), r=2, lora_alpha=1)
+    layer(np.ones((1, 3)))
+    with pytest.raises(NotImplementedError, match="Doubled does not define its weight"):
+        layer.merge()
 
 
 @every_kind
