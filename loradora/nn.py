@@ -339,12 +339,11 @@ class Sequential(Module):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def forward(self, x: Any) -> Tensor:
-        """Return the last module's output."""
+    def forward(self, x: Any) -> Any:
+        """Return the last module's output; x itself without modules."""
         for module in self:
             x = module(x)
-        tensor: Tensor = x
-        return tensor
+        return x
 
 
 class MLP(Module):

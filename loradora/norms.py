@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import minigrad as mg
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
+T = TypeVar("T")
 
 #: Up to so many entries of V the definition is faster, because it takes fewer calls of NumPy.
 SMALL = 8192
@@ -112,27 +113,22 @@ class LowRankNorm:
     def remembered(self, W0: Array, A: Array, B: Array, s: float) -> Tensor:
         """Return the same for arrays; compute it only when one of them has changed."""
         W0.setflags(write=False)
-        norm: Tensor = self._constant(lambda: self(W0, A, B, s), W0, A.tobytes(), B.tobytes(), s)
-        return norm
+        return self._constant(lambda: self(W0, A, B, s), W0, A.tobytes(), B.tobytes(), s)
 
 
 class Memo:
-    """The last value of a function, kept while what it was made from stays the same."""
+    """The last value of a function of W0 and more, kept while these stay the same."""
 
     def __init__(self) -> None:
-        self._last: tuple[tuple[Any, ...], Any] = (), None
+        self._last: Any = None, (), None
 
-    def __call__(self, make: Callable[[], Any], *origin: Any) -> Any:
-        """Return ``make()``, or what it was when it was last made from ``origin``.
+    def __call__(self, make: Callable[[], T], W0: Array, *others: Any) -> T:
+        """Return ``make()``, or what it was when it was last made from these.
 
-        An array among ``origin`` is the same if it is the same object, anything else if it is equal.
+        W0 is the same if it is the same array, which is read-only; the others are if they are equal.
         """
-        known, value = self._last
-        if len(known) != len(origin) or not all(map(_same, known, origin)):
-            value = make()
-            self._last = origin, value
-        return value
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (not isinstance(a, np.ndarray) and a == b)
+        array, values, result = self._last
+        if array is not W0 or values != others:
+            result = make()
+            self._last = W0, others, result  # at once, lest another thread see half of it
+        return cast(T, result)

@@ -30,7 +30,7 @@ import inspect
 import math
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeAlias, cast
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -102,28 +102,21 @@ class Op(Generic[P]):
 
     def of(self, *args: Any) -> Array:
         """Apply the operation within a rule: arrays give an array, Tensors among them a Tensor."""
-        for a in args:
-            if isinstance(a, self.tensor):
-                return self.apply(*args)
-        forward: Callable[..., Array] = self.forward
-        return forward(*args)
+        apply = self.apply if any(isinstance(a, self.tensor) for a in args) else self.forward
+        return cast(Any, apply)(*args)
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments by position, up to the last one that was given."""
         free = self._names[len(args) :]
         try:
             last = builtins.max(map(free.index, params))
-            missing = [params[n] if n in params else self._defaults[n] for n in free[: last + 1]]
-        except (
-            ValueError,
-            KeyError,
-        ):  # a name that is unknown, taken or missing: Python says which
-            try:
-                inspect.signature(self.forward).bind(*args, **params)
-            except TypeError as error:
-                raise TypeError(f"{self.name}: {error}") from None
-            raise
-        return (*args, *missing)
+            named = [params[n] if n in params else self._defaults[n] for n in free[: last + 1]]
+        except (ValueError, KeyError):  # a name that is unknown or taken, or one that is missing
+            raise TypeError(
+                f"{self.name}({', '.join(self._names)}) cannot be called with {len(args)} arguments "
+                f"by position and {', '.join(params)} by name"
+            ) from None
+        return (*args, *named)
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"

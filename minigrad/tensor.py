@@ -422,8 +422,7 @@ class Tensor:
 
     def item(self) -> float:
         """Return the only entry as a Python number."""
-        value: float = self._data.item()
-        return value
+        return float(self._data.item())
 
     def detach(self) -> Tensor:
         """Return a constant that shares this tensor's memory and stops the gradient."""

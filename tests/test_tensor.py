@@ -497,8 +497,8 @@ BAD = {
     "a Tensor in an index": (lambda: W[0, mg.Tensor([0.0])], TypeError, "getitem .*Tensor"),
     "a Tensor as condition": (lambda: mg.where(V, V, V), TypeError, "where .*Tensor"),
     "a missing operand": (lambda: mg.add(V), TypeError, "add .*missing"),
-    "a keyword that is none": (lambda: mg.sum(V, dim=0), TypeError, "sum: .*'dim'"),
-    "an argument given twice": (lambda: mg.sum(V, 0, axis=0), TypeError, "sum: .*'axis'"),
+    "a keyword that is none": (lambda: mg.sum(V, dim=0), TypeError, "sum.* and dim by name"),
+    "an argument given twice": (lambda: mg.sum(V, 0, axis=0), TypeError, "sum.* and axis by name"),
     "a Tensor as a parameter": (lambda: mg.sum(V, axis=V), TypeError, "sum .*Tensor"),
     "concatenating nothing": (lambda: mg.concatenate([]), ValueError, "at least one"),
     "concatenating vector and matrix": (
@@ -699,3 +699,24 @@ def test_numbers_too_large_for_an_integer_of_numpy_can_be_compared_and_added(lar
     assert (x < large).item() == (large > 0)
     assert (x >= large).item() == (large < 0)
     assert (x + large).item() == float(large)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: mg.norm(x, axes=1), r"norm\(x, axis, keepdims\) .* 1 arguments .* axes by name"),
+        (lambda x: mg.norm(x, 0, axis=1), "2 arguments by position and axis by name"),
+        (lambda x: mg.reshape(shape=3), r"reshape\(a, shape\) .* 0 arguments .* shape by name"),
+    ],
+    ids=["unknown", "taken", "missing"],
+)
+def test_arguments_that_an_op_has_not_are_refused_by_name(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(mg.Tensor([1.0, 2.0]))
+
+
+def test_arguments_by_name_may_come_in_any_order_and_leave_some_out():
+    x = np.arange(6.0).reshape(2, 3)
+    assert_array_equal(mg.sum(keepdims=True, a=x, axis=1).data, [[3], [12]])
+    assert_array_equal(mg.sum(x, keepdims=True).data, [[15]])
+    assert_array_equal(mg.clip(x, max=1.0).data, np.clip(x, None, 1))
