@@ -260,6 +260,9 @@ class DoRALinear(LowRankLinear):
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
     ) -> None:
+        if norm_axis != self.norm_axis:
+            kind = f"{self.norm_axis} (1 for rows, 0 for columns) in {type(self).__name__}"
+            raise ValueError(f"norm_axis must be {kind}, not {norm_axis!r}")
         super().__init__(base, **options)
         self.detach_norm = detach_norm
         self._norm = LowRankNorm(self.norm_axis)
@@ -301,14 +304,9 @@ class DoRALinear(LowRankLinear):
         return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
 
     def __new__(cls, *args: Any, **options: Any) -> DoRALinear:
-        """Return an instance of the class that takes the norm along the axis asked for."""
-        axis = options.get("norm_axis", cls.norm_axis)
-        if axis not in (0, 1):
-            raise ValueError(f"norm_axis must be 1 (rows) or 0 (columns), not {axis!r}")
-        kind = ColumnDoRALinear if cls is DoRALinear and axis == 0 else cls
-        if kind.norm_axis != axis:
-            raise ValueError(f"{kind.__name__} has norm_axis={kind.norm_axis}, not {axis}")
-        return super().__new__(kind)
+        """Return an instance of the class that goes with ``norm_axis``."""
+        columns = cls is DoRALinear and options.get("norm_axis", 1) == 0
+        return super().__new__(ColumnDoRALinear if columns else cls)
 
 
 def nonzero(norm: Tensor) -> Tensor:
@@ -327,6 +325,9 @@ class ColumnDoRALinear(DoRALinear):
     """
 
     norm_axis = 0
+
+    def __init__(self, base: Linear, *, norm_axis: int = 0, **options: Any) -> None:
+        super().__init__(base, norm_axis=norm_axis, **options)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.adapters import Adapted, DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.config import LoraConfig
 from loradora.nn import Module, check_positive
 from loradora.views import rebuild
@@ -56,12 +56,13 @@ def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
 
 
 def own_formula(kind: type[LowRankLinear]) -> list[str]:
-    """Return what a variant does in another way than LoRALinear, or DoRALinear if it is one, by name.
+    """Return what a variant does in another way than the class it varies, by name.
 
     A variant that only starts differently, or trains less, does nothing in another way.
     """
-    plain = DoRALinear if issubclass(kind, DoRALinear) else LoRALinear
-    public = [n for n in (*vars(plain), *vars(LowRankLinear)) if not n.startswith("_")]
+    siblings = LoRALinear, DoRALinear, ColumnDoRALinear
+    plain = next((cls for cls in kind.__mro__ if cls in siblings), LoRALinear)
+    public = [n for cls in (plain, LowRankLinear, Adapted) for n in vars(cls) if n[0] != "_"]
     return [n for n in public if getattr(kind, n, None) is not getattr(plain, n)]
 
 

@@ -1,7 +1,7 @@
 r"""‖W0 + s B A‖ for each row, at the lowest price: the tricks of DoRA's norm.
 
-The definition forms V = W0 + s B A and takes the norm of its rows (:func:`row_norm`).  That is one array
-of the size of W0 in every step.  Multiplied out, row i is
+The definition forms V = W0 + s B A and takes the norm of its rows (:func:`direct_norm`).  That makes
+arrays of the size of W0 in every step.  Multiplied out, row i is
 
     ‖vᵢ‖² = ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩
 
@@ -28,8 +28,8 @@ T = TypeVar("T")
 SMALL = 8192
 
 
-def row_norm(W0: Array, A: Any, B: Any, s: float) -> Tensor:
-    """Return ‖W0 + s B A‖ for each row, shape (out,): the definition.
+def direct_norm(W0: Array, A: Any, B: Any, s: float, axis: int = 1) -> Tensor:
+    """Return ‖W0 + s B A‖ for each row, shape (out,), or for each column (axis 0): the definition.
 
     Parameters
     ----------
@@ -41,18 +41,22 @@ def row_norm(W0: Array, A: Any, B: Any, s: float) -> Tensor:
         Shape (out, r), likewise.
     s
         The scaling.
+    axis
+        1 for the norms of the rows, 0 for those of the columns.
 
     Examples
     --------
     >>> W0, A, B = np.diag([3.0, 1.0]), np.array([[0.0, 2.0]]), np.array([[2.0], [0.0]])
-    >>> row_norm(W0, A, B, 1.0)  # of V = [[3, 4], [0, 1]]
+    >>> direct_norm(W0, A, B, 1.0)  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    return mg.norm(W0 + (s * B) @ A, axis=1)
+    return mg.norm(W0 + (s * B) @ A, axis=axis)
 
 
 def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Tensor:
-    """Return what :func:`row_norm` returns, without forming B A; ``squares`` is that of W0.
+    """Return what :func:`direct_norm` returns for the rows, without forming B A.
+
+    ``squares`` are the :func:`squares` of W0 along its rows.
 
     Where the terms of ‖vᵢ‖² nearly cancel, their sum keeps few digits and may even be negative.  That
     happens if s bᵢA is close to −wᵢ, or if bᵢA is much shorter than its bound ‖bᵢA‖² ≤ ‖AAᵀ‖ ‖bᵢ‖².  Such
@@ -68,20 +72,20 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     if sound.all():
         return mg.sqrt(square)
     rows = np.flatnonzero(~sound)
-    direct = row_norm(W0[rows], A, B[rows], s)
+    direct = direct_norm(W0[rows], A, B[rows], s)
     square = mg.where(sound, square, 1)
     return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
 
 
-def row_squares(W0: Array) -> Array:
-    """Return ‖wᵢ‖² for each row; its root is the norm again, to the last bit.
+def squares(W0: Array, axis: int = 1) -> Array:
+    """Return ‖wᵢ‖² for each row of W0, or for each column; its root is the norm again, to the last bit.
 
-    Where the square under- or overflows it is infinity: then no sum is sound, and the row is computed by
-    the definition.
+    Where the square under- or overflows it is infinity: then no sum is sound, and the norm is computed
+    by the definition.
     """
-    squares = (mg.norm(W0, axis=1) ** 2).data
+    found = (mg.norm(W0, axis=axis) ** 2).data
     limits = np.finfo(W0.dtype)
-    return np.where(squares >= limits.tiny / limits.eps, squares, np.inf).astype(W0.dtype)
+    return np.where(found >= limits.tiny / limits.eps, found, np.inf).astype(W0.dtype)
 
 
 class LowRankNorm:
@@ -103,12 +107,14 @@ class LowRankNorm:
 
     @np.errstate(all="ignore")
     def __call__(self, W0: Array, A: Any, B: Any, s: float) -> Tensor:
-        """Return the norms; the arguments are those of :func:`row_norm`."""
-        rows, A, B = (W0, A, B) if self.axis == 1 else (W0.mT, B.mT, A.mT)  # Vᵀ = W0ᵀ + s AᵀBᵀ
+        """Return the norms; the arguments are those of :func:`direct_norm`."""
         if W0.size <= max(SMALL, A.size + B.size):
-            return row_norm(rows, A, B, s)
+            return direct_norm(W0, A, B, s, self.axis)
         W0.setflags(write=False)  # what is remembered of it must stay true
-        return factored_row_norm(rows, A, B, s, self._squares(lambda: row_squares(rows), W0))
+        known = self._squares(lambda: squares(W0, self.axis), W0)
+        if self.axis == 0:  # the rows of Vᵀ = W0ᵀ + s AᵀBᵀ
+            W0, A, B = W0.mT, B.mT, A.mT
+        return factored_row_norm(W0, A, B, s, known)
 
     def remembered(self, W0: Array, A: Array, B: Array, s: float) -> Tensor:
         """Return the same for arrays; compute it only when one of them has changed."""

@@ -84,9 +84,9 @@ class Optimizer:
                         f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
                         f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
                     )
-                rates[p] = rate * factor
+                rates[p] = float(rate * factor)
         for p, rate in rates.items():
-            p.assign(self._moved(p, p.grad, rate))
+            p.assign(np.asarray(self._moved(p, p.grad, rate), p.dtype))
 
     def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
         """Return the new value of ``p``, a new array, for the gradient g and the learning rate."""
@@ -124,7 +124,7 @@ class SGD(Optimizer):
         super().__init__(params, lr)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {momentum!r}")
-        self.momentum = momentum
+        self.momentum = float(momentum)
         self.velocity: dict[Tensor, Array] = {}
 
     def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
@@ -183,15 +183,14 @@ class AdamW(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), not {betas!r}")
         if not (eps >= 0 and weight_decay >= 0):
-            raise ValueError(
-                f"eps and weight_decay must not be negative: {eps!r}, {weight_decay!r}"
-            )
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+            raise ValueError(f"eps and decay must not be negative: {eps!r}, {weight_decay!r}")
+        self.betas = float(betas[0]), float(betas[1])
+        self.eps, self.weight_decay = float(eps), float(weight_decay)
         self.moments: dict[Tensor, tuple[Any, Any, int]] = {}
 
     def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
         (beta1, beta2), (m, v, t) = self.betas, self.moments.get(p, (0.0, 0.0, 0))
-        m, v, t = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v), t + 1
+        m, v, t = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g, t + 1
         self.moments[p] = m, v, t
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         step = m / (np.sqrt(v) + d * self.eps)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loradora import checkpoint
-from loradora.adapters import Adapted, DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import (
     check_adds_up,
     check_weights,
@@ -121,11 +121,14 @@ class Adapter:
 
 def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[LowRankLinear]:
     """Return the class of the adapted layers, if it has what the config asks for."""
-    kind = layer or (DoRALinear if config.use_dora else LoRALinear)
+    dora = ColumnDoRALinear if config.norm_axis == 0 else DoRALinear
+    kind = layer or (dora if config.use_dora else LoRALinear)
     if not (isinstance(kind, type) and issubclass(kind, LowRankLinear)):
         raise TypeError(f"layer must be a subclass of LowRankLinear, not {kind!r}")
     if issubclass(kind, DoRALinear) != config.use_dora:
         raise ValueError(f"use_dora={config.use_dora} does not go with {kind.__name__}")
+    if issubclass(kind, DoRALinear) and kind.norm_axis != config.norm_axis:
+        raise ValueError(f"norm_axis={config.norm_axis} does not go with {kind.__name__}")
     if config.lora_bias and not issubclass(kind, LoRALinear):
         raise ValueError(f"lora_bias=True does not go with {kind.__name__}")
     return kind
@@ -665,17 +668,12 @@ def get_peft_model(
 
 def _check_peft_can_read(name: str, adapter: Adapter) -> None:
     """Raise ValueError if PEFT would take the files of this adapter for another function."""
-    if own_formula(adapter.layer):
+    unknown = "norm_axis=0" if adapter.config.norm_axis == 0 else ""
+    unknown = adapter.layer.__name__ if own_formula(adapter.layer) else unknown
+    if unknown:
         raise ValueError(
-            f"PEFT has no {adapter.layer.__name__}, and would read {name!r} as a LoRA or DoRA; "
-            "save_adapter() keeps it"
+            f"PEFT has no {unknown}, and would misread {name!r}; save_adapter() keeps it"
         )
-    for layer in adapter.layers().values():
-        if isinstance(layer, DoRALinear) and layer.norm_axis == 0:
-            raise ValueError(
-                f"{name!r} has norm_axis=0: PEFT would read its m, one per input, as one per output; "
-                "save_adapter() keeps it"
-            )
 
 
 def _arrays(adapter: Adapter) -> dict[str, Any]:

@@ -44,6 +44,8 @@ P = ParamSpec("P")
 Array: TypeAlias = Any
 Axis: TypeAlias = int | tuple[int, ...] | None
 Rule: TypeAlias = Callable[..., Array]
+Rules: TypeAlias = tuple[Rule | None, ...]
+Each: TypeAlias = Callable[[int], Rule] | None
 
 #: Every operation by name.  The tests walk over this table.
 OPS: dict[str, Op[...]] = {}
@@ -65,12 +67,7 @@ class Op(Generic[P]):
     tensor: ClassVar[type[Tensor]]
     apply: ClassVar[Callable[..., Any]]
 
-    def __init__(
-        self,
-        forward: Callable[P, Array],
-        vjps: tuple[Rule | None, ...],
-        each: Callable[[int], Rule] | None = None,
-    ) -> None:
+    def __init__(self, forward: Callable[P, Array], vjps: Rules, each: Each = None) -> None:
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.forward = forward
@@ -82,7 +79,7 @@ class Op(Generic[P]):
         #: How many arguments, counted from the first, have a rule each.
         self.smooth = vjps.index(None) if None in vjps else len(vjps)
 
-    def rules(self, n: int) -> tuple[Rule | None, ...]:
+    def rules(self, n: int) -> Rules:
         """Return the rules of an application to ``n`` arguments."""
         if self.each is None:
             return self.vjps
@@ -111,7 +108,7 @@ class Op(Generic[P]):
         try:
             last = builtins.max(map(free.index, params))
             named = [params[n] if n in params else self._defaults[n] for n in free[: last + 1]]
-        except (ValueError, KeyError):  # a name that is unknown or taken, or one that is missing
+        except (ValueError, KeyError):  # a name is unknown, taken, or missing
             raise TypeError(
                 f"{self.name}({', '.join(self._names)}) cannot be called with {len(args)} arguments "
                 f"by position and {', '.join(params)} by name"
@@ -122,9 +119,7 @@ class Op(Generic[P]):
         return f"<op {self.name}>"
 
 
-def op(
-    *vjps: Rule | None, each: Callable[[int], Rule] | None = None
-) -> Callable[[Callable[P, Array]], Op[P]]:
+def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[P, Array]], Op[P]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
@@ -415,7 +410,7 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 def _add_into(y: Array, b: Array) -> Array:
     """Return y + b, in the memory of y, a fresh result, if b is a number or has y's dtype."""
     fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
-    return np.add(y, b, out=y if fits else None)
+    return np.add(y, b, out=y) if fits else y + np.broadcast_to(b, np.shape(y))
 
 
 def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
@@ -654,8 +649,12 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return Σx² over ``axes``; for rows without making x²."""
-    return np.vecdot(x, x) if axes == (x.ndim - 1,) else (x * x).sum(axis=axes)
+    """Return Σx² over ``axes``; for short rows without making x².
+
+    (For long ones the sum matters more: NumPy's adds pairwise, and BLAS's product one after the other.)
+    """
+    short = axes == (x.ndim - 1,) and x.shape[-1] <= 1024
+    return np.vecdot(x, x) if short else (x * x).sum(axis=axes)
 
 
 def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:

@@ -130,7 +130,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
 
 def _tensor(data: Array, made: Made | None = None) -> Tensor:
     """Return a Tensor that holds ``data`` itself: a result that was made so, or else a constant."""
-    tensor = _new(Tensor)
+    tensor = object.__new__(Tensor)
     tensor._data = data
     tensor._made = made
     tensor._requires_grad = made is not None
@@ -138,8 +138,6 @@ def _tensor(data: Array, made: Made | None = None) -> Tensor:
     tensor.grad = None
     return tensor
 
-
-_new = object.__new__
 
 Op.apply = record
 
@@ -156,9 +154,7 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
     neighbours (NEP 50); arrays of integers are given it here.
     """
     a = args[i]
-    if type(a) is ndarray and a.ndim and a.dtype.kind == "f":
-        return a
-    if not op.has_rule(i):
+    if (type(a) is ndarray and a.ndim and a.dtype.kind == "f") or not op.has_rule(i):
         return a
     array = as_reals(a)
     if not array.ndim:
@@ -351,6 +347,7 @@ class Tensor:
             For another shape or dtype than the leaf has.
         """
         self._check_leaf("assign to .data")
+        array = np.asarray(array)
         if array.shape != self.shape:
             raise ValueError(
                 f"cannot set data of shape {self.shape} to an array of shape {array.shape}"
@@ -359,7 +356,7 @@ class Tensor:
             raise TypeError(
                 f"cannot set data of dtype {self.dtype} to an array of dtype {array.dtype}"
             )
-        self._data = np.asarray(array)
+        self._data = array
 
     @property
     def requires_grad(self) -> bool:
@@ -564,11 +561,18 @@ class Tensor:
 
 Op.tensor = Tensor
 
+for _name, _method in vars(Tensor).items():
+    if getattr(_method, "__qualname__", "").startswith(("_operator.", "_comparison.")):
+        _method.__name__, _method.__qualname__ = (
+            _name,
+            f"Tensor.{_name}",
+        )  # as help and pickle have it
+
 
 def _rebuild(
     cls: type[Tensor], data: Array, writeable: bool, requires_grad: bool, grad: Array | None
 ) -> Tensor:
-    tensor = _new(cls)
+    tensor = object.__new__(cls)
     Tensor.__init__(tensor, data, requires_grad)
     tensor._data.setflags(write=writeable)
     tensor.grad = None if grad is None else grad.copy()

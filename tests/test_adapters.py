@@ -11,6 +11,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,9 +26,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import loradora as ld
 import minigrad as mg
 from loradora import norms
-from loradora.adapters import nonzero
+from loradora.adapters import ColumnDoRALinear, nonzero
 from loradora.combining import LoRASum
-from loradora.norms import LowRankNorm, factored_row_norm, row_norm, row_squares
+from loradora.norms import LowRankNorm, direct_norm, factored_row_norm, squares
 
 
 class Kind(NamedTuple):
@@ -359,13 +360,13 @@ RTOL = {np.float64: 1e-13, np.float32: 1e-5, np.float16: 5e-2}
 def both(W0, A, B, s):
     """Return the norms of the rows of W0 + s B A in the factored form, and by definition."""
     with np.errstate(all="ignore"):
-        found = factored_row_norm(W0, A, B, s, row_squares(W0))
-        return found.data, row_norm(W0, A, B, s).data
+        found = factored_row_norm(W0, A, B, s, squares(W0))
+        return found.data, direct_norm(W0, A, B, s).data
 
 
 @pytest.mark.parametrize("dtype", RTOL)
 @given(data=st.data())
-def test_row_norm_is_its_definition(dtype, data):
+def test_factored_norm_is_its_definition(dtype, data):
     """Also for entries whose squares overflow or vanish, and for rows of zeros."""
     out, r, n = (data.draw(st.integers(1, 6)) for _ in range(3))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
@@ -386,7 +387,7 @@ def test_row_norm_is_its_definition(dtype, data):
 
 @pytest.mark.parametrize("dtype", RTOL)
 @given(data=st.data())
-def test_row_norm_survives_cancellation(dtype, data):
+def test_factored_norm_survives_cancellation(dtype, data):
     """B A = −W0/s up to a little: small integers make all products exact, so no digit is excused."""
     integers = st.integers(0, 2**16)
     rng = np.random.default_rng(data.draw(integers))
@@ -400,7 +401,7 @@ def test_row_norm_survives_cancellation(dtype, data):
 
 
 @given(seed=st.integers(0, 2**16), part=st.floats(-4, 0))
-def test_row_norm_where_the_rows_of_a_cancel_each_other(seed, part):
+def test_factored_norm_where_the_rows_of_a_cancel_each_other(seed, part):
     """More rows in A than columns: bA is a small difference of large numbers, exact in integers."""
     rng = np.random.default_rng(seed)
     p, q, b, c, small = (rng.integers(-99, 100, 20) for _ in range(5))
@@ -412,7 +413,7 @@ def test_row_norm_where_the_rows_of_a_cancel_each_other(seed, part):
 
 
 @given(seed=st.integers(0, 2**16), part=st.floats(-4, -0.5))
-def test_row_norm_cancels_as_the_definition_does_in_float32(seed, part):
+def test_factored_norm_cancels_as_the_definition_does_in_float32(seed, part):
     """B A = −W0/s · (1 + 10^part): what is left has lost as many digits as W0 + s B A has."""
     rng = np.random.default_rng(seed)
     A, B = rng.normal(size=(2, 40)).astype(np.float32), rng.normal(size=(9, 2)).astype(np.float32)
@@ -423,21 +424,21 @@ def test_row_norm_cancels_as_the_definition_does_in_float32(seed, part):
 
 
 @given(seed=st.integers(0, 2**16), r=st.sampled_from([2, 4, 16]))
-def test_gradients_of_row_norm_survive_cancellation_in_float32(seed, r):
+def test_gradients_of_the_factored_norm_survive_cancellation_in_float32(seed, r):
     """W0 = −B A + a little: exact in integers, so V has all its digits, and so has V̄ in Bᵀ V̄ and V̄ Aᵀ."""
     rng = np.random.default_rng(seed)
     A, B = rng.integers(-4, 5, (r, 64)), rng.integers(-4, 5, (5, r))
     W0 = (-B @ A + rng.integers(-1, 2, (5, 64)) / 1024).astype(np.float32)
     tensors = [mg.Tensor(a.astype(np.float32), requires_grad=True) for a in (A, B)]
     G = rng.normal(size=5).astype(np.float32)
-    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
+    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, squares(W0)), tensors, G)
     V = W0.astype(np.float64) + B @ A
     V_bar = G[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
     for g, expected in zip(found, (B.T @ V_bar, V_bar @ A.T)):
         assert_allclose(g.data, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_row_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
+def test_factored_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
     rng = np.random.default_rng(0)
     A, B = rng.normal(size=(2, 4)), rng.normal(size=(4, 2))
     W0 = rng.normal(size=(4, 4))
@@ -447,7 +448,7 @@ def test_row_norm_is_differentiated_through_cancellation_and_rows_of_zeros():
     B[3] *= 1e-170
     G = rng.normal(size=4)
     tensors = [mg.Tensor(A, requires_grad=True), mg.Tensor(B, requires_grad=True)]
-    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, row_squares(W0)), tensors, G)
+    found = mg.grad(factored_row_norm(W0, *tensors, 1.0, squares(W0)), tensors, G)
     expected = mg.grad(mg.norm(W0 + tensors[1] @ tensors[0], axis=1), tensors, G)
     for g, e in zip(found, expected):
         assert_allclose(g.data, e.data, rtol=1e-9)
@@ -500,9 +501,10 @@ def test_a_row_without_length_learns_once_B_gives_it_a_direction():
 
 
 @every_dora
+@pytest.mark.parametrize("sizes", [(5, 4), (100, 90)], ids=["formed", "factored"])
 @pytest.mark.parametrize("size", [1e-25, 1e25])
-def test_entries_whose_squares_leave_float32_do_no_harm(kind, size):
-    base = ld.Linear(5, 4, rng=np.random.default_rng(0))
+def test_entries_whose_squares_leave_float32_do_no_harm(kind, size, sizes):
+    base = ld.Linear(*sizes, rng=np.random.default_rng(0))
     base.weight.data = base.weight.data * np.float32(size)
     layer = adapt(kind, base, r=2, lora_alpha=4)
     x, G = inputs(layer)
@@ -510,6 +512,16 @@ def test_entries_whose_squares_leave_float32_do_no_harm(kind, size):
     assert np.all(layer.m.data > 0)
     assert_array_equal(y, base(x).data)
     assert all(np.all(np.isfinite(g)) for g in found.values())
+
+
+@every_dora
+@pytest.mark.parametrize("sizes", [(5, 4), (100, 90)], ids=["formed", "factored"])
+def test_a_norm_that_overflows_is_infinite_without_a_warning(kind, sizes):
+    layer = trained(kind, sizes, dtype=np.float32)
+    layer.A.data, layer.B.data = (np.full_like(p.data, 1e30) for p in (layer.A, layer.B))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.all(np.isinf(layer.norm().data))
 
 
 def test_the_norm_of_many_float16_entries_does_not_overflow():
@@ -609,6 +621,15 @@ def test_what_the_norm_relies_on_cannot_be_written_to_in_a_copy_either(kind, cop
         layer.base_layer.weight.data[0] = 0
 
 
+@pytest.mark.parametrize("kind", DETACHED)
+def test_a_weight_whose_norm_is_remembered_in_evaluation_cannot_be_written_to(kind):
+    layer = trained(kind).eval()
+    layer.base_layer.weight.data = 2 * layer.base_layer.weight.data
+    layer(inputs(layer)[0])
+    with pytest.raises(ValueError, match="read-only"):
+        layer.base_layer.weight.data[0] = 0
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_the_exact_norm_is_computed_once_too_where_nobody_differentiates_it(kind, calls):
     layer = trained(kind).eval()
@@ -650,18 +671,18 @@ def test_a_large_rank_alone_does_not_call_for_the_definition(r, size, monkeypatc
     W0 = rng.normal(size=(64, 512)) / np.sqrt(512)
     A, B = rng.normal(size=(r, 512)) / np.sqrt(512), rng.normal(size=(64, r)) * size / np.sqrt(r)
     expected = np.linalg.norm(W0 + B @ A, axis=1)
-    squares = row_squares(W0)
-    monkeypatch.setattr(norms, "row_norm", None)
-    assert_allclose(factored_row_norm(W0, A, B, 1.0, squares).data, expected, rtol=1e-10)
+    of_rows = squares(W0)
+    monkeypatch.setattr(norms, "direct_norm", None)
+    assert_allclose(factored_row_norm(W0, A, B, 1.0, of_rows).data, expected, rtol=1e-10)
 
 
 @norm_axes
 @pytest.mark.parametrize(
     ("sizes", "r", "form"),
     [
-        ((64, 128), 4, "row_norm"),  # 8192 entries
+        ((64, 128), 4, "direct_norm"),  # 8192 entries
         ((64, 129), 4, "factored_row_norm"),
-        ((256, 256), 128, "row_norm"),  # as many as A and B have together
+        ((256, 256), 128, "direct_norm"),  # as many as A and B have together
         ((256, 256), 127, "factored_row_norm"),
     ],
 )
@@ -671,7 +692,7 @@ def test_v_is_formed_where_it_is_small_or_no_larger_than_its_factors(
     layer = trained("DoRA", sizes, r=r, norm_axis=norm_axis)
     W0, A, B, s = layer.base_layer.weight.data, layer.A.data, layer.B.data, layer.scaling
     expected = np.linalg.norm(W0 + s * B @ A, axis=norm_axis)
-    for other in {"row_norm", "factored_row_norm"} - {form}:
+    for other in {"direct_norm", "factored_row_norm"} - {form}:
         monkeypatch.setattr(norms, other, None)
     assert_allclose(layer.norm().data, expected, rtol=1e-10)
 
@@ -772,6 +793,14 @@ def test_merged_is_live(kind, dtype, rtol, seed):
     live, merged = layer(x).data, layer.merge()
     assert type(merged) is ld.Linear
     assert np.abs(merged(x).data - live).max() <= rtol * (1 + np.abs(live).max())
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("sizes", [(7, 6), (64, 48), (100, 90)], ids=str)
+def test_at_the_start_merged_is_the_base_bit_by_bit(kind, dtype, sizes):
+    layer = fresh(kind, sizes, dtype=dtype)
+    assert layer.merge().weight.data.tobytes() == layer.base_layer.weight.data.tobytes()
 
 
 @every_kind
@@ -983,6 +1012,34 @@ def test_bad_options_are_refused_by_name_and_value(cls, wrong, error, message):
 def test_an_unknown_norm_axis_is_refused(norm_axis):
     with pytest.raises(ValueError, match=f"norm_axis must be 1 .* not {norm_axis}"):
         fresh("DoRA", norm_axis=norm_axis)
+
+
+class RowsOnly(ld.DoRALinear):
+    """A variant of the DoRA of rows."""
+
+
+class ColumnsInside(ld.DoRALinear):
+    """A variant that asks for the other axis where it is too late."""
+
+    def __init__(self, base, **options):
+        super().__init__(base, norm_axis=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(RowsOnly, {"norm_axis": 0}), (ColumnsInside, {}), (ColumnDoRALinear, {"norm_axis": 1})],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_a_class_of_another_norm_axis_is_refused(cls, options):
+    with pytest.raises(ValueError, match=f"norm_axis must be [01] .* in {cls.__name__}, not [01]"):
+        cls(ld.Linear(3, 4), r=2, lora_alpha=1, **options)
+
+
+def test_norm_axis_0_is_a_class_of_its_own():
+    layer = ld.DoRALinear(ld.Linear(3, 4), r=2, lora_alpha=1, norm_axis=0)
+    assert type(layer) is ColumnDoRALinear
+    assert layer.m.shape == (3,)
+    assert type(copy.copy(layer)) is ColumnDoRALinear
 
 
 def test_dora_on_top_of_lora_is_refused():

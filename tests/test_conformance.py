@@ -509,7 +509,7 @@ def test_26b_a_copy_with_weight_1_equals_its_source_bit_by_bit_and_is_its_own(op
     model.set_adapter("copy")
     assert_array_equal(out(model), expected)
     for p in model.trainable_parameters():
-        p.data = p.data / 2
+        p.data /= 2  # in place, which would be seen in an array that is shared
     assert far(out(model), expected)
     model.set_adapter("default")
     assert_array_equal(out(model), expected)

@@ -228,6 +228,43 @@ def test_state_is_shared_with_neither_gradient_nor_parameter(make):
     assert_array_equal(p.data, q.data)
 
 
+NUMPYS = {
+    "a rate": lambda p: ld.AdamW([p], lr=np.float64(0.1)),
+    "a rate of a group": lambda p: ld.SGD([{"params": [p], "lr": np.float64(0.1)}]),
+    "momentum": lambda p: ld.SGD([p], lr=0.1, momentum=np.float64(0.9)),
+    "betas": lambda p: ld.AdamW([p], lr=0.1, betas=np.array([0.9, 0.999])),
+    "eps and decay": lambda p: ld.AdamW(
+        [p], lr=0.1, eps=np.float64(1e-8), weight_decay=np.float64(0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NUMPYS)
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.dtype(">f4"), np.dtype(">f8")], ids=str
+)
+def test_numbers_of_numpy_are_numbers_and_the_dtype_is_kept(name, dtype):
+    p = parameter(dtype=dtype)
+    optimizer = NUMPYS[name](p)
+    for _ in range(2):
+        p.grad = np.ones(p.shape, dtype)
+        optimizer.step(np.float64(0.5))
+    assert p.dtype == dtype
+    assert np.all(p.data < START)
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(np.float32, 2e19), (np.float64, 1e154)], ids=str)
+def test_adamw_survives_a_gradient_whose_square_is_near_the_largest_number(dtype, huge):
+    p = parameter([1.0], dtype)
+    optimizer = ld.AdamW([p], lr=1e-3, weight_decay=0)
+    for g in (huge, 1.0, 1.0):
+        before = p.data
+        p.grad = np.array([g], dtype)
+        optimizer.step()
+        assert np.isfinite(p.data).all()
+        assert p.data < before
+
+
 @every_optimizer
 def test_the_gradient_itself_is_not_changed(make):
     p = parameter()

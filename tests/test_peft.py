@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.adapters import LowRankLinear
+from loradora.adapters import ColumnDoRALinear, LowRankLinear
 
 METHODS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -646,7 +646,9 @@ def test_the_norm_of_dora_survives_a_file(norm, tmp_path):
 @pytest.mark.parametrize("name", ["default", "other"])
 def test_a_norm_of_columns_is_not_written_for_peft(name, tmp_path):
     model = add(adapted(name="first"), name, use_dora=True, norm_axis=0)
-    with pytest.raises(ValueError, match=rf"'{name}' has norm_axis=0.*save_adapter\(\) keeps it"):
+    with pytest.raises(
+        ValueError, match=rf"no norm_axis=0, .* '{name}'; save_adapter\(\) keeps it"
+    ):
         model.save_pretrained(tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
@@ -1070,3 +1072,30 @@ def test_a_class_that_has_not_what_the_config_asks_for_is_refused(options, layer
 def test_what_is_no_class_of_adapted_layers_is_refused(layer):
     with pytest.raises(TypeError, match="layer must be a subclass of LowRankLinear, not "):
         ld.get_peft_model(Net(), config(), layer=layer)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["by the config", "by its class"])
+def test_a_norm_of_columns_has_one_format_however_it_was_asked_for(by_name, tmp_path):
+    columns = ColumnDoRALinear if by_name else None
+    base, made = Net(), config("DoRA", norm_axis=0)
+    model = randomized(ld.get_peft_model(base, made, layer=columns))
+    model.save_adapter(tmp_path / "a.npz")
+    for layer in (None, ColumnDoRALinear):
+        loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", layer=layer)
+        assert_array_equal(out(loaded), out(model))
+
+
+@pytest.mark.parametrize("norm_axis", [0, 1])
+def test_a_class_of_another_norm_axis_than_the_configs_is_refused(norm_axis):
+    layer = (ColumnDoRALinear, ld.DoRALinear)[norm_axis]
+    with pytest.raises(
+        ValueError, match=f"norm_axis={1 - norm_axis} does not go with {layer.__name__}"
+    ):
+        ld.get_peft_model(Net(), config("DoRA", norm_axis=1 - norm_axis), layer=layer)
+
+
+def test_what_is_loaded_keeps_its_config_and_can_be_trained(tmp_path):
+    adapted(init_lora_weights="gaussian").save_adapter(tmp_path / "a.npz")
+    loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz", is_trainable=True)
+    assert loaded.peft_config["default"].init_lora_weights == "gaussian"
+    assert all(p.data.flags.writeable for p in loaded.trainable_parameters())

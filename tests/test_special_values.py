@@ -468,3 +468,14 @@ def test_a_mean_of_many_float16_does_not_overflow():
     assert mg.mean(x).item() == 1000
     assert mg.var(x).item() == 0
     assert mg.mean(x).dtype == np.float16
+
+
+def test_the_norm_of_many_float16_entries_is_that_of_wider_ones():
+    assert mg.norm(np.ones((4096, 2), np.float16), axis=0).data.tolist() == [64, 64]
+    assert mg.norm(np.ones((600, 600), np.float16)).item() == 600
+
+
+def test_a_norm_counts_squares_that_vanish_one_by_one():
+    x = np.full(10**6, 3e-23, np.float32)  # 9e-46 is 0 in float32, but a million of them is not
+    x[0] = 1.2e-19
+    assert_allclose(mg.norm(x).item(), np.linalg.norm(x.astype(np.float64)), rtol=1e-5)

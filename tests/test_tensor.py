@@ -720,3 +720,23 @@ def test_arguments_by_name_may_come_in_any_order_and_leave_some_out():
     assert_array_equal(mg.sum(keepdims=True, a=x, axis=1).data, [[3], [12]])
     assert_array_equal(mg.sum(x, keepdims=True).data, [[15]])
     assert_array_equal(mg.clip(x, max=1.0).data, np.clip(x, None, 1))
+
+
+def test_operators_go_by_their_own_names():
+    for name in ("__add__", "__rmatmul__", "__lt__"):
+        method = getattr(mg.Tensor, name)
+        assert (method.__name__, method.__qualname__) == (name, f"Tensor.{name}")
+        assert pickle.loads(pickle.dumps(method)) is method
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_addend_does_not_widen_a_product(dtype):
+    x, b = np.ones(2, np.float32), np.ones((4, 2), dtype)
+    for call in (
+        lambda: mg.affine(x, 3.0, b),
+        lambda: mg.linear(x, np.eye(2, dtype=np.float32), b),
+    ):
+        with pytest.raises(ValueError, match=r"\(4, ?2\)"):
+            call()
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        mg.affine(2.0, 3.0, np.ones(2))
