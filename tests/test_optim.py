@@ -228,29 +228,34 @@ def test_state_is_shared_with_neither_gradient_nor_parameter(make):
     assert_array_equal(p.data, q.data)
 
 
-NUMPYS = {
-    "a rate": lambda p: ld.AdamW([p], lr=np.float64(0.1)),
-    "a rate of a group": lambda p: ld.SGD([{"params": [p], "lr": np.float64(0.1)}]),
-    "momentum": lambda p: ld.SGD([p], lr=0.1, momentum=np.float64(0.9)),
-    "betas": lambda p: ld.AdamW([p], lr=0.1, betas=np.array([0.9, 0.999])),
-    "eps and decay": lambda p: ld.AdamW(
-        [p], lr=0.1, eps=np.float64(1e-8), weight_decay=np.float64(0.01)
-    ),
+#: Every number that an optimizer takes, as a kind of number.
+NUMBERS = {
+    "a rate": lambda p, n: ld.AdamW([p], lr=n(0.1)),
+    "a rate of a group": lambda p, n: ld.SGD([{"params": [p], "lr": n(0.1)}]),
+    "momentum": lambda p, n: ld.SGD([p], lr=0.1, momentum=n(0.9)),
+    "betas": lambda p, n: ld.AdamW([p], lr=0.1, betas=(n(0.9), n(0.999))),
+    "eps and decay": lambda p, n: ld.AdamW([p], lr=0.1, eps=n(1e-8), weight_decay=n(0.01)),
 }
 
 
-@pytest.mark.parametrize("name", NUMPYS)
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize(
     "dtype", [np.float32, np.float64, np.dtype(">f4"), np.dtype(">f8")], ids=str
 )
-def test_numbers_of_numpy_are_numbers_and_the_dtype_is_kept(name, dtype):
-    p = parameter(dtype=dtype)
-    optimizer = NUMPYS[name](p)
-    for _ in range(2):
-        p.grad = np.ones(p.shape, dtype)
-        optimizer.step(np.float64(0.5))
+def test_a_number_of_numpy_is_a_number_and_widens_nothing(name, dtype):
+    results = []
+    for kind in (np.float64, float):
+        p = parameter(dtype=dtype)
+        optimizer = NUMBERS[name](p, kind)
+        for g in GRADIENTS[:3]:
+            p.grad = g.astype(dtype)
+            optimizer.step(kind(0.5))
+        state = {**getattr(optimizer, "moments", {}), **getattr(optimizer, "velocity", {})}
+        results.append([p.data, *map(np.asarray, state.get(p, ()))])
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        assert found.tobytes() == expected.tobytes()
     assert p.dtype == dtype
-    assert np.all(p.data < START)
 
 
 @pytest.mark.parametrize(("dtype", "huge"), [(np.float32, 2e19), (np.float64, 1e154)], ids=str)
