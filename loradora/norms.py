@@ -50,7 +50,7 @@ def direct_norm(W0: Array, A: Any, B: Any, s: float, axis: int = 1) -> Tensor:
     >>> direct_norm(W0, A, B, 1.0)  # of V = [[3, 4], [0, 1]]
     Tensor([5., 1.])
     """
-    return mg.norm(W0 + (s * B) @ A, axis=axis)
+    return mg.norm(W0 + (s * B) @ A, axis)
 
 
 def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Tensor:

@@ -190,7 +190,9 @@ class AdamW(Optimizer):
 
     def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
         (beta1, beta2), (m, v, t) = self.betas, self.moments.get(p, (0.0, 0.0, 0))
-        m, v, t = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g, t + 1
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        t += 1
         self.moments[p] = m, v, t
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         step = m / (np.sqrt(v) + d * self.eps)

@@ -82,9 +82,7 @@ def sweep(
         if tensor._made is None:  # a leaf
             continue
         op, inputs, parents = tensor._made
-        if (
-            parents is None
-        ):  # released, and not to be passed: the walk of gradients() ends at its xs
+        if parents is None:  # released, further back than the xs at which gradients() ends its walk
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
         y: Array = tensor._data

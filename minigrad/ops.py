@@ -4,14 +4,16 @@ An operation is a function y = f(a, b, …) of arrays.  Reverse-mode differentia
 from it: given the *cotangent* g = ȳ = ∂L/∂y of some scalar L further on, the cotangents ā, b̄, … of
 its arguments.  The recipe is always the same three lines:
 
-1. take the differential             dy  =  f_a(da) + f_b(db),   f_a and f_b linear maps
+1. take the differential             dy  =  f_a(da) + f_b(db)
 2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
-where ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, and f_aᵀ is the transpose of f_a.  So an op is
-one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is called as
-``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the cotangent of
-its own argument only: the rule of a frozen argument is simply never called.
+Here f_a is a linear map (for y = a∘b it is da ↦ da∘b), f_aᵀ is its transpose, and ⟨u, v⟩ = Σ u∘v is the
+sum of elementwise products.
+
+So an op is one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is
+called as ``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the
+cotangent of its own argument only: the rule of a frozen argument is simply never called.
 
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
 cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
@@ -62,7 +64,7 @@ class Op(Generic[P]):
     argument i places beyond those of ``vjps``.
     """
 
-    #: What a Tensor is, and how an op is applied to it.  Chapter 3 fills these in; this chapter needs
+    #: What a Tensor is, and how an op is applied to it.  ``tensor.py`` fills these in; this file needs
     #: only arrays.
     tensor: ClassVar[type[Tensor]]
     apply: ClassVar[Callable[..., Any]]
@@ -77,7 +79,7 @@ class Op(Generic[P]):
         self.vjps = vjps
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
-        self.smooth = vjps.index(None) if None in vjps else len(vjps)
+        self.ruled = vjps.index(None) if None in vjps else len(vjps)
 
     def rules(self, n: int) -> Rules:
         """Return the rules of an application to ``n`` arguments."""

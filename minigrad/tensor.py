@@ -112,7 +112,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
             parents.append(None)
     if arrays_only:
         inputs = _without_tensors(op, inputs)
-    if len(args) > op.smooth:
+    if len(args) > op.ruled:
         _refuse_tensors(op, args)
 
     try:
@@ -172,7 +172,7 @@ def _without_tensors(op: Op[...], inputs: list[Any]) -> list[Any]:
 
 def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
     """Raise TypeError for a Tensor where the op has no rule: its gradient would be lost silently."""
-    for i in range(op.smooth, len(args)):
+    for i in range(op.ruled, len(args)):
         a = args[i]
         if isinstance(a, (Tensor, list, tuple)) and not op.has_rule(i) and _holds_tensor(a):
             raise TypeError(
@@ -561,12 +561,9 @@ class Tensor:
 
 Op.tensor = Tensor
 
-for _name, _method in vars(Tensor).items():
+for _name, _method in vars(Tensor).items():  # which help and pickle go by
     if getattr(_method, "__qualname__", "").startswith(("_operator.", "_comparison.")):
-        _method.__name__, _method.__qualname__ = (
-            _name,
-            f"Tensor.{_name}",
-        )  # as help and pickle have it
+        _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
 
 def _rebuild(
