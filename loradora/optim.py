@@ -189,9 +189,11 @@ class AdamW(Optimizer):
         self.moments: dict[Tensor, tuple[Any, Any, int]] = {}
 
     def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
-        (beta1, beta2), (m, v, t) = self.betas, self.moments.get(p, (0.0, 0.0, 0))
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g * g
+        beta1, beta2 = self.betas
+        m, v, t = self.moments.get(p) or (np.zeros_like(g), np.zeros_like(g), 0)
+        m += (1 - beta1) * (g - m)
+        v *= beta2
+        v += (1 - beta2) * g * g
         t += 1
         self.moments[p] = m, v, t
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)

@@ -44,9 +44,10 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     """
     found, seen = [root], {root}
     for tensor in found:  # which grows on the way
-        if tensor._made is None or tensor._birth <= since:
+        made = tensor._made
+        if made is None or tensor._birth <= since:
             continue
-        _, _, parents = tensor._made
+        _, _, parents = made
         if parents is None:
             raise RuntimeError(
                 "the graph of this result was released by an earlier backward(); "
@@ -79,9 +80,10 @@ def sweep(
     cotangents[order[-1]] = seed
     while order:
         tensor = order.pop()
-        if tensor._made is None:  # a leaf
+        made = tensor._made
+        if made is None:  # a leaf
             continue
-        op, inputs, parents = tensor._made
+        op, inputs, parents = made
         if parents is None:  # released, further back than the xs at which gradients() ends its walk
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)

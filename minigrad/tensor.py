@@ -101,12 +101,13 @@ def record(op: Op[...], *args: Any) -> Tensor:
     """
     inputs: list[Any] = []
     parents: list[Tensor | None] = []
-    arrays_only = True
+    arrays_only, needed = True, False
     for a in args:
         if isinstance(a, Tensor):
             arrays_only = False
             inputs.append(a._data)
             parents.append(a if a._requires_grad else None)
+            needed = needed or a._requires_grad
         else:
             inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
             parents.append(None)
@@ -123,9 +124,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
         y = np.asarray(y)
     y.setflags(write=False)
 
-    if parents.count(None) == len(parents) or _thread.pauses:
-        return _tensor(y)
-    return _tensor(y, (op, inputs, parents))
+    return _tensor(y, (op, inputs, parents) if needed and not _thread.pauses else None)
 
 
 def _tensor(data: Array, made: Made | None = None) -> Tensor:
