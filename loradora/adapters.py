@@ -4,7 +4,7 @@ Everywhere the same names and shapes:
 
     W0  (out, in)   the frozen weight        r       the rank, small
     A   (r, in)     trained                  s       the scaling, α/r (rsLoRA: α/√r)
-    B   (out, r)    trained, starts at 0     V       W0 + s B A, what both layers are about
+    B   (out, r)    trained, starts at 0     V       W0 + s B A, the changed weight
     m   (out,)      DoRA's magnitudes        ‖V‖     the norms of the rows of V, shape (out,)
 
 LoRA (Hu et al., arXiv:2106.09685, eq. 3) acts with the weight V:
@@ -16,15 +16,19 @@ trains the length as m, and lets B A change only the direction:
 
     y = (m/‖V‖) ∘ (x Vᵀ) + b = (m/‖V‖) ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b
 
+Here c = m/‖V‖ has one entry per output: it multiplies the columns of x Vᵀ, or the rows of V.  α sets the
+strength of the correction; dividing it by r lets one learning rate do for several ranks.
+
 The paper draws its weights as (in, out) and therefore speaks of columns; our V is its V + ΔV.  At the
-start B = 0 and m = ‖W0‖, and both layers equal the frozen one.
+start m = ‖V‖ and, unless :mod:`loradora.init` is asked for something else, B = 0.  Then both layers equal
+the frozen one.
 
 The engine differentiates what stands here.  What it arrives at is derived by hand in
 :mod:`loradora.by_hand`, step by step.  One choice is left to make: whether ‖V‖ moves with V in the
 backward pass.  The paper (§4.3) and PEFT treat it as a plain number there.  That needs less memory, and
 in the paper's experiments it costs at most 0.2 points of accuracy, so ``detach_norm=True`` is the
-default.  What it descends by is *not* the derivative of the loss.  Finite differences disagree with it,
-unless they, too, hold the norm where it is.
+default.  The direction it gives is *not* the derivative of the loss.  Finite differences disagree
+with it, unless they, too, hold the norm where it is.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class Adapted(Module):
     """A layer that acts as a Linear with a ``weight`` of its own making, and a ``bias``."""
 
     def __init_subclass__(cls) -> None:
-        # an inherited weight does not go with another forward
+        # with another forward, the weight that is inherited would be merged, silently wrong
         if "forward" in vars(cls) and "weight" not in vars(cls):
             type.__setattr__(cls, "weight", Adapted.weight)
 
@@ -71,7 +75,7 @@ class Adapted(Module):
         NotImplementedError
             If a class has a ``forward`` of its own, but no ``weight`` that goes with it.
         """
-        with np.errstate(all="ignore"):  # of a weight that is written in NumPy
+        with np.errstate(all="ignore"):  # a subclass may compute its weight in plain NumPy
             weight, bias = self.weight, self.bias
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         bad = [name for name, t in parts.items() if not np.isfinite(t.data).all()]
@@ -130,6 +134,7 @@ class LowRankLinear(Adapted):
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         W0 = base.weight.data
+        # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
         self.base_layer = frozen(base, residual)
         self.A = Tensor(A.astype(W0.dtype), requires_grad=True)
@@ -260,7 +265,7 @@ class DoRALinear(LowRankLinear):
     def __init__(
         self, base: Linear, *, detach_norm: bool = True, norm_axis: int = 1, **options: Any
     ) -> None:
-        if norm_axis != self.norm_axis:
+        if norm_axis != self.norm_axis:  # 0 has become a ColumnDoRALinear in __new__, below
             kind = f"{self.norm_axis} (1 for rows, 0 for columns) in {type(self).__name__}"
             raise ValueError(f"norm_axis must be {kind}, not {norm_axis!r}")
         super().__init__(base, **options)
@@ -277,14 +282,15 @@ class DoRALinear(LowRankLinear):
         z = mg.linear(self.scaling * h, self.B, mg.linear(dropped, W0))  #  x W0ᵀ + s h Bᵀ = x Vᵀ
         c = self.m / nonzero(self.norm())  #                                m/‖V‖
         y = mg.affine(z, c, b)  #                                           c ∘ (x Vᵀ) + b
-        # what was dropped meets the base alone
+        # the base is to see x, not drop(x)
         return y if dropped is x else mg.linear(x - dropped, W0, y)
 
     def norm(self) -> Tensor:
         """Return ‖V‖, of the shape of m; a constant if ``detach_norm`` or within ``no_grad``.
 
-        This is ``mg.norm(V, axis=norm_axis)``.  But V is formed only where that is cheap, and in
-        evaluation a constant is computed once: see :mod:`loradora.norms`.
+        This is ``mg.norm(V, axis=norm_axis)``, which is all that a first reading needs.  But V is formed
+        only where that is cheap, and in evaluation a constant is computed once: see
+        :mod:`loradora.norms`.
         """
         W0, A, B, s = self.base_layer.weight.data, self.A, self.B, self.scaling
         if not self.detach_norm and mg.is_grad_enabled():

@@ -49,7 +49,8 @@ changes its length.
     dw = (dm/n) v + (m/n) dv − (m/n²) v dn
        = dm v̂ + c (dv − v̂⟨v̂, dv⟩)
 
-The bracket is the projection of dv onto the plane across v.  A projection is its own transpose:
+The bracket is the projection of dv onto the plane across v.  A projection is its own transpose, so it
+moves across the inner product unchanged.
 
 *Inner product.*
 
@@ -67,8 +68,7 @@ above, the term with v̂ never appears, and
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
 The exact gradient has the term −c m̄ v̂, which takes away the part along the row; holding the norm leaves
-it out.  It is c times as large as the gradient of m.  Where m is at its optimum, m̄ = 0 and there is
-nothing to leave out.
+it out.  What is left out has the length c|m̄|: it is small once m has nearly converged.
 
 *To the factors.*  dV = s dB A + s B dA, hence ⟨V̄, dV⟩ = ⟨s V̄ Aᵀ, dB⟩ + ⟨s Bᵀ V̄, dA⟩ and
 
@@ -232,7 +232,7 @@ def dora_gradients(
     >>> exact = dora_gradients(G, x, W0, A, B, m, s, detach_norm=False)
     >>> exact.V.round(12), exact.m
     (array([[-1.6,  1.2]]), array([11.]))
-    >>> dora_gradients(G, x, W0, A, B, m, s, detach_norm=True).V  # more by m̄ v̂ = 11·(0.6, 0.8)
+    >>> dora_gradients(G, x, W0, A, B, m, s, detach_norm=True).V  # more by c m̄ v̂, with c = 1
     array([[ 5., 10.]])
     """
     c, unit, V = _directions(W0, A, B, m, s)

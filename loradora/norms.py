@@ -5,8 +5,8 @@ arrays of the size of W0 in every step.  Multiplied out, row i is
 
     ‖vᵢ‖² = ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩
 
-with wᵢ the row of W0.  That needs only arrays with r columns, and ‖wᵢ‖², which never changes
-(:func:`factored_row_norm`).  A test compares both on random arguments.
+with vᵢ, wᵢ, bᵢ for row i of V, W0 and B.  That needs only arrays with r columns, and ‖wᵢ‖², which never
+changes (:func:`factored_row_norm`).  A test compares both on random arguments.
 """
 
 from __future__ import annotations
@@ -67,19 +67,22 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
     square = squares + 2 * s * ((change * B) @ ones)
     b, G = np.asarray(B), np.asarray(gram)
-    longest = s * s * math.sqrt(np.vdot(G, G))
-    sound = square > 0.03 * (squares + longest * ((b * b) @ ones))  # has lost less than two digits
+    # ‖s bᵢA‖² ≤ bound ‖bᵢ‖², with the Frobenius norm of AAᵀ
+    bound = s * s * math.sqrt(np.vdot(G, G))
+    # a sum below 3 % of its terms has lost too many digits
+    sound = square > 0.03 * (squares + bound * ((b * b) @ ones))
     if sound.all():
         return mg.sqrt(square)
     rows = np.flatnonzero(~sound)
     direct = direct_norm(W0[rows], A, B[rows], s)
-    square = mg.where(sound, square, 1)
+    square = mg.where(sound, square, 1)  # the 1 is discarded, but √ of 0 would send NaN back
     return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
 
 
 def squares(W0: Array, axis: int = 1) -> Array:
-    """Return ‖wᵢ‖² for each row of W0, or for each column; its root is the norm again, to the last bit.
+    """Return ‖wᵢ‖² for each row of W0, or for each column.
 
+    Its root is the norm again, to the last bit: while B is 0, ‖V‖ equals m, and m/‖V‖ is 1.
     Where the square under- or overflows it is infinity: then no sum is sound, and the norm is computed
     by the definition.
     """

@@ -1,7 +1,7 @@
 """Chapter 2: the chain rule.
 
 A recorded tensor remembers how it was made: the op, its *inputs* (what the forward was given), and its
-*parents* (for each input the tensor that it is the value of, or None where no gradient is needed).
+*parents* (for each input the Tensor whose value it is, or None where no gradient is needed).
 These memories form a directed acyclic graph, and the chain rule is one walk over it: start with the
 cotangent of the result, and at every tensor hand each parent its vector-Jacobian product.  A tensor
 that was used k times receives k cotangents, and they add up.
@@ -14,6 +14,7 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     4  q = a·a       q̄ = 1      hands a and a again to a
     3  p = tanh(u)   p̄ = 1      hands ū = 1 − p² to u
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
+    1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
 Everything that belongs to one pass lives in local variables of that pass.
 """
@@ -43,7 +44,7 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
         If an earlier ``backward()`` has released a part of the graph.
     """
     found, seen = [root], {root}
-    for tensor in found:  # which grows on the way
+    for tensor in found:  # the list grows while it is walked
         made = tensor._made
         if made is None or tensor._birth <= since:
             continue
@@ -84,7 +85,7 @@ def sweep(
         if made is None:  # a leaf
             continue
         op, inputs, parents = made
-        if parents is None:  # released, further back than the xs at which gradients() ends its walk
+        if parents is None:  # one of the xs of gradients(), released before: the walk ends there
             continue
         g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
         y: Array = tensor._data
@@ -97,10 +98,11 @@ def sweep(
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
                     c = fit(c, a, record)
                 others = cotangents[parent]
+                # not +=, because c may be g itself, or an array that another tensor has
                 cotangents[parent] = c if others is None else others + c
         if release:
             tensor._made = op, None, None
-    return cotangents
+    return cotangents  # those of the leaves and of ``wanted``: all others were popped
 
 
 def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:

@@ -8,8 +8,10 @@ its arguments.  The recipe is always the same three lines:
 2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
-Here f_a is a linear map (for y = a∘b it is da ↦ da∘b), f_aᵀ is its transpose, and ⟨u, v⟩ = Σ u∘v is the
-sum of elementwise products.
+Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, so that ⟨ȳ, dy⟩ is dL, the change of L that dy
+causes.  Written as ⟨ā, da⟩ + ⟨b̄, db⟩ + …, what stands beside da is ∂L/∂a.  f_a is a linear map (for
+y = a∘b it is da ↦ da∘b) and f_aᵀ its transpose.  As a matrix, f_a is the Jacobian, and ā the row vector
+ȳ times it, hence the name; it is never formed.
 
 So an op is one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is
 called as ``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the
@@ -205,7 +207,7 @@ def where(condition: Array, a: Array, b: Array) -> Array:
 def _keep(g: Array, mask: Array) -> Array:
     """Return g where ``mask`` holds, 0 elsewhere: where(mask, g, 0).
 
-    For a finite array that is also g∘mask, which costs the processor a fraction of a choice per entry.
+    For a finite array that is also g∘mask, which is much cheaper than np.where.
     (With an infinity it is not: ∞·0 is NaN.)
     """
     if type(g) is np.ndarray and np.isfinite(g).all():
@@ -653,7 +655,7 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
     """Return Σx² over ``axes``; for short rows without making x².
 
-    (For long ones the sum matters more: NumPy's adds pairwise, and BLAS's product one after the other.)
+    (In long rows rounding counts: NumPy's pairwise sum loses less of it than a product of BLAS.)
     """
     short = axes == (x.ndim - 1,) and x.shape[-1] <= 1024
     return np.vecdot(x, x) if short else (x * x).sum(axis=axes)

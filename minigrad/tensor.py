@@ -128,7 +128,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
 
 
 def _tensor(data: Array, made: Made | None = None) -> Tensor:
-    """Return a Tensor that holds ``data`` itself: a result that was made so, or else a constant."""
+    """Return a Tensor that holds ``data`` itself: a result if ``made`` is given, else a constant."""
     tensor = object.__new__(Tensor)
     tensor._data = data
     tensor._made = made
@@ -387,7 +387,7 @@ class Tensor:
 
     @property
     def parents(self) -> tuple[Tensor | None, ...]:
-        """For each input the tensor that it is the value of, or None where no gradient flows."""
+        """For each input the Tensor whose value it is, or None where no gradient flows."""
         return tuple(self._made[2] or ()) if self._made else ()
 
     # -- its looks
@@ -560,7 +560,7 @@ class Tensor:
 
 Op.tensor = Tensor
 
-for _name, _method in vars(Tensor).items():  # which help and pickle go by
+for _name, _method in vars(Tensor).items():  # help and pickle go by a method's own name
     if getattr(_method, "__qualname__", "").startswith(("_operator.", "_comparison.")):
         _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
