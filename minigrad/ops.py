@@ -75,19 +75,14 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.forward = forward
-        parameters = inspect.signature(forward).parameters.values()
-        self._names = [p.name for p in parameters]
-        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.vjps = vjps
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
         self.ruled = vjps.index(None) if None in vjps else len(vjps)
 
     def rules(self, n: int) -> Rules:
-        """Return the rules of an application to ``n`` arguments."""
-        if self.each is None:
-            return self.vjps
-        return (*self.vjps, *map(self.each, range(n - len(self.vjps))))
+        """Return the rules of an application to ``n`` arguments, of an op that has ``each``."""
+        return (*self.vjps, *map(cast(Any, self.each), range(n - len(self.vjps))))
 
     def has_rule(self, i: int) -> bool:
         """Whether there is a derivative by argument ``i``."""
@@ -98,8 +93,7 @@ class Op(Generic[P]):
         given: tuple[Any, ...] = self._in_order(args, params) if params else args
         while given and given[-1] is None and self.has_rule(len(given) - 1):
             given = given[:-1]  # no bias, say, is as good as a bias left out
-        tensor: Tensor = self.apply(*given)
-        return tensor
+        return cast("Tensor", self.apply(*given))
 
     def of(self, *args: Any) -> Array:
         """Apply the operation within a rule: arrays give an array, Tensors among them a Tensor."""
@@ -108,16 +102,23 @@ class Op(Generic[P]):
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments by position, up to the last one that was given."""
-        free = self._names[len(args) :]
+        names, defaults = self._parameters
+        free = names[len(args) :]
         try:
             last = builtins.max(map(free.index, params))
-            named = [params[n] if n in params else self._defaults[n] for n in free[: last + 1]]
+            named = [params[n] if n in params else defaults[n] for n in free[: last + 1]]
         except (ValueError, KeyError):  # a name is unknown, taken, or missing
             raise TypeError(
-                f"{self.name}({', '.join(self._names)}) cannot be called with {len(args)} arguments "
+                f"{self.name}({', '.join(names)}) cannot be called with {len(args)} arguments "
                 f"by position and {', '.join(params)} by name"
             ) from None
         return (*args, *named)
+
+    @functools.cached_property
+    def _parameters(self) -> tuple[list[str], dict[str, Any]]:
+        """The names of the arguments, and the defaults of those that have one."""
+        found = inspect.signature(self.forward).parameters
+        return list(found), {n: p.default for n, p in found.items() if p.default is not p.empty}
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"

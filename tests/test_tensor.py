@@ -1,6 +1,7 @@
 """The Tensor as a citizen of NumPy: what it holds, how it mixes, and what it refuses."""
 
 import copy
+import inspect
 import operator
 import pickle
 
@@ -740,3 +741,12 @@ def test_an_addend_does_not_widen_a_product(dtype):
             call()
     with pytest.raises(ValueError, match=r"\(2,\)"):
         mg.affine(2.0, 3.0, np.ones(2))
+
+
+def test_an_op_may_wrap_a_function_that_has_no_signature():
+    """As the functions of NumPy have none in its older releases."""
+    with pytest.raises(ValueError, match="signature"):
+        inspect.signature(max)
+    largest = mg.Op(max, (lambda g, y, a: g * (a >= y),))
+    x = mg.Tensor([1.0, 3.0], requires_grad=True)
+    assert_array_equal(mg.grad(largest(x), x).data, [0, 1])
