@@ -85,6 +85,22 @@ def change_rules(patch, op, change):
         patch.setattr(op, "each", lambda i: change(len(op.vjps) + i, each(i)))
 
 
+def watch_rules(patch, ops):
+    """Return a list to which each rule that is called adds the argument it differentiates by."""
+    differentiated = []
+
+    def watched(position, rule):
+        def noting(g, y, *arguments):
+            differentiated.append(arguments[position])
+            return rule(g, y, *arguments)
+
+        return rule and noting
+
+    for op in ops:
+        change_rules(patch, op, watched)
+    return differentiated
+
+
 # ----------------------------------------------------------------------------- promises
 
 
@@ -177,17 +193,8 @@ def test_second_derivatives_are_those_of_finite_differences(name, drawn, seed):
 
 @every(CASES)
 def test_the_rule_of_a_frozen_argument_is_never_called(name, drawn, seed):
-    differentiated = []
-
-    def watched(position, rule):
-        def noting(g, y, *arguments):
-            differentiated.append(arguments[position])
-            return rule(g, y, *arguments)
-
-        return rule and noting
-
     with pytest.MonkeyPatch.context() as patch:
-        change_rules(patch, OPS[name], watched)
+        differentiated = watch_rules(patch, [OPS[name]])
         for wanted in range(len(drawn.variables)):
             differentiated.clear()
             tensors = [Tensor(x, requires_grad=i == wanted) for i, x in enumerate(drawn.variables)]

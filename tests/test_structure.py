@@ -11,7 +11,7 @@ import weakref
 
 import numpy as np
 import pytest
-from test_ops import change_rules
+from test_ops import watch_rules
 
 import loradora as ld
 import minigrad as mg
@@ -108,25 +108,9 @@ def test_an_adapter_shares_the_weight_of_its_base():
 # ----------------------------------------------------------------------------- nothing frozen
 
 
-@pytest.fixture
-def differentiated(monkeypatch):
-    """Collect, for every rule that is called, the argument that it differentiates by."""
-    arguments = []
-
-    def watched(position, rule):
-        def noting(g, y, *args):
-            arguments.append(args[position])
-            return rule(g, y, *args)
-
-        return rule and noting
-
-    for op in mg.ops.OPS.values():
-        change_rules(monkeypatch, op, watched)
-    return arguments
-
-
 @pytest.mark.parametrize("options", METHODS)
-def test_no_rule_is_called_for_what_is_frozen(differentiated, options):
+def test_no_rule_is_called_for_what_is_frozen(options, monkeypatch):
+    differentiated = watch_rules(monkeypatch, mg.OPS.values())
     sizes = [6, 5, 4]
     model = adapted(sizes, **options)
     x, labels = batch(sizes)
