@@ -7,13 +7,13 @@ recorded before keeps its values.  State is kept only for those that have had a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from loradora.nn import check_finite
+from loradora.nn import Module, check_finite
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -21,48 +21,154 @@ Groups: TypeAlias = "Iterable[Tensor] | Iterable[Mapping[str, Any]]"
 Schedule: TypeAlias = Callable[[float], float]
 
 
-class Optimizer:
-    """What SGD and AdamW share: parameters in groups, each group with a learning rate.
+class Group(MutableMapping[str, Any]):
+    """Parameters that are trained alike: ``group["params"]``, and their options by name.
 
-    Parameters
-    ----------
-    params
-        Tensors, or groups ``{"params": tensors, "lr": rate}``.  Tensors that require no gradient
-        are left out.
-    lr
-        The learning rate, where a group has none of its own.
+    An option is set as in a dict, ``group["lr"] = 0.01``, and holds from the next step on.  A value that
+    is no good is refused there and then.  The names stay, and so do the parameters.
+    """
+
+    def __init__(self, params: tuple[Tensor, ...], options: Mapping[str, Any]) -> None:
+        checked = {name: checked_option(name, value) for name, value in options.items()}
+        self._entries: dict[str, Any] = {"params": params, **checked}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._entries[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "params":
+            raise TypeError("the parameters of a group cannot be exchanged: add another group")
+        if name not in self._entries:
+            raise ValueError(f"the options of this group are {self._names()}, not {name!r}")
+        self._entries[name] = checked_option(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name!r} cannot be removed from a group")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        options = [f"{n}={v}" for n, v in self._entries.items() if n != "params"]
+        return f"Group({len(self['params'])} parameters, {', '.join(options)})"
+
+    def _names(self) -> str:
+        return ", ".join(name for name in self._entries if name != "params")
+
+
+def checked_option(name: str, value: Any) -> Any:
+    """Return an option of an optimizer as a float, the betas as two.
 
     Raises
     ------
     TypeError, ValueError
-        For a rate that is not a finite number of at least 0, no trainable tensor, one that occurs
-        twice, or a group with other entries.
+        If it is not a finite number of at least 0, or a momentum or beta that is not below 1.
+    """
+    if name == "betas":
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+            raise ValueError(f"betas must be two numbers, not {value!r}")
+        return tuple(checked_option("beta", beta) for beta in value)
+    check_finite(**{name: value})
+    if name in ("beta", "momentum") and not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, not {value!r}")
+    return float(value)
+
+
+class Optimizer:
+    """What SGD and AdamW share: parameters in groups, each group with options of its own.
+
+    Parameters
+    ----------
+    params
+        Tensors, or groups ``{"params": tensors, "lr": rate, …}``.  Those that require no gradient stay
+        where they are for as long as that is so.
+    **options
+        What holds for a group that does not say otherwise.
+
+    Attributes
+    ----------
+    param_groups
+        A :class:`Group` for each group: ``optimizer.param_groups[0]["lr"] = 0.01`` sets its rate.
+    state
+        What is remembered of each parameter that has been moved, by PyTorch's names.
+
+    Raises
+    ------
+    TypeError
+        For anything but a sequence of Tensors or of groups, for the result of an operation, which has
+        no gradient of its own, and for an option that is no number.
+    ValueError
+        For an option out of its range or unknown, a tensor that occurs twice, and if no tensor
+        requires a gradient.
     """
 
-    def __init__(self, params: Groups, lr: float) -> None:
-        given: list[Any] = list(params)
-        if any(isinstance(p, Tensor) for p in given):
-            given = [{"params": given}]
-        self.rates: dict[Tensor, float] = {}
-        for group in given:
-            unknown = sorted(set(group) - {"params", "lr"})
-            if unknown:
-                raise ValueError(f"a group has 'params' and may have 'lr', not {unknown}")
-            rate = group.get("lr", lr)
-            check_finite(lr=rate)
-            if rate < 0:
-                raise ValueError(f"lr must not be negative, not {rate!r}")
-            for p in group["params"]:
-                if p in self.rates:
-                    raise ValueError(f"a parameter of shape {p.shape} occurs twice")
-                if p.requires_grad:
-                    self.rates[p] = rate
-        if not self.rates:
+    __slots__ = ("_defaults", "param_groups", "state")
+
+    def __init__(self, params: Groups, **options: Any) -> None:
+        self._defaults = {name: checked_option(name, value) for name, value in options.items()}
+        self.param_groups: tuple[Group, ...] = ()
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        for group in _as_groups(params):
+            self.add_param_group(group)
+        if not any(p.requires_grad for p in self._parameters()):
             raise ValueError("there is nothing to train: no parameter requires a gradient")
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Train more parameters: ``{"params": tensors, "lr": rate, …}``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :class:`Optimizer`; nothing is added.
+        """
+        if not isinstance(group, Mapping):
+            raise TypeError(f"{_WANTED}, not both in one list, nor a {type(group).__name__}")
+        if "params" not in group:
+            raise ValueError(f"a group needs 'params', a list of Tensors; got {list(group)}")
+        unknown = [name for name in group if name not in ("params", *self._defaults)]
+        if unknown:
+            may_have = ", ".join(self._defaults)
+            raise ValueError(f"a group has 'params' and may have {may_have}, not {unknown}")
+        params, known = _listed(group["params"]), set(self._parameters())
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{_WANTED}, not a list of {type(p).__name__}")
+            if p.op is not None:
+                raise TypeError(
+                    f"only leaves can be trained, not the result of {p.op.name} (shape {p.shape})"
+                )
+            if p in known:
+                raise ValueError(f"a parameter of shape {p.shape} occurs twice")
+            known.add(p)
+        options = {name: group.get(name, default) for name, default in self._defaults.items()}
+        self.param_groups += (Group(tuple(params), options),)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        """Yield every parameter, in the order in which they were given."""
+        for group in self.param_groups:
+            yield from group["params"]
+
+    # -- options are kept by group; where they would be set to no effect, say so
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_no_attribute(self, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            object.__setattr__(self, name, value)
+        except AttributeError:
+            raise AttributeError(_no_attribute(self, name)) from None
+
+    # -- training
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for p in self.rates:
+        for p in self._parameters():
             p.grad = None
 
     def step(self, factor: float = 1.0) -> None:
@@ -70,27 +176,86 @@ class Optimizer:
 
         Raises
         ------
+        RuntimeError
+            If none has a gradient.
         TypeError, ValueError
-            If ``factor`` is not a finite number, or a gradient that was set has not the shape and dtype
-            of its parameter; nothing is moved.
+            If ``factor`` is not a finite number of at least 0, or a gradient that was set has not the
+            shape and dtype of its parameter.  Nothing is moved.
         """
         check_finite(factor=factor)
-        rates = {}
-        for p, rate in self.rates.items():
+        if factor < 0:
+            raise ValueError(f"factor must not be negative, not {factor!r}")
+        moving: list[tuple[Tensor, float, dict[str, Any]]] = []
+        for group in self.param_groups:
+            options = group._entries
+            rate = float(options["lr"] * factor)
+            for p in options["params"]:
+                if p.grad is not None and p.requires_grad:
+                    _check_gradient(p, p.grad)
+                    moving.append((p, rate, options))
+        if not moving:
+            raise RuntimeError(_NOTHING_TO_MOVE)
+        for p, rate, options in moving:
+            data, dtype = p.data, p.dtype
             g: Any = p.grad
-            if g is not None:
-                if getattr(g, "shape", None) != p.shape or g.dtype != p.dtype:
-                    raise ValueError(
-                        f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
-                        f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
-                    )
-                rates[p] = float(rate * factor)
-        for p, rate in rates.items():
-            p.assign(np.asarray(self._moved(p, p.grad, rate), p.dtype))
+            moved = self._moved(data, g, self.state.setdefault(p, {}), rate, options)
+            p.assign(np.asarray(moved, dtype))
 
-    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
-        """Return the new value of ``p``, a new array, for the gradient g and the learning rate."""
+    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
+        """Return the new value for the value p and the gradient g, a new array; update ``state``.
+
+        Both have the dtype of the state; ``state`` is empty at first.
+        """
         raise NotImplementedError
+
+    @staticmethod
+    def _fresh(shape: tuple[int, ...], dtype: npt.DTypeLike) -> dict[str, Any]:
+        """Return the state of a parameter that has not been moved yet."""
+        raise NotImplementedError
+
+
+_WANTED = (
+    "expected a list of Tensors, as model.parameters() is, or of groups {'params': tensors, …}"
+)
+
+_NOTHING_TO_MOVE = (
+    "no parameter of this optimizer has a gradient (and requires one): there is nothing to move. Either "
+    "backward() has not been called since zero_grad(), or the loss was computed from other tensors. "
+    "An optimizer is to be built last, from the parameters of the very model that is trained: after "
+    "get_peft_model, set_adapter or a merge, and after unpickling"
+)
+
+
+def _listed(params: Any) -> list[Any]:
+    """Return what was given as several parameters or groups as a list."""
+    several = isinstance(params, Iterable) and not isinstance(
+        params, (Tensor, Module, Mapping, Set, str, bytes, np.ndarray)
+    )
+    if not several:
+        raise TypeError(f"{_WANTED}, not a {type(params).__name__}")
+    return list(params)
+
+
+def _as_groups(params: Any) -> list[Any]:
+    """Return groups, of which plain parameters are one."""
+    given = _listed(params)
+    return given if any(isinstance(g, Mapping) for g in given) else [{"params": given}]
+
+
+def _check_gradient(p: Tensor, g: Any) -> None:
+    """Raise unless ``g`` has the shape and dtype of ``p``."""
+    if getattr(g, "shape", None) != p.shape or g.dtype != p.dtype:
+        raise ValueError(
+            f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
+            f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
+        )
+
+
+def _no_attribute(optimizer: Optimizer, name: str) -> str:
+    return (
+        f"{type(optimizer).__name__} has no attribute {name!r}; options are kept by group: "
+        "optimizer.param_groups[0]['lr'] = 0.01"
+    )
 
 
 class SGD(Optimizer):
@@ -108,7 +273,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        As :class:`Optimizer`; ValueError also for a momentum outside [0, 1).
+        As :class:`Optimizer`.
 
     Examples
     --------
@@ -120,17 +285,16 @@ class SGD(Optimizer):
     array([0.8])
     """
 
-    def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
-        super().__init__(params, lr)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), not {momentum!r}")
-        self.momentum = float(momentum)
-        self.velocity: dict[Tensor, Array] = {}
+    __slots__ = ()
 
-    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
-        if self.momentum:
-            g = self.velocity[p] = self.momentum * self.velocity.get(p, 0) + g
-        return p.data - rate * g
+    def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
+        super().__init__(params, lr=lr, momentum=momentum)
+
+    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
+        if options["momentum"]:
+            g = options["momentum"] * state.get("momentum_buffer", 0) + g
+            state["momentum_buffer"] = g
+        return p - rate * g
 
 
 class AdamW(Optimizer):
@@ -157,7 +321,7 @@ class AdamW(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        As :class:`Optimizer`; ValueError also for betas outside [0, 1), a negative eps or decay.
+        As :class:`Optimizer`.
 
     Examples
     --------
@@ -171,6 +335,8 @@ class AdamW(Optimizer):
     array([0.9, 0.9])
     """
 
+    __slots__ = ()
+
     def __init__(
         self,
         params: Groups,
@@ -179,26 +345,25 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, lr)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1), not {betas!r}")
-        if not (eps >= 0 and weight_decay >= 0):
-            raise ValueError(f"eps and decay must not be negative: {eps!r}, {weight_decay!r}")
-        self.betas = float(betas[0]), float(betas[1])
-        self.eps, self.weight_decay = float(eps), float(weight_decay)
-        self.moments: dict[Tensor, tuple[Any, Any, int]] = {}
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _moved(self, p: Tensor, g: Any, rate: float) -> Any:
-        beta1, beta2 = self.betas
-        m, v, t = self.moments.get(p) or (np.zeros_like(g), np.zeros_like(g), 0)
+    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
+        if not state:
+            state.update(self._fresh(p.shape, p.dtype))
+        beta1, beta2 = options["betas"]
+        m, v = state["exp_avg"], state["exp_avg_sq"]
         m += (1 - beta1) * (g - m)
         v *= beta2
         v += (1 - beta2) * g * g
-        t += 1
-        self.moments[p] = m, v, t
+        t = state["step"] = state["step"] + 1
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
-        step = m / (np.sqrt(v) + d * self.eps)
-        return (1 - rate * self.weight_decay) * p.data - (rate * d / c) * step
+        step = m / (np.sqrt(v) + d * options["eps"])
+        return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step
+
+    @staticmethod
+    def _fresh(shape: tuple[int, ...], dtype: npt.DTypeLike) -> dict[str, Any]:
+        zeros = np.zeros(shape, dtype)
+        return {"step": 0, "exp_avg": zeros, "exp_avg_sq": zeros.copy()}
 
 
 def constant(progress: float) -> float:

@@ -116,13 +116,14 @@ def test_pytorch_takes_the_same_steps(name):
 
 
 def test_a_step_without_a_gradient_does_not_age_the_moments():
-    p = parameter([1.0, -2.0])
-    run(ld.AdamW([p], lr=0.1), p, [[1.0, 2.0], None, None, [0.5, -1.0], [3.0, 0.0]])
+    p, other = parameter([1.0, -2.0]), parameter([1.0])
+    other.grad = np.ones(1)
+    run(ld.AdamW([p, other], lr=0.1), p, [[1.0, 2.0], None, None, [0.5, -1.0], [3.0, 0.0]])
     by_pytorch = [0.7190682626346174, -2.14100109779376]
     assert_allclose(p.data, by_pytorch, rtol=1e-14)
 
 
-@given(st.lists(st.sets(st.integers(0, 4)), max_size=6))
+@given(st.lists(st.sets(st.integers(0, 4), min_size=1), max_size=6))
 def test_parameters_do_not_notice_each_other(moving):
     shapes = (2, 3), (), (0, 2), (2, 4), (5,)
     dtypes = (np.float32,) * 4 + (np.float64,)
@@ -141,8 +142,8 @@ def test_parameters_do_not_notice_each_other(moving):
             g = np.array(rng.normal(size=p.shape), p.dtype, order="F")
             p.grad = q.grad = g if i in step else None
         optimizer.step()
-        for one in optimizers:
-            one.step()
+        for i in step:
+            optimizers[i].step()
         for p, q in zip(together, alone):
             assert p.data.tobytes() == q.data.tobytes()
 
@@ -171,12 +172,15 @@ def test_rates_can_be_changed_and_added(make):
     for x in (p, q, r):
         x.grad = GRADIENTS[0]
     optimizer.step()
-    before = q.data.copy(), p.data.copy()
-    optimizer.rates[q], optimizer.rates[r] = 0.0, 0.1
+    optimizer.add_param_group({"params": [r], "lr": 0.1})
+    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.step(0.5)
+    assert optimizer.param_groups[1]["lr"] == 0.1
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = q.data.copy(), r.data.copy()
     optimizer.step()
     assert_array_equal(q.data, before[0])
-    assert np.all(p.data != before[1])
-    assert_array_equal(r.data, before[1])  # its first step
+    assert np.all(r.data != before[1])
 
 
 # ----------------------------------------------------------------------------- new arrays, and for whom
@@ -250,8 +254,7 @@ def test_a_number_of_numpy_is_a_number_and_widens_nothing(name, dtype):
         for g in GRADIENTS[:3]:
             p.grad = g.astype(dtype)
             optimizer.step(kind(0.5))
-        state = {**getattr(optimizer, "moments", {}), **getattr(optimizer, "velocity", {})}
-        results.append([p.data, *map(np.asarray, state.get(p, ()))])
+        results.append([p.data, *map(np.asarray, optimizer.state[p].values())])
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         assert found.tobytes() == expected.tobytes()
@@ -281,15 +284,18 @@ def test_the_gradient_itself_is_not_changed(make):
 
 
 @every_optimizer
-def test_frozen_tensors_are_left_out_and_have_no_state(make):
+def test_frozen_tensors_stay_and_have_no_state_until_they_are_freed(make):
     trained, frozen = parameter(), mg.Tensor(START)
     optimizer = make([frozen, trained], lr=0.1)
     frozen.grad = np.ones(START.shape)
     run(optimizer, trained, GRADIENTS)
-    assert list(optimizer.rates) == [trained]
     assert frozen.data.tobytes() == START.tobytes()
-    state = {*getattr(optimizer, "moments", {}), *getattr(optimizer, "velocity", {})}
-    assert state <= {trained}
+    assert list(optimizer.state) == [trained]
+    frozen.requires_grad, trained.requires_grad = True, False
+    before = trained.data
+    optimizer.step()
+    assert np.all(frozen.data != START)
+    assert trained.data is before, "its gradient is a stale one"
 
 
 @every_optimizer
@@ -391,10 +397,30 @@ REFUSED = {
     "a bad rate of a group": (lambda p: ld.SGD([{"params": [p], "lr": -1}]), "not -1"),
     "momentum 1": (lambda p: ld.SGD([p], momentum=1.0), "momentum must lie in .* not 1.0"),
     "negative momentum": (lambda p: ld.SGD([p], momentum=-0.5), "not -0.5"),
-    "beta 1": (lambda p: ld.AdamW([p], betas=(0.9, 1.0)), r"betas must lie in .* not \(0.9, 1.0\)"),
-    "a negative beta": (lambda p: ld.AdamW([p], betas=(-0.1, 0.9)), "betas must lie in"),
-    "a negative eps": (lambda p: ld.AdamW([p], eps=-1e-8), "eps and .* must not be negative"),
-    "negative decay": (lambda p: ld.AdamW([p], weight_decay=-0.1), "must not be negative: .*-0.1"),
+    "beta 1": (lambda p: ld.AdamW([p], betas=(0.9, 1.0)), "beta must lie in .* not 1.0"),
+    "a negative beta": (lambda p: ld.AdamW([p], betas=(-0.1, 0.9)), "beta must lie in .* not -0.1"),
+    "a negative eps": (lambda p: ld.AdamW([p], eps=-1e-8), "eps must not be negative, not -1e-08"),
+    "negative decay": (
+        lambda p: ld.AdamW([p], weight_decay=-0.1),
+        "weight_decay must not be .* not -0.1",
+    ),
+    "an infinite eps": (lambda p: ld.AdamW([p], eps=math.inf), "eps must be finite, not inf"),
+    "eps that is no number": (lambda p: ld.AdamW([p], eps=math.nan), "eps must be finite, not nan"),
+    "infinite decay": (lambda p: ld.AdamW([p], weight_decay=math.inf), "weight_decay must be fin"),
+    "momentum that is no number": (lambda p: ld.SGD([p], momentum=math.nan), "momentum must be"),
+    "a beta that is no number": (
+        lambda p: ld.AdamW([p], betas=(math.nan, 0.9)),
+        "beta must be fin",
+    ),
+    "one beta": (lambda p: ld.AdamW([p], betas=(0.9,)), r"betas must be two numbers, not \(0.9,\)"),
+    "three betas": (lambda p: ld.AdamW([p], betas=(0.9, 0.9, 0.9)), "betas must be two numbers"),
+    "a number for betas": (
+        lambda p: ld.AdamW([p], betas=0.9),
+        "betas must be two numbers, not 0.9",
+    ),
+    "a default that is not used": (lambda p: ld.SGD([{"params": [p], "lr": 1}], lr=-1), "not -1"),
+    "a group without parameters": (lambda p: ld.SGD([{"lr": 1}]), "needs 'params'.* got .'lr'"),
+    "bad decay of a group": (lambda p: ld.AdamW([{"params": [p], "weight_decay": -1}]), "not -1"),
     "a tensor twice": (lambda p: ld.SGD([p, p]), r"shape \(3, 2\) occurs twice"),
     "a tensor in two groups": (lambda p: ld.SGD([{"params": [p]}, {"params": [p]}]), "twice"),
     "an unknown option": (lambda p: ld.SGD([{"params": [p], "eps": 1}]), r"not \['eps'\]"),
@@ -408,3 +434,250 @@ def test_a_bad_value_is_refused(name):
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make(parameter())
+
+
+NOT_A_NUMBER = {
+    "True as a rate": lambda p: ld.SGD([p], lr=True),
+    "a text as momentum": lambda p: ld.SGD([p], lr=0.1, momentum="x"),
+    "True as momentum": lambda p: ld.SGD([p], momentum=True),
+    "texts as betas": lambda p: ld.AdamW([p], betas=("a", "b")),
+    "bools as betas": lambda p: ld.AdamW([p], betas=(False, False)),
+    "a list as eps": lambda p: ld.AdamW([p], eps=[1e-8]),
+    "True as eps": lambda p: ld.AdamW([p], eps=True),
+    "nothing as decay": lambda p: ld.AdamW([p], weight_decay=None),
+    "True as decay": lambda p: ld.AdamW([p], weight_decay=True),
+    "a tensor as a rate": lambda p: ld.AdamW([p], lr=p),
+}
+
+
+@pytest.mark.parametrize("name", NOT_A_NUMBER)
+def test_what_is_no_number_is_refused_by_name(name):
+    option = "(lr|momentum|beta|eps|weight_decay) must be a number, not"
+    with pytest.raises(TypeError, match=option):
+        NOT_A_NUMBER[name](parameter())
+
+
+#: What is no list of leaves or of groups, and what the error says of it.
+NOT_PARAMETERS = {
+    "a tensor": (lambda p: p, "not a Tensor"),
+    "a result": (lambda p: [p * 2], r"not the result of mul \(shape \(3, 2\)\)"),
+    "a row": (lambda p: [p[0]], "not the result of getitem"),
+    "named parameters": (lambda p: [("w", p)], "not a list of tuple"),
+    "a group that is not in a list": (lambda p: {"params": [p]}, "not a dict"),
+    "a state": (lambda p: {"w": p}, "not a dict"),
+    "a model": (lambda p: ld.Linear(2, 3), "not a Linear"),
+    "a model that can be iterated": (lambda p: ld.Sequential(ld.Linear(2, 3)), "not a Sequential"),
+    "a method": (lambda p: ld.Linear(2, 3).parameters, "not a method"),
+    "a text": (lambda p: "params", "not a str"),
+    "a set, which has no order": (lambda p: {p}, "not a set"),
+    "an array": (lambda p: p.data, "not a ndarray"),
+    "arrays": (lambda p: [p.data], "not a list of ndarray"),
+    "names": (lambda p: ["w"], "not a list of str"),
+    "nothing": (lambda p: None, "not a NoneType"),
+    "groups and tensors": (lambda p: [{"params": [p]}, parameter()], "not both in one list"),
+    "a tensor as a group": (lambda p: [{"params": p}], "not a Tensor"),
+    "a model as a group": (lambda p: [{"params": ld.Linear(2, 3)}], "not a Linear"),
+    "a result in a group": (lambda p: [{"params": [p + 1]}], "not the result of add"),
+}
+
+
+@every_optimizer
+@pytest.mark.parametrize("name", NOT_PARAMETERS)
+def test_what_cannot_be_trained_is_refused(make, name):
+    params, message = NOT_PARAMETERS[name]
+    with pytest.raises(TypeError, match=message):
+        make(params(parameter()), lr=0.1)
+
+
+@every_optimizer
+def test_a_group_that_is_refused_is_not_added(make):
+    p, q = parameter(), parameter()
+    optimizer = make([p], lr=0.1)
+    for wrong in ([p], [q, q], [q * 2], q):
+        with pytest.raises((TypeError, ValueError)):
+            optimizer.add_param_group({"params": wrong})
+    assert [list(group["params"]) for group in optimizer.param_groups] == [[p]]
+
+
+# ----------------------------------------------------------------------------- nothing to do
+
+
+def models():
+    """A base, an adapter on it, and data."""
+    rng = np.random.default_rng(0)
+    base = ld.MLP([4, 3, 2], rng=rng)
+    config = ld.LoraConfig(r=2, target_modules="all-linear")
+    return base, ld.get_peft_model(base, config, rng=rng), rng.normal(size=(5, 4))
+
+
+def built_before_adapting():
+    base, model, x = models()
+    return ld.SGD(base.parameters()), model(x)
+
+
+def built_before_another_adapter_was_activated():
+    _, model, x = models()
+    optimizer = ld.SGD(model.parameters())
+    model.add_adapter("other", ld.LoraConfig(r=2, target_modules="all-linear"))
+    model.set_adapter("other")
+    return optimizer, model(x)
+
+
+def used_after_merging():
+    _, model, x = models()
+    return ld.SGD(model.parameters()), model.merge_and_unload()(x)
+
+
+def unpickled_without_its_model():
+    base, _, x = models()
+    return pickle.loads(pickle.dumps(ld.SGD(base.parameters()))), base(x)
+
+
+def frozen_since():
+    base, _, x = models()
+    optimizer = ld.SGD(base.parameters())
+    base(x).sum().backward()
+    base.requires_grad_(False)
+    return optimizer, parameter()
+
+
+def built_from_copies():
+    base, _, x = models()
+    return ld.SGD([mg.Tensor(p.data, requires_grad=True) for p in base.parameters()]), base(x)
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        built_before_adapting,
+        built_before_another_adapter_was_activated,
+        used_after_merging,
+        unpickled_without_its_model,
+        frozen_since,
+        built_from_copies,
+    ],
+)
+def test_a_step_that_would_move_nothing_says_what_usually_happened(situation):
+    optimizer, y = situation()
+    (y * y).mean().backward()
+    before = [p.data for group in optimizer.param_groups for p in group["params"]]
+    with pytest.raises(
+        RuntimeError, match=r"no parameter .* has a gradient .* get_peft_model, set_ad"
+    ):
+        optimizer.step()
+    after = [p.data for group in optimizer.param_groups for p in group["params"]]
+    assert all(a is b for a, b in zip(after, before, strict=True))
+
+
+@every_optimizer
+def test_a_step_right_after_zero_grad_asks_for_backward(make):
+    p = parameter()
+    optimizer = make([p], lr=0.1)
+    p.grad = GRADIENTS[0]
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match=r"backward\(\) has not been called since zero_grad\(\)"):
+        optimizer.step()
+
+
+@every_optimizer
+def test_one_gradient_is_enough(make):
+    p, idle = parameter(), parameter()
+    optimizer = make([{"params": [idle]}, {"params": [p]}], lr=0.1)
+    run(optimizer, p, GRADIENTS)
+    assert idle.data.tobytes() == START.tobytes()
+    assert np.all(p.data != START)
+
+
+@every_optimizer
+def test_a_negative_factor_would_climb_and_is_refused(make):
+    p = parameter()
+    p.grad = GRADIENTS[0]
+    with pytest.raises(ValueError, match="factor must not be negative, not -1"):
+        make([p], lr=0.1).step(-1)
+    assert p.data.tobytes() == START.tobytes()
+
+
+# ----------------------------------------------------------------------------- options of a group
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    "name", ["lr", "momentum", "betas", "eps", "weight_decay", "rate", "learning_rate", "rates"]
+)
+def test_an_attribute_that_would_be_ignored_is_refused(make, name):
+    optimizer = make([parameter()], lr=0.1)
+    says = rf"has no attribute '{name}'; options are kept by group: optimizer.param_groups\[0\]"
+    with pytest.raises(AttributeError, match=says):
+        setattr(optimizer, name, 0)
+    with pytest.raises(AttributeError, match=says):
+        getattr(optimizer, name)
+
+
+def test_every_option_can_be_set_for_a_group_and_changed():
+    options = {"lr": 0.3, "betas": (0.5, 0.6), "eps": 0.01, "weight_decay": 0.7}
+    p, q, alone = parameter(), parameter(), parameter()
+    optimizer = ld.AdamW([{"params": [p], **options}, {"params": [q]}], lr=0.1)
+    other = ld.AdamW([alone], **options)
+    q.grad = GRADIENTS[0]
+    for g in GRADIENTS[:4]:
+        p.grad = alone.grad = g
+        optimizer.step()
+        other.step()
+    assert p.data.tobytes() == alone.data.tobytes()
+    twin = parameter(p.data)
+    p.grad = twin.grad = GRADIENTS[0]
+    optimizer.param_groups[0].update(lr=0.0, betas=[0.1, 0.1], eps=1, weight_decay=0.0)
+    optimizer.step()
+    assert p.data.tobytes() == twin.data.tobytes()
+    assert dict(optimizer.param_groups[0]) == {
+        "params": (p,),
+        "lr": 0.0,
+        "betas": (0.1, 0.1),
+        "eps": 1.0,
+        "weight_decay": 0.0,
+    }
+
+
+def test_momentum_can_differ_by_group():
+    p, q, alone = parameter(), parameter(), parameter()
+    optimizer = ld.SGD([{"params": [p], "momentum": 0.9}, {"params": [q]}], lr=0.1)
+    q.grad = GRADIENTS[0]
+    run(optimizer, p, GRADIENTS)
+    assert p.data.tobytes() == run(ld.SGD([alone], 0.1, momentum=0.9), alone, GRADIENTS).tobytes()
+    assert_allclose(q.data, START - 0.7 * GRADIENTS[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda g: g.update(lr=math.nan), ValueError, "lr must be finite, not nan"),
+        (lambda g: g.update(lr=-1), ValueError, "lr must not be negative, not -1"),
+        (lambda g: g.update(lr="x"), TypeError, "lr must be a number, not 'x'"),
+        (lambda g: g.update(momentum=1), ValueError, "momentum must lie in"),
+        (
+            lambda g: g.update(rate=1),
+            ValueError,
+            "options of this group are lr, momentum, not 'rate'",
+        ),
+        (lambda g: g.setdefault("eps", 1), ValueError, "not 'eps'"),
+        (lambda g: g.update(params=[]), TypeError, "parameters of a group cannot be exchanged"),
+        (lambda g: g.pop("lr"), TypeError, "'lr' cannot be removed"),
+        (lambda g: g.clear(), TypeError, "cannot be removed"),
+        (lambda g: g["params"].append(parameter()), AttributeError, "append"),
+    ],
+)
+def test_what_a_group_cannot_be_is_refused_at_once(change, error, message):
+    optimizer = ld.SGD([parameter()], lr=0.1)
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(error, match=message):
+        change(optimizer.param_groups[0])
+    assert dict(optimizer.param_groups[0]) == before
+
+
+def test_groups_are_neither_added_nor_exchanged_past_their_check():
+    optimizer = ld.SGD([parameter()], lr=0.1)
+    with pytest.raises(AttributeError, match="append"):
+        optimizer.param_groups.append({"params": [parameter()]})
+    with pytest.raises(TypeError, match="item assignment"):
+        optimizer.param_groups[0] = {"params": [parameter()]}
+    assert repr(optimizer.param_groups) == "(Group(1 parameters, lr=0.1, momentum=0.0),)"

@@ -202,7 +202,7 @@ def test_the_optimizer_keeps_moments_for_trained_tensors_only(options):
     model = adapted(sizes, **options)
     optimizer = ld.AdamW(model.parameters())  # the frozen ones, too
     step(model, optimizer, *batch(sizes))
-    assert list(optimizer.moments) == model.trainable_parameters()
-    for p, (m, v, _) in optimizer.moments.items():
-        assert m.shape == v.shape == p.shape
+    assert list(optimizer.state) == model.trainable_parameters()
+    for p, state in optimizer.state.items():
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape
     assert [p.grad for p in model.parameters() if not p.requires_grad] == [None] * 4
