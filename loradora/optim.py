@@ -1,7 +1,8 @@
 """Optimizers: what to do with a gradient.
 
 Names, defaults and formulas are PyTorch's.  A step gives each parameter a new array, so a graph that was
-recorded before keeps its values.  State is kept only for those that have had a gradient.
+recorded before keeps its values.  State is kept only for those that have had a gradient, and in float32
+where the parameter is float16.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from minigrad import Tensor
 Array: TypeAlias = npt.NDArray[Any]
 Groups: TypeAlias = "Iterable[Tensor] | Iterable[Mapping[str, Any]]"
 Schedule: TypeAlias = Callable[[float], float]
+
+#: The smallest normal number of float32, about 1.2e-38.
+TINY = float(np.finfo(np.float32).tiny)
 
 
 class Group(MutableMapping[str, Any]):
@@ -198,6 +202,8 @@ class Optimizer:
         for p, rate, options in moving:
             data, dtype = p.data, p.dtype
             g: Any = p.grad
+            if dtype.itemsize == 2:  # see _state_dtype
+                data, g = data.astype(np.float32), g.astype(np.float32)
             moved = self._moved(data, g, self.state.setdefault(p, {}), rate, options)
             p.assign(np.asarray(moved, dtype))
 
@@ -249,6 +255,14 @@ def _check_gradient(p: Tensor, g: Any) -> None:
             f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
             f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
         )
+
+
+def _state_dtype(p: Tensor) -> np.dtype[Any]:
+    """Return the dtype in which p is moved: its own, but float32 for float16.
+
+    In float16 the square of a gradient of 1e-4 is 0, and so is ε.
+    """
+    return np.dtype(np.float32) if p.dtype.itemsize == 2 else p.dtype
 
 
 def _no_attribute(optimizer: Optimizer, name: str) -> str:
@@ -303,7 +317,7 @@ class AdamW(Optimizer):
         m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
         p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
 
-    t counts the steps in which p had a gradient.
+    t counts the steps in which p had a gradient.  Where it was always 0, only the decay moves p.
 
     Parameters
     ----------
@@ -314,7 +328,7 @@ class AdamW(Optimizer):
     betas
         β₁ and β₂, in [0, 1).
     eps
-        ε.
+        ε; less than 1e-38 acts as that much, so that 0/(0 + ε) is 0.
     weight_decay
         λ.
 
@@ -322,6 +336,11 @@ class AdamW(Optimizer):
     ------
     TypeError, ValueError
         As :class:`Optimizer`.
+
+    Notes
+    -----
+    A float32 gradient beyond 5.8e20 overflows v, as in PyTorch.  NumPy warns of it, and where v is
+    infinite, no gradient moves p any more.
 
     Examples
     --------
@@ -357,7 +376,7 @@ class AdamW(Optimizer):
         v += (1 - beta2) * g * g
         t = state["step"] = state["step"] + 1
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
-        step = m / (np.sqrt(v) + d * options["eps"])
+        step = m / (np.sqrt(v) + max(d * options["eps"], TINY))
         return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step
 
     @staticmethod

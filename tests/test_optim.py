@@ -681,3 +681,85 @@ def test_groups_are_neither_added_nor_exchanged_past_their_check():
     with pytest.raises(TypeError, match="item assignment"):
         optimizer.param_groups[0] = {"params": [parameter()]}
     assert repr(optimizer.param_groups) == "(Group(1 parameters, lr=0.1, momentum=0.0),)"
+
+
+# ----------------------------------------------------------------------------- float16
+
+
+def adamw_of_wide_moments(p, gradients, lr, eps):
+    """AdamW on a float16 value, with everything but the value in float64."""
+    m, v = 0.0, 0.0
+    for t, g in enumerate(np.asarray(gradients, np.float64), 1):
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + eps)
+        p = (p - lr * 0.01 * p - lr * step).astype(np.float16).astype(np.float64)
+    return p
+
+
+@pytest.mark.parametrize("size", [6e-8, 1e-5, 1e-2, 1.0, 300.0, 6e4])
+@pytest.mark.parametrize("lr", [1e-5, 1e-3, 1.0])
+def test_adamw_keeps_the_moments_of_float16_in_float32(size, lr):
+    """As the formula in float64: neither g² nor ε underflows, and g² does not overflow."""
+    p = parameter(START, np.float16)
+    gradients = (np.clip(GRADIENTS / 3, -1, 1) * size).astype(np.float16)
+    optimizer = ld.AdamW([p], lr=lr)
+    expected = adamw_of_wide_moments(p.data.astype(np.float64), gradients, lr, 1e-8)
+    run(optimizer, p, gradients)
+    assert p.dtype == np.float16
+    assert_allclose(p.data, expected, rtol=2e-3, atol=1e-6)
+    assert {optimizer.state[p][n].dtype.name for n in ("exp_avg", "exp_avg_sq")} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("eps", [0, 1e-50, 1e-8])
+def test_adamw_does_not_move_what_never_had_a_gradient_but_0(dtype, eps):
+    p = parameter(START, dtype)
+    before = p.data
+    run(ld.AdamW([p], lr=0.1, eps=eps, weight_decay=0), p, np.zeros((3, *START.shape)))
+    assert_array_equal(p.data, before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_without_eps_the_first_step_is_the_rate(dtype):
+    g = np.array([1e-18, -1e-5, 1.0, -1e18], dtype)
+    p = parameter(np.zeros(4), dtype)
+    run(ld.AdamW([p], lr=0.5, eps=0, weight_decay=0), p, [g])
+    assert_allclose(p.data, -0.5 * np.sign(g), rtol=1e-3)  # 1e-36/1000 is a coarse number
+
+
+@pytest.mark.parametrize("lr", [1e-8, 1e5])
+def test_sgd_moves_float16_by_rates_that_are_no_float16(lr):
+    p = parameter([0.0], np.float16)
+    run(ld.SGD([p], lr=lr), p, [[1.0 / lr if lr > 1 else 6e4]])
+    assert_allclose(p.data, [-1.0 if lr > 1 else -6e-4], rtol=2e-3)
+
+
+def test_the_velocity_of_float16_is_kept_in_float32():
+    p, wide = parameter([0.0], np.float16), parameter([0.0], np.float64)
+    gradients = [[6e4]] * 3 + [[-6e4]] * 3
+    optimizer = ld.SGD([p], lr=1e-6, momentum=0.9)
+    run(optimizer, p, gradients)
+    run(ld.SGD([wide], lr=1e-6, momentum=0.9), wide, gradients)
+    assert_allclose(p.data, wide.data, rtol=3e-3)
+    assert optimizer.state[p]["momentum_buffer"].dtype == np.float32
+    assert np.isfinite(optimizer.state[p]["momentum_buffer"]).all()
+
+
+def test_a_float16_lora_trains_with_the_default_adamw():
+    rng = np.random.default_rng(0)
+    layer = ld.LoRALinear(ld.Linear(8, 4, rng=rng, dtype=np.float16), r=2, lora_alpha=4, rng=rng)
+    factors = [layer.A, layer.B]
+    for p in factors:
+        p.data, p.requires_grad = p.data.astype(np.float16), True
+    x = rng.normal(size=(16, 8)).astype(np.float16)
+    y = rng.normal(size=(16, 4)).astype(np.float16)
+    optimizer = ld.AdamW(factors, lr=0.01)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = mg.mse_loss(layer(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
