@@ -763,3 +763,158 @@ def test_a_float16_lora_trains_with_the_default_adamw():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+# ----------------------------------------------------------------------------- interruption
+
+STATEFUL = {
+    **OPTIMIZERS,
+    "groups": lambda params, lr: ld.AdamW(
+        [{"params": params[:1], "lr": 3 * lr, "weight_decay": 0.0}, {"params": params[1:]}],
+        lr,
+        betas=(0.7, 0.8),
+    ),
+}
+every_state = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
+
+
+def some_parameters(dtype=np.float32):
+    return [parameter(START, dtype), parameter(2.0, dtype), parameter([1.0], dtype)]
+
+
+def some_steps(optimizer, params, seed):
+    """Take steps in which the first parameter always has a gradient and the last never."""
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        for p in params[:2]:
+            p.grad = np.asarray(rng.normal(size=p.shape), p.dtype)
+        params[1].grad = params[1].grad if rng.random() < 0.5 else None
+        optimizer.step()
+
+
+@every_state
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_state_in_a_file_goes_on_bit_by_bit(make, dtype, taken, tmp_path):
+    params = some_parameters(dtype)
+    optimizer = make(params, lr=0.1)
+    for seed in range(taken):
+        some_steps(optimizer, params, seed)
+    np.savez(tmp_path / "optimizer.npz", **optimizer.state_dict())
+    copies = [parameter(p.data, dtype) for p in params]
+    twin = make(copies, lr=0.5)
+    twin.load_state_dict(np.load(tmp_path / "optimizer.npz"))
+    some_steps(optimizer, params, 9)
+    some_steps(twin, copies, 9)
+    for p, q in zip(params, copies, strict=True):
+        assert p.data.tobytes() == q.data.tobytes()
+    assert repr(twin.state_dict()) == repr(optimizer.state_dict())
+
+
+@every_state
+def test_a_state_is_a_copy_on_both_ways(make):
+    params = some_parameters()
+    optimizer = make(params, lr=0.1)
+    some_steps(optimizer, params, 0)
+    state = optimizer.state_dict()
+    kept = copy.deepcopy(state)
+    twin = make(some_parameters(), lr=0.1)
+    twin.load_state_dict(state)
+    some_steps(optimizer, params, 1)
+    some_steps(twin, some_parameters_of(twin), 2)
+    for name, array in state.items():
+        assert array.tobytes() == kept[name].tobytes()
+
+
+def some_parameters_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_the_names_of_a_state_are_the_paths_of_pytorchs():
+    p, q = parameter(), parameter([1.0])
+    optimizer = ld.AdamW([{"params": [p], "lr": 0.5}, {"params": [q]}])
+    q.grad = np.ones(1)
+    optimizer.step()
+    assert {name: array.tolist() for name, array in optimizer.state_dict().items()} == {
+        "param_groups.0.params": [0],
+        "param_groups.0.lr": 0.5,
+        "param_groups.0.betas": [0.9, 0.999],
+        "param_groups.0.eps": 1e-8,
+        "param_groups.0.weight_decay": 0.01,
+        "param_groups.1.params": [1],
+        "param_groups.1.lr": 0.001,
+        "param_groups.1.betas": [0.9, 0.999],
+        "param_groups.1.eps": 1e-8,
+        "param_groups.1.weight_decay": 0.01,
+        "state.1.step": 1,
+        "state.1.exp_avg": pytest.approx([0.1]),
+        "state.1.exp_avg_sq": pytest.approx([0.001]),
+    }
+
+
+def changed(**entries):
+    """Return a change of a state: entries set, or removed if they are None."""
+    named = {name.replace("__", "."): value for name, value in entries.items()}
+    return lambda state: {n: v for n, v in (state | named).items() if v is not None}
+
+
+WRONG_STATES = {
+    "a moment is missing": (changed(state__0__exp_avg=None), "missing state.0.exp_avg$"),
+    "the number of steps is missing": (changed(state__0__step=None), "missing state.0.step"),
+    "an option is missing": (changed(param_groups__0__lr=None), "missing param_groups.0.lr"),
+    "one parameter too many": (
+        changed(state__3__exp_avg=np.zeros(1)),
+        "unexpected state.3.exp_avg",
+    ),
+    "one group too many": (changed(param_groups__1__lr=0.1), "unexpected param_groups.1.lr"),
+    "another shape": (
+        changed(state__0__exp_avg=np.zeros((2, 3), np.float32)),
+        r"state.0.exp_avg is float32 of shape \(2, 3\), expected float32 of shape \(3, 2\)",
+    ),
+    "digits would be lost": (
+        changed(state__0__exp_avg=np.zeros((3, 2))),
+        "state.0.exp_avg is float64 .* expected float32",
+    ),
+    "steps that are no integer": (changed(state__0__step=1.5), "state.0.step is float64"),
+    "negative steps": (changed(state__0__step=-1), "state.0.step is negative"),
+    "a negative square": (
+        changed(state__0__exp_avg_sq=np.full((3, 2), -1, np.float32)),
+        "state.0.exp_avg_sq is negative",
+    ),
+    "NaN": (
+        changed(state__0__exp_avg=np.full((3, 2), np.nan, np.float32)),
+        "state.0.exp_avg holds NaN or infinity",
+    ),
+    "texts": (changed(state__0__exp_avg=np.full((3, 2), "a")), "state.0.exp_avg is <U1"),
+    "other parameters": (
+        changed(param_groups__0__params=[0, 2, 1]),
+        r"params are \[0, 2, 1\], expected \[0, 1, 2\]",
+    ),
+    "fewer parameters": (changed(param_groups__0__params=[0, 1]), r"shape \(2,\), expected"),
+    "a negative rate": (changed(param_groups__0__lr=-1.0), "lr must not be negative"),
+    "a beta of 1": (changed(param_groups__0__betas=[0.9, 1.0]), "beta must lie in"),
+    "the state of SGD": (
+        lambda state: ld.SGD(some_parameters(), momentum=0.9).state_dict(),
+        "missing param_groups.0.betas; .*unexpected param_groups.0.momentum",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STATES)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(name):
+    change, message = WRONG_STATES[name]
+    params = some_parameters()
+    optimizer = ld.AdamW(params, lr=0.1)
+    some_steps(optimizer, params, 0)
+    before = optimizer.state_dict()
+    state = change(a_state())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    assert repr(optimizer.state_dict()) == repr(before)
+
+
+def a_state():
+    params = some_parameters()
+    optimizer = ld.AdamW(params, lr=0.2)
+    some_steps(optimizer, params, 1)
+    return optimizer.state_dict()
