@@ -24,6 +24,7 @@ from loradora.nn import ReLU as ReLU
 from loradora.nn import Sequential as Sequential
 from loradora.optim import SGD as SGD
 from loradora.optim import AdamW as AdamW
+from loradora.optim import lora_plus as lora_plus
 from loradora.peft import PeftModel as PeftModel
 from loradora.peft import get_peft_model as get_peft_model
 from loradora.train import evaluate as evaluate

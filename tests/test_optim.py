@@ -918,3 +918,80 @@ def a_state():
     optimizer = ld.AdamW(params, lr=0.2)
     some_steps(optimizer, params, 1)
     return optimizer.state_dict()
+
+
+# ----------------------------------------------------------------------------- LoRA+
+
+
+def low_rank(**options):
+    rng = np.random.default_rng(0)
+    model = ld.MLP([4, 3, 2], rng=rng)
+    config = ld.LoraConfig(r=2, target_modules="all-linear", **options)
+    return ld.get_peft_model(model, config, rng=rng)
+
+
+def groups_by_name(model, groups):
+    names = {p: name.removeprefix("base_model.") for name, p in model.named_parameters()}
+    return [({names[p] for p in g["params"]}, g["lr"], g["weight_decay"]) for g in groups]
+
+
+def test_lora_plus_gives_b_and_vectors_the_higher_rate_and_vectors_no_decay():
+    model = low_rank(use_dora=True, bias="lora_only")
+    layers = [f"layers.{i}." for i in (0, 2)]
+    assert groups_by_name(model, ld.lora_plus(model, 0.01, 4, weight_decay=0.3)) == [
+        ({i + "A" for i in layers}, 0.01, 0.3),
+        ({i + "B" for i in layers}, 0.04, 0.3),
+        ({i + name for i in layers for name in ("m", "base_layer.bias")}, 0.04, 0.0),
+    ]
+
+
+def test_lora_plus_is_what_its_groups_say():
+    plus, plain = low_rank(), low_rank()
+    x = np.ones((5, 4))
+    optimizer = ld.SGD([{**g, "lr": g["lr"]} for g in without_decay(ld.lora_plus(plus, 0.1, 4))])
+    (plus(x) * plus(x)).sum().backward()
+    (plain(x) * plain(x)).sum().backward()
+    optimizer.step()
+    ld.SGD(plain.parameters(), lr=0.1).step()
+    start = low_rank().base_model.layers[0]
+    one, other = plus.base_model.layers[0], plain.base_model.layers[0]
+    assert_allclose(one.B.data - start.B.data, 4 * (other.B.data - start.B.data), rtol=1e-6)
+    assert_array_equal(one.A.data, other.A.data)
+
+
+def without_decay(groups):
+    return [{n: v for n, v in g.items() if n != "weight_decay"} for g in groups]
+
+
+@pytest.mark.parametrize(
+    ("use_dora", "plus", "left"), [(False, False, 1), (True, False, 0.905), (True, True, 1)]
+)
+def test_decay_shrinks_doras_merged_weight_unless_m_is_exempt(use_dora, plus, left):
+    """1000 steps without a gradient at η = λ = 0.01."""
+    base = ld.Linear(4, 3, rng=np.random.default_rng(0))
+    kind = ld.DoRALinear if use_dora else ld.LoRALinear
+    layer = kind(base, r=2, lora_alpha=4, rng=np.random.default_rng(1))
+    params = ld.lora_plus(layer, 0.01, 1, weight_decay=0.01) if plus else layer.parameters()
+    optimizer = ld.AdamW(params, lr=0.01)
+    for p in layer.trainable_parameters():
+        p.grad = np.zeros_like(p.data)
+    for _ in range(1000):
+        optimizer.step()
+    assert_allclose(layer.merge().weight.data / base.weight.data, left, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (lambda: ld.MLP([4, 3]), {}, ValueError, "no trainable B"),
+        (lambda: low_rank().requires_grad_(False), {}, ValueError, "no trainable B"),
+        (low_rank, {"ratio": 0}, ValueError, "ratio must be positive, not 0"),
+        (low_rank, {"ratio": -1}, ValueError, "ratio must not be negative, not -1"),
+        (low_rank, {"ratio": "x"}, TypeError, "ratio must be a number"),
+        (low_rank, {"lr": math.nan}, ValueError, "lr must be finite"),
+        (low_rank, {"weight_decay": -1}, ValueError, "weight_decay must not be negative"),
+    ],
+)
+def test_lora_plus_refuses(model, options, error, message):
+    with pytest.raises(error, match=message):
+        ld.lora_plus(model(), **{"lr": 0.1, **options})
