@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from loradora.optim import Optimizer, Schedule, constant
 from minigrad.functional import check_labels
 
 Array: TypeAlias = npt.NDArray[Any]
+Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
 
 
 class Step(NamedTuple):
@@ -26,7 +27,7 @@ class Step(NamedTuple):
     total
         How many there will be.
     loss
-        The mean cross-entropy of the batch before the step.
+        The loss of the batch before the step; by default its mean cross-entropy.
     rate
         The factor that the schedule put on the learning rate.
     """
@@ -61,86 +62,203 @@ def fit(
     steps: int,
     batch_size: int = 32,
     schedule: Schedule = constant,
-    rng: np.random.Generator,
+    loss: Loss = mg.cross_entropy,
+    start: int = 0,
+    rng: np.random.Generator | int,
 ) -> Iterator[Step]:
-    """Train a classifier on shuffled batches; yield a record after each step.
+    """Train on shuffled batches; yield a record after each step.
 
     A generator: it works as it is iterated.  ``for step in fit(…): pass`` trains without a word.
+
+    Training mode is set before every step, as Hugging Face's Trainer does.  So ``model.eval()`` may be
+    called between two steps, and dropout is on again in the next.
 
     Parameters
     ----------
     model
-        From (batch, features) to logits (batch, classes).
+        From (batch, features) to logits (batch, classes), or to whatever ``loss`` takes.
     x
         Inputs, shape (N, …).
     labels
-        Class numbers, shape (N,).
+        Class numbers, shape (N,); with another loss its targets, shape (N, …), of any dtype.
     optimizer
         Over the parameters to train; others are not touched.
     steps
-        How many batches to train on.
+        How many batches to train on, those before ``start`` included.
     batch_size
         Examples in a batch; each epoch shuffles anew and drops no example.
     schedule
         From progress (0 at the first step) to a factor on the learning rate.
+    loss
+        From the model's output and the targets of a batch to a single number, as a Tensor.
+        ``loss=mg.mse_loss`` is regression.
+    start
+        How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
+        go on from there.
     rng
-        The source of the shuffling.
+        The source of the shuffling: a generator, or a seed.  One number is drawn from it, at the first
+        step.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        At the first step, before anything changes: if x and labels differ in length or are empty, if
-        labels are no class numbers, or ``steps`` or ``batch_size`` no integers of at least 1.
+        At the first step, before anything changes: if x and labels differ in length or are empty; by
+        default if labels are no class numbers; for a loss that is no single number; for ``steps``
+        or ``batch_size`` that are no integers of at least 1, and a ``start`` outside 0 … ``steps``.
+    RuntimeError
+        At the first step, if no parameter of the optimizer gets a gradient from this model.
     FloatingPointError
-        If the loss is no longer finite; the step is not taken.
+        If the loss is no longer finite, with what is known of the cause; the step is not taken.
+
+    Notes
+    -----
+    An interrupted training goes on bit for bit, also in the middle of an epoch, if four things are kept:
+    the parameters, the state of the optimizer, the number of steps taken, and the generators that dropout
+    draws from.  For an adapter, ``save_adapter`` and ``from_pretrained(…, is_trainable=True)`` take the
+    places of ``save_model`` and ``load_model``.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> import loradora as ld
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> x, labels = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 3
+    >>> def prepared():
+    ...     rng = np.random.default_rng(1)
+    ...     model = ld.Sequential(ld.Dropout(0.5, rng=rng), ld.Linear(4, 3, rng=rng))
+    ...     return model, ld.AdamW(model.parameters(), lr=0.01)
+    >>> def dropouts(model):
+    ...     return [m for _, m in model.named_modules() if isinstance(m, ld.Dropout)]
+    >>> options = {"steps": 8, "batch_size": 6, "rng": 2}  # 4 steps are an epoch
+
+    After six steps everything is written to files:
+
+    >>> model, optimizer = prepared()
+    >>> for step in fit(model, x, labels, optimizer=optimizer, **options):
+    ...     if step.step == 6:
+    ...         ld.save_model(folder / "model.npz", model)
+    ...         np.savez(folder / "optimizer.npz", **optimizer.state_dict())
+    ...         states = [m.rng.bit_generator.state for m in dropouts(model)]
+    ...         written = (folder / "rest.json").write_text(json.dumps([step.step, states]))
+
+    Another process makes the model and the optimizer anew, reads the files, and goes on:
+
+    >>> again, optimizer = prepared()
+    >>> ld.load_model(folder / "model.npz", again)
+    >>> with np.load(folder / "optimizer.npz") as state:
+    ...     optimizer.load_state_dict(state)
+    >>> start, states = json.loads((folder / "rest.json").read_text())
+    >>> for m, state in zip(dropouts(again), states):
+    ...     m.rng.bit_generator.state = state
+    >>> rest = list(fit(again, x, labels, optimizer=optimizer, start=start, **options))
+    >>> [step.step for step in rest], rest[-1] == step
+    ([7, 8], True)
+    >>> all(np.array_equal(p.data, q.data) for p, q in zip(again.parameters(), model.parameters()))
+    True
     """
     check_positive(steps=steps, batch_size=batch_size)
+    _check_start(start, steps)
     x, labels = _examples(x, labels)
+    if loss is mg.cross_entropy:
+        _check_classes(labels, "fit classifies by default; for regression give it loss=mg.mse_loss")
+    seed = int(np.random.default_rng(rng).integers(2**63))
+    batches = _batches(x, labels, batch_size, seed, start)
     model.train()
-    batches = _batches(x, labels, batch_size, rng)
-    for step in range(1, steps + 1):
-        examples, classes = next(batches)
-        logits = model(examples)
-        if step == 1:  # all of them, before anything changes
-            check_labels(labels, logits.shape[-1])
-        loss = mg.cross_entropy(logits, classes)
-        if not np.isfinite(loss.data):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {step}: try a smaller rate"
-            )
+    # walking through the model at every step would cost a small one a tenth of its time
+    modules = [module for _, module in model.named_modules()]
+    for step in range(start + 1, steps + 1):
+        if not all(module.training for module in modules):
+            model.train()
+        examples, targets = next(batches)
+        output = model(examples)
+        if loss is mg.cross_entropy and step == start + 1:  # all of them, before anything changes
+            check_labels(labels, output.shape[-1])
+        value = _single_number(loss(output, targets))
+        if not np.isfinite(value.data):
+            cause = _cause(model, examples, targets, fresh=step == start + 1)
+            raise FloatingPointError(f"the loss is {value.item()} at step {step}: {cause}")
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         factor = schedule((step - 1) / steps)
         optimizer.step(factor)
-        yield Step(step, steps, loss.item(), factor)
+        yield Step(step, steps, value.item(), factor)
+
+
+def _check_start(start: Any, steps: int) -> None:
+    """Raise unless ``start`` is a number of steps that may have been taken."""
+    if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
+        raise TypeError(f"start must be an integer, not {start!r}")
+    if not 0 <= start <= steps:
+        raise ValueError(f"start must lie between 0 and steps={steps}, not {start}")
 
 
 def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
     """Return inputs and labels as arrays of one length, at least 1."""
     x, labels = np.asarray(x), np.asarray(labels)
-    if x.ndim == 0 or labels.ndim != 1:
+    if x.ndim == 0 or labels.ndim == 0:
         raise ValueError(
-            f"expected inputs (N, …) and labels (N,), got {x.shape} and {labels.shape}"
+            f"expected inputs (N, …) and labels (N, …), got {x.shape} and {labels.shape}"
         )
     if len(x) != len(labels) or len(x) == 0:
         raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
     return x, labels
 
 
+def _check_classes(labels: Array, hint: str) -> None:
+    """Raise unless ``labels`` can be class numbers, (N,)."""
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}: {hint}")
+    if labels.ndim != 1:
+        raise ValueError(f"expected one label per input, (N,), got {labels.shape}: {hint}")
+
+
+def _single_number(value: Any) -> mg.Tensor:
+    """Return what a loss function has returned if it is a loss."""
+    if not isinstance(value, mg.Tensor):
+        raise TypeError(f"the loss must be a Tensor, not a {type(value).__name__}")
+    if value.shape != ():
+        raise ValueError(f"the loss must be a single number, not of shape {value.shape}")
+    return value
+
+
+def _cause(model: Module, examples: Array, targets: Array, fresh: bool) -> str:
+    """Say what is known of why a loss is not finite, of a model that is fresh or has been trained."""
+    for name, array in {"inputs": examples, "labels": targets}.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"there is NaN or infinity in the {name} of this batch"
+    names = [name for name, p in model.named_parameters() if not np.isfinite(p.data).all()]
+    if names and fresh:
+        return f"there was NaN or infinity in {', '.join(names)} before the first step"
+    if names:
+        return f"training has put NaN or infinity into {', '.join(names)}: try a smaller rate"
+    return (
+        "inputs and parameters are finite, but something computed from them is not: try a smaller "
+        "rate or smaller inputs"
+    )
+
+
 def _batches(
-    x: Array, labels: Array, size: int, rng: np.random.Generator
+    x: Array, labels: Array, size: int, seed: int, start: int
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield batches of examples with their labels for ever, epoch after epoch."""
+    """Yield batches of examples with their labels for ever, from batch number ``start`` on.
+
+    The order of an epoch depends on the seed and the number of the epoch alone.
+    """
+    per_epoch = -(-len(x) // size)
+    epoch, first = divmod(start, per_epoch)
     while True:
-        order = rng.permutation(len(x))
-        for start in range(0, len(x), size):
-            chosen = order[start : start + size]
+        order = np.random.default_rng([seed, epoch]).permutation(len(x))
+        for i in range(first, per_epoch):
+            chosen = order[i * size : (i + 1) * size]
             yield x[chosen], labels[chosen]
+        epoch, first = epoch + 1, 0
 
 
 @mg.no_grad()
 def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
+
+    Then every module is in the mode in which it was.
 
     Raises
     ------
@@ -150,8 +268,10 @@ def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> 
     """
     check_positive(batch_size=batch_size)
     x, labels = _examples(x, labels)
-    mode = model.training
-    model.eval()
+    _check_classes(labels, "evaluate counts right classes")
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    for module, _ in modes:
+        module.training = False
     try:
         loss, right = 0.0, 0
         for start in range(0, len(x), batch_size):
@@ -160,5 +280,6 @@ def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> 
             loss += mg.cross_entropy(logits, labels[part], reduction="sum").item()
             right += int(np.sum(np.argmax(logits.data, axis=1) == labels[part]))
     finally:
-        model.train(mode)
+        for module, mode in modes:
+            module.training = mode
     return Evaluation(loss / len(x), right / len(x))

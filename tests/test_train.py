@@ -1,5 +1,10 @@
 """``fit`` trains what the optimizer was given and nothing else; ``evaluate`` changes nothing."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -154,6 +159,28 @@ def test_fit_trains_in_training_mode():
     assert model.layers[0].training
 
 
+@pytest.mark.parametrize("whose", [lambda model: model, lambda model: model.base_model.layers[0]])
+def test_a_model_evaluated_between_two_steps_is_trained_in_training_mode(whose):
+    """As in Hugging Face's Trainer, which sets it before every step."""
+
+    def trained(between):
+        rng = np.random.default_rng(2)
+        config = ld.LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)
+        model = ld.get_peft_model(base(), config, rng=rng)
+        optimizer = ld.SGD(model.parameters(), lr=0.5)
+        losses = []
+        for step in ld.fit(model, X, LABELS, optimizer=optimizer, steps=6, rng=3):
+            between(model)
+            losses.append(step.loss)
+        assert all(m.training for _, m in model.named_modules()) == (between is nothing)
+        return losses
+
+    def nothing(model):
+        pass
+
+    assert trained(lambda model: whose(model).eval()) == trained(nothing)
+
+
 def test_the_record_is_the_loss_before_the_step():
     model = base()
     expected = ld.evaluate(model, X, LABELS).loss
@@ -195,6 +222,28 @@ def test_evaluation_restores_the_mode_after_an_error(mode):
     assert [m.training for _, m in model.named_modules()] == [mode] * 5
 
 
+@pytest.mark.parametrize("x", [X, X[:, :5]], ids=["at the end", "after an error"])
+def test_evaluation_gives_every_module_its_own_mode_back(x):
+    model = ld.Sequential(ld.Linear(8, 3), ld.Dropout(0.5), ld.Sequential(ld.Dropout(0.5)))
+    model[1].eval()
+    before = [m.training for _, m in model.named_modules()]
+    assert before == [True, True, False, True, True]
+    try:
+        ld.evaluate(model, x, LABELS)
+    except ValueError:
+        assert x is not X
+    assert [m.training for _, m in model.named_modules()] == before
+
+
+def test_evaluation_leaves_the_mode_of_other_adapters():
+    model = adapted("LoRA")
+    model.add_adapter("other", ld.LoraConfig(r=2, target_modules="all-linear"))
+    model.train()
+    ld.evaluate(model, X, LABELS)
+    model.set_adapter("other")
+    assert all(m.training for _, m in model.named_modules())
+
+
 def test_evaluation_records_no_graph():
     class Watch(ld.Module):
         def __init__(self):
@@ -217,7 +266,9 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_the_step():
     optimizer = ld.SGD(model.parameters(), lr=0.1)
     model.layers[2].bias.data = np.array([np.nan, 0, 0], np.float32)
     before = model.state_dict()
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1: try a smaller rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"nan at step 1: .* in layers\.2\.bias before the"
+    ):
         train(model, optimizer=optimizer)
     assert all(a.tobytes() == before[n].tobytes() for n, a in model.state_dict().items())
 
@@ -228,9 +279,79 @@ def test_a_rate_that_is_too_large_ends_in_an_error_not_in_nan():
         train(model, optimizer=ld.SGD(model.parameters(), lr=1e20), steps=300)
 
 
+def poisoned_inputs(model):
+    x = X.copy()
+    x[40, 3] = np.nan
+    return {"x": x, "batch_size": 90}, "the loss is nan at step 1: .* in the inputs of this batch$"
+
+
+def infinite_inputs(model):
+    x = X.copy()
+    x[0, 0] = np.inf
+    return {"x": x, "batch_size": 90}, "at step 1: .* in the inputs of this batch$"
+
+
+def poisoned_parameters(model):
+    model.layers[0].weight.data = np.full((16, 8), np.nan, np.float32)
+    return {}, r"NaN or infinity in layers\.0\.weight before the first step$"
+
+
+def poisoned_targets(model):
+    targets = np.full((90, 3), np.nan)
+    return {"labels": targets, "loss": mg.mse_loss}, "in the labels of this batch$"
+
+
+def huge_inputs(model):
+    return {"x": X * np.float32(1e38)}, "inputs and parameters are finite, .* or smaller inputs$"
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [poisoned_inputs, infinite_inputs, poisoned_parameters, poisoned_targets, huge_inputs],
+)
+def test_the_rate_is_not_blamed_for_what_it_did_not_do(situation):
+    model = base()
+    wrong, message = situation(model)
+    options = {"x": X, "labels": LABELS, "optimizer": ld.SGD(model.parameters()), **wrong}
+    with pytest.raises(FloatingPointError, match=message):
+        list(ld.fit(model, **options, steps=2, rng=0))
+
+
+def test_the_rate_is_blamed_for_parameters_that_it_has_spoilt():
+    model = base()
+
+    def steep(output, targets):
+        return mg.cross_entropy(output, targets) * 1e30
+
+    optimizer = ld.SGD(model.parameters(), lr=1e30)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(
+            FloatingPointError, match=r"training has put .* layers.*: try a smaller rate"
+        ),
+    ):
+        list(ld.fit(model, X, LABELS, optimizer=optimizer, steps=5, loss=steep, rng=0))
+
+
 REFUSED = {
     "fewer labels": ({"labels": LABELS[:-1]}, "as many labels as inputs, got 89 for 90"),
     "no examples": ({"x": X[:0], "labels": LABELS[:0]}, "got 0 for 0"),
+    "labels of two axes": (
+        {"labels": LABELS[:, None]},
+        r"one label per input, \(N,\), got \(90, 1\)",
+    ),
+    "a number for labels": ({"labels": 1}, r"got \(90, 8\) and \(\)"),
+    "a negative start": ({"start": -1}, "start must lie between 0 and steps=1, not -1"),
+    "a start after the end": ({"start": 2}, "start must lie between 0 and steps=1, not 2"),
+    "a loss per example": (
+        {"loss": lambda y, t: mg.cross_entropy(y, t, "none")},
+        r"loss must be a single number, not of shape \(32,\)",
+    ),
+    "targets of another shape": (
+        {"loss": mg.mse_loss},
+        r"prediction has shape \(32, 3\), but target has \(32,\)",
+    ),
+    "a negative seed": ({"rng": -1}, "non-negative"),
     "no steps": ({"steps": 0}, "steps must be at least 1, not 0"),
     "an empty batch": ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
 }
@@ -280,3 +401,189 @@ def test_one_wrong_label_is_refused_before_anything_changes(label, error):
     with pytest.raises(error, match="label"):
         next(ld.fit(model, x, labels, optimizer=optimizer, steps=16, batch_size=4, rng=rng))
     assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [float, np.float32, bool])
+def test_labels_that_are_no_integers_hear_that_fit_classifies(dtype):
+    model = base()
+    optimizer = ld.SGD(model.parameters())
+    with pytest.raises(TypeError, match=r"fit classifies by default; .* loss=mg\.mse_loss"):
+        next(ld.fit(model, X, LABELS.astype(dtype), optimizer=optimizer, steps=1, rng=0))
+    with pytest.raises(
+        TypeError, match=r"labels are class numbers .* evaluate counts right classes"
+    ):
+        ld.evaluate(model, X, LABELS.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"start": 0.5}, "start must be an integer, not 0.5"),
+        ({"start": True}, "start must be an integer, not True"),
+        ({"loss": lambda y, t: 1.0}, "loss must be a Tensor, not a float"),
+        ({"rng": "x"}, "SeedSequence"),
+    ],
+)
+def test_fit_refuses_what_is_of_another_type(wrong, message):
+    model = base()
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 1, "rng": 0, **wrong}
+    with pytest.raises(TypeError, match=message):
+        next(ld.fit(model, X, LABELS, **options))
+
+
+def test_an_optimizer_over_another_model_is_refused_at_the_first_step():
+    model = base()
+    before = model.state_dict()
+    with pytest.raises(RuntimeError, match="no parameter of this optimizer has a gradient"):
+        next(
+            ld.fit(
+                adapted("LoRA", model),
+                X,
+                LABELS,
+                optimizer=ld.SGD(model.parameters()),
+                steps=1,
+                rng=0,
+            )
+        )
+    assert all(a.tobytes() == before[n].tobytes() for n, a in model.state_dict().items())
+
+
+# ----------------------------------------------------------------------------- another loss
+
+
+@pytest.mark.parametrize("shape", [(90, 1), (90, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, int])
+def test_regression_is_one_argument_away(shape, dtype):
+    model = ld.MLP([8, 16, shape[1]], rng=np.random.default_rng(1))
+    targets = (10 * X[:, : shape[1]]).astype(dtype)
+    optimizer = ld.AdamW(model.parameters(), lr=0.02)
+    run = ld.fit(model, X, targets, optimizer=optimizer, steps=400, loss=mg.mse_loss, rng=0)
+    losses = [step.loss for step in run]
+    assert losses[-1] < 0.05 * losses[0]
+    assert {p.dtype.name for p in model.parameters()} == {"float32"}
+
+
+def test_a_loss_of_ones_own_gets_outputs_and_labels():
+    weights = np.array([1.0, 2.0, 3.0], np.float32)
+
+    def weighted(logits, labels):
+        return (mg.cross_entropy(logits, labels, "none") * weights[labels]).mean()
+
+    model = base()
+    expected = weighted(model(X), LABELS).item()
+    assert train(model, steps=1, batch_size=90, loss=weighted)[0].loss == pytest.approx(expected)
+
+
+# ----------------------------------------------------------------------------- interruption
+
+
+def test_a_seed_is_the_generator_that_it_makes():
+    assert train(base(), rng=7) == train(base(), rng=np.random.default_rng(7))
+
+
+def test_one_number_is_drawn_from_the_generator():
+    rng, expected = np.random.default_rng(0), np.random.default_rng(0)
+    train(base(), steps=20, rng=rng)
+    expected.integers(2**63)
+    assert rng.bit_generator.state == expected.bit_generator.state
+
+
+@pytest.mark.parametrize("start", range(10))
+def test_shuffling_and_schedule_go_on_from_any_step(start):
+    def seen(start):
+        batches = []
+
+        def noted(output, labels):
+            batches.append(labels)
+            return mg.mse_loss(output[:, 0], labels)
+
+        model, targets = base(), np.arange(90.0)
+        optimizer = ld.SGD(model.parameters(), lr=0)
+        options = {"steps": 9, "batch_size": 25, "schedule": linear_decay, "loss": noted, "rng": 4}
+        steps = list(ld.fit(model, X, targets, optimizer=optimizer, start=start, **options))
+        return [b.tolist() for b in batches], [(s.step, s.total, s.rate) for s in steps]
+
+    whole, rest = seen(0), seen(start)
+    assert rest == (whole[0][start:], whole[1][start:])
+
+
+#: Trains to the step given, or from it to the end, in a process of its own.
+INTERRUPTED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import loradora as ld
+from loradora.optim import cosine_decay
+
+folder, model_kind, optimizer_kind, start, stop = sys.argv[1:]
+folder, start, stop, adapted = Path(folder), int(start), int(stop), model_kind == "adapter"
+
+def base():
+    rng = np.random.default_rng(0)
+    layers = ld.Linear(6, 16, rng=rng), ld.ReLU(), ld.Dropout(0.3, rng=rng), ld.Linear(16, 3, rng=rng)
+    return ld.Sequential(*layers)
+
+def dropouts(model):
+    return [m for _, m in model.named_modules() if isinstance(m, ld.Dropout)]
+
+rng = np.random.default_rng(1)
+x, labels = rng.normal(size=(50, 6)), rng.integers(0, 3, 50)
+if adapted and start:
+    model = ld.PeftModel.from_pretrained(base(), folder / "model.npz", is_trainable=True, rng=rng)
+elif adapted:
+    config = ld.LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.2, use_dora=True)
+    model = ld.get_peft_model(base(), config, rng=rng)
+else:
+    model = base()
+make = {"AdamW": ld.AdamW, "SGD": lambda p, lr: ld.SGD(p, lr, momentum=0.9)}[optimizer_kind]
+optimizer = make(model.trainable_parameters(), lr=0.05)
+if start:
+    if not adapted:
+        ld.load_model(folder / "model.npz", model)
+    with np.load(folder / "optimizer.npz") as state:
+        optimizer.load_state_dict(state)
+    taken, states = json.loads((folder / "rest.json").read_text())
+    assert taken == start
+    for m, state in zip(dropouts(model), states, strict=True):
+        m.rng.bit_generator.state = state
+
+options = {"steps": 20, "batch_size": 8, "schedule": cosine_decay, "start": start, "rng": 5}
+losses = []
+for step in ld.fit(model, x, labels, optimizer=optimizer, **options):
+    losses.append(step.loss)
+    if step.step == stop:
+        break
+np.savez(folder / "optimizer.npz", **optimizer.state_dict())
+states = [m.rng.bit_generator.state for m in dropouts(model)]
+(folder / "rest.json").write_text(json.dumps([stop, states]))
+if adapted:
+    model.save_adapter(folder / "model.npz")
+else:
+    ld.save_model(folder / "model.npz", model)
+parameters = {n: p.data.tobytes().hex() for n, p in model.named_parameters()}
+print(json.dumps([losses, parameters]))
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize("model", ["whole", "adapter"])
+def test_an_interrupted_training_goes_on_bit_by_bit_in_another_process(model, optimizer, tmp_path):
+    """Interrupted in the middle of an epoch (7 batches are one), at its end, and several times."""
+
+    def run(name, start, stop):
+        (tmp_path / name).mkdir(exist_ok=True)
+        arguments = [str(tmp_path / name), model, optimizer, str(start), str(stop)]
+        command = [sys.executable, "-W", "error", "-c", INTERRUPTED, *arguments]
+        root = Path(ld.__file__).parent.parent
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    losses, parameters = run("whole", 0, 20)
+    for stops in ([3], [7], [5, 18]):
+        name, found = str(stops), []
+        for start, stop in zip([0, *stops], [*stops, 20], strict=True):
+            more, reached = run(name, start, stop)
+            found += more
+        assert found == losses
+        assert reached == parameters
