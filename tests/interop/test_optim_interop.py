@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import loradora as ld
+import minigrad as mg
 
 NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -94,3 +98,71 @@ def test_training_begun_here_goes_on_in_peft(kind: str, tmp_path: Path) -> None:
     for model in (ours, theirs):
         twins.train(model, 5, lr=0.1)
     twins.agree(twins.trained(ours), twins.trained(theirs))
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD with momentum"])
+def test_a_state_of_pytorch_goes_on_here(optimizer: str) -> None:
+    """Its nested state, written as paths, is ours."""
+    name, options = OPTIMIZERS[optimizer]
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(8, 3, 2))
+    theirs = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
+    there = getattr(torch.optim, name)([theirs], **options)
+    for g in gradients[:4]:
+        theirs.grad = torch.from_numpy(g)
+        there.step()
+    ours = mg.Tensor(theirs.detach().numpy(), requires_grad=True)
+    here = getattr(ld, name)([ours], **options)
+    state = here.state_dict() | {
+        f"state.0.{key}": np.asarray(value, np.int64 if key == "step" else np.float64)
+        for key, value in there.state_dict()["state"][0].items()
+    }
+    here.load_state_dict(state)
+    for g in gradients[4:]:
+        theirs.grad, ours.grad = torch.from_numpy(g), g
+        there.step()
+        here.step()
+    np.testing.assert_allclose(ours.data, theirs.detach().numpy(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("g", [2e19, 1e20, 5.8e20])
+def test_adamw_does_not_overflow_before_pytorchs(g: float) -> None:
+    theirs = torch.nn.Parameter(torch.ones(1))
+    ours = mg.Tensor(np.ones(1, np.float32), requires_grad=True)
+    there, here = torch.optim.AdamW([theirs]), ld.AdamW([ours])
+    for gradient in (g, 1.0, 1.0):
+        theirs.grad, ours.grad = torch.tensor([gradient]), np.float32([gradient])
+        before = ours.data
+        there.step()
+        here.step()
+        assert ours.data < before
+        np.testing.assert_allclose(ours.data, theirs.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "bias all, DoRA", "modules_to_save", "lora_bias"])
+def test_the_groups_of_lora_plus_are_pefts(kind: str, tmp_path: Path) -> None:
+    """Rates and decay of every parameter; only the decay of DoRA's m is ours alone."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    ours, theirs = both(kind, "float64", tmp_path)
+    options = {"lr": 0.01, "loraplus_lr_ratio": 4.0, "loraplus_weight_decay": 0.3}
+    there = create_loraplus_optimizer(theirs, torch.optim.AdamW, **options)
+    here = ld.AdamW(ld.lora_plus(ours, 0.01, 4.0, weight_decay=0.3))
+
+    def sizes(optimizer, exempt):
+        return sorted(
+            (tuple(p.shape), group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if id(p) not in exempt
+        )
+
+    magnitudes = {id(p) for n, p in theirs.named_parameters() if "magnitude_vector" in n}
+    magnitudes |= {id(p) for n, p in ours.named_parameters() if n.endswith(".m")}
+    assert sizes(here, magnitudes) == sizes(there, magnitudes)
+    assert {
+        (g["lr"], g["weight_decay"])
+        for g in here.param_groups
+        for p in g["params"]
+        if id(p) in magnitudes
+    } <= {(0.04, 0.0)}
