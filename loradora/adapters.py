@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 import minigrad as mg
 from loradora.init import Scheme, initial_factors
-from loradora.nn import Dropout, Linear, Module, check_finite, check_positive
+from loradora.nn import Dropout, Linear, Module, Rng, as_operand, check_finite, check_positive
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
 
@@ -103,7 +103,7 @@ class LowRankLinear(Adapted):
     init_lora_weights
         How A and B start: see :mod:`loradora.init`.
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class LowRankLinear(Adapted):
         use_rslora: bool = False,
         lora_dropout: float = 0.0,
         init_lora_weights: Scheme = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         if not isinstance(base, Linear):
             raise TypeError(
@@ -130,7 +130,7 @@ class LowRankLinear(Adapted):
             )
         check_positive(r=r)
         check_finite(lora_alpha=lora_alpha)
-        rng = np.random.default_rng() if rng is None else rng
+        rng = np.random.default_rng(rng)
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         W0 = base.weight.data
@@ -157,13 +157,14 @@ class LowRankLinear(Adapted):
 
     def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
         """Return x, checked; an array takes the dtype of the layer."""
-        x = x if isinstance(x, Tensor) else np.asarray(x, self.A.dtype)
-        if x.shape[-1:] != self.A.shape[1:]:
-            raise ValueError(f"expected x of shape (…, {self.A.shape[1]}), got {x.shape}")
-        return x
+        checked = as_operand(x, self.A.dtype)
+        if checked.shape[-1:] != self.A.shape[1:]:
+            raise ValueError(f"expected x of shape (…, {self.A.shape[1]}), got {checked.shape}")
+        return checked
 
-    def _describe(self) -> str:
-        return f"{self.base_layer._describe()}, r={self.r}, scaling={self.scaling:g}"
+    def extra_repr(self) -> str:
+        """Return the base layer's, rank and scaling."""
+        return f"{self.base_layer.extra_repr()}, r={self.r}, scaling={self.scaling:g}"
 
 
 class LoRALinear(LowRankLinear):
@@ -270,7 +271,7 @@ class DoRALinear(LowRankLinear):
             raise ValueError(f"norm_axis must be {kind}, not {norm_axis!r}")
         super().__init__(base, **options)
         self.detach_norm = detach_norm
-        self._norm = LowRankNorm(self.norm_axis)
+        self.low_rank_norm = LowRankNorm(self.norm_axis)
         self.m = Tensor(self.norm().data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
@@ -294,8 +295,8 @@ class DoRALinear(LowRankLinear):
         """
         W0, A, B, s = self.base_layer.weight.data, self.A, self.B, self.scaling
         if not self.detach_norm and mg.is_grad_enabled():
-            return self._norm(W0, A, B, s)
-        compute = self._norm if self.training else self._norm.remembered
+            return self.low_rank_norm(W0, A, B, s)
+        compute = self.low_rank_norm if self.training else self.low_rank_norm.remembered
         return compute(W0, A.data, B.data, s)
 
     @property
@@ -305,9 +306,10 @@ class DoRALinear(LowRankLinear):
         norm = nonzero(mg.norm(V, axis=self.norm_axis, keepdims=True))
         return (self.m.reshape(norm.shape) / norm * V).detach()
 
-    def _describe(self) -> str:
+    def extra_repr(self) -> str:
+        """Return the base layer's, rank and scaling, and what is unusual about the norm."""
         exact = "" if self.detach_norm else ", exact norm"
-        return super()._describe() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
+        return super().extra_repr() + exact + ("" if self.norm_axis == 1 else ", norm of columns")
 
     def __new__(cls, *args: Any, **options: Any) -> DoRALinear:
         """Return an instance of the class that goes with ``norm_axis``."""

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
 from minigrad import Tensor
+from minigrad.tensor import as_reals
 
 M = TypeVar("M", bound="Module")
+
+#: A source of randomness: a generator, a seed for one, or None for an unseeded one.
+Rng: TypeAlias = "np.random.Generator | int | None"
 
 
 class Module:
     """Something with parameters that is called on a Tensor.
 
-    Subclasses set tensors and modules (or lists of modules) as attributes and define ``forward``.
+    Subclasses define ``forward`` and set tensors and modules as attributes, as such or in lists, tuples
+    and dicts, however deep.
     """
 
     training: bool = True
@@ -39,45 +45,47 @@ class Module:
 
     # -- walking
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
+    def named_parts(self) -> Iterator[tuple[str, Any]]:
         """Yield every tensor and module held directly, by attribute name.
 
-        Those in a list, tuple or dict are named ``name.i`` or ``name.key``.
+        Those in a list, tuple or dict are named ``name.i`` or ``name.key``, and so on inside.
 
         Names with a leading underscore are private and hold no parameters.
+
+        Raises
+        ------
+        TypeError
+            For tensors or modules in a set or another container, where their names are not clear.
+        ValueError
+            For two parts of one name, and for a container inside itself.
         """
-        for name, value in vars(self).items():
-            if name.startswith("_"):
+        seen = set()
+        for attribute, value in vars(self).items():
+            if attribute.startswith("_"):
                 continue
-            if isinstance(value, (Tensor, Module)):
-                yield name, value
-            elif isinstance(value, (list, tuple, dict)):
-                items = value.items() if isinstance(value, dict) else enumerate(value)
-                for key, item in items:
-                    if isinstance(item, (Tensor, Module)):
-                        yield f"{name}.{key}", item
+            for name, part in _parts_in(attribute, value):
+                if name in seen:
+                    raise ValueError(f"{type(self).__name__} has two parts called {name!r}")
+                seen.add(name)
+                yield name, part
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Yield (path, module) for this module and all inside, a shared one under each of its names."""
-        yield prefix, self
-        for name, part in self._parts():
-            if isinstance(part, Module):
-                yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+        """Yield (path, module) for this module and all inside, a shared one under each of its names.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`named_parts`; ValueError also for a module that contains itself.
+        """
+        return _walk(self, prefix, [])
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (path, tensor) for every parameter, a shared one once, under its first name."""
         seen: set[Tensor] = set()
-        for name, p in self._names():
+        for name, p in named_tensors(self):
             if p not in seen:
                 seen.add(p)
                 yield name, p
-
-    def _names(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (path, tensor) for every parameter, a shared one under each of its names."""
-        for path, module in self.named_modules():
-            for name, part in module._parts():
-                if isinstance(part, Tensor):
-                    yield f"{path}.{name}" if path else name, part
 
     def parameters(self) -> list[Tensor]:
         """Return every parameter once."""
@@ -119,29 +127,32 @@ class Module:
         ValueError
             Listing every missing, unexpected, misshapen or non-float entry at once.
         """
+        for p, value in self.fitted(state):
+            p.data = value
+
+    def fitted(self, state: Mapping[str, npt.ArrayLike]) -> list[tuple[Tensor, npt.NDArray[Any]]]:
+        """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
         wrong = misfits(self.expected(state), {n: np.asarray(v) for n, v in state.items()})
         if wrong:
             raise ValueError("the state does not fit: " + "; ".join(wrong))
-        parameters = dict(self.named_parameters())
-        values = {name: np.asarray(state[name]).astype(p.dtype) for name, p in parameters.items()}
-        for name, p in parameters.items():
-            p.data = values[name]
+        return [(p, np.asarray(state[n]).astype(p.dtype)) for n, p in self.named_parameters()]
 
     def expected(self, given: Container[str] = ()) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter by name, a shared one also by those of its names given."""
         first = dict(self.named_parameters())
-        return {n: p.shape for n, p in self._names() if first.get(n) is p or n in given}
+        return {n: p.shape for n, p in named_tensors(self) if first.get(n) is p or n in given}
 
     # -- looks
 
-    def _describe(self) -> str:
-        """Return what distinguishes this layer in ``repr``."""
+    def extra_repr(self) -> str:
+        """Return what distinguishes this layer in ``repr``, in ASCII; to be defined by each layer."""
         return ""
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        parts = [(n, p) for n, p in self._parts() if isinstance(p, Module)]
-        own = [(n, p) for n, p in self._parts() if isinstance(p, Tensor)]
-        notes = [self._describe()] if self._describe() else []
+        parts = [(n, p) for n, p in self.named_parts() if isinstance(p, Module)]
+        own = [(n, p) for n, p in self.named_parts() if isinstance(p, Tensor)]
+        notes = [self.extra_repr()] if self.extra_repr() else []
         free = [n for n, p in own if p.requires_grad]
         if own:
             trainable = sum(p.size for n, p in own if n in free)
@@ -152,6 +163,57 @@ class Module:
             return head + ")"
         inside = "".join(f"\n  ({n}): " + repr(p).replace("\n", "\n  ") for n, p in parts)
         return f"{head}{inside}\n)"
+
+
+def _walk(module: Module, path: str, outer: list[Module]) -> Iterator[tuple[str, Module]]:
+    """Yield (path, module) for ``module`` and all inside; ``outer`` are those that it lies in."""
+    if any(module is m for m in outer):
+        raise ValueError(f"{path!r} leads back to a {type(module).__name__} that it lies in")
+    yield path, module
+    for name, part in module.named_parts():
+        if isinstance(part, Module):
+            yield from _walk(part, f"{path}.{name}" if path else name, [*outer, module])
+
+
+def named_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (path, tensor) for every parameter, a shared one under each of its names."""
+    for path, inner in module.named_modules():
+        for name, part in inner.named_parts():
+            if isinstance(part, Tensor):
+                yield f"{path}.{name}" if path else name, part
+
+
+def _parts_in(name: str, value: Any, outer: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield what ``value`` is or holds of tensors and modules, by name."""
+    if isinstance(value, (Tensor, Module)):
+        yield name, value
+    elif isinstance(value, (list, tuple, dict)):
+        if any(value is container for container in outer):
+            raise ValueError(f"{name} is a {type(value).__name__} that lies in itself")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if isinstance(item, (Tensor, Module, Collection)):
+                yield from _parts_in(f"{name}.{key}", item, (*outer, value))
+    else:
+        check_hides_nothing(name, value)
+
+
+def check_hides_nothing(name: str, value: Any) -> None:
+    """Raise TypeError if ``value`` is a container that is not walked, with tensors or modules inside."""
+    if _holds_a_part(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__} of tensors or modules: only in lists, tuples and "
+            "dicts have they names to be found by"
+        )
+
+
+def _holds_a_part(value: Any) -> bool:
+    if isinstance(value, (Tensor, Module)):
+        return True
+    numbers = isinstance(value, np.ndarray) and value.dtype != object
+    if numbers or isinstance(value, (str, bytes, range)) or not isinstance(value, Collection):
+        return False
+    return any(map(_holds_a_part, value.values() if isinstance(value, Mapping) else value))
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> list[str]:
@@ -187,7 +249,7 @@ class Linear(Module):
     bias
         Whether to add b.
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
     dtype
         Of the parameters.
 
@@ -212,11 +274,11 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         check_positive(in_features=in_features, out_features=out_features)
-        rng = np.random.default_rng() if rng is None else rng
+        rng = np.random.default_rng(rng)
         bound = 1 / math.sqrt(in_features)
         self.weight = uniform(rng, bound, (out_features, in_features), dtype)
         self.bias = uniform(rng, bound, (out_features,), dtype) if bias else None
@@ -233,12 +295,38 @@ class Linear(Module):
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return x Wᵀ + b, shape (…, out_features); an array takes the dtype of the layer."""
-        x = x if isinstance(x, Tensor) else np.asarray(x, self.weight.dtype)
-        return mg.linear(x, self.weight, self.bias)
+        return mg.linear(as_operand(x, self.weight.dtype), self.weight, self.bias)
 
-    def _describe(self) -> str:
+    def extra_repr(self) -> str:
+        """Return the widths, and whether there is no bias."""
         bias = ", no bias" if self.bias is None else ""
-        return f"{self.in_features} → {self.out_features}{bias}"
+        return f"{self.in_features} -> {self.out_features}{bias}"
+
+
+def check_formula(layer: Linear, name: str) -> None:
+    """Raise TypeError unless ``layer`` computes x Wᵀ + b, with a W and a b that are its attributes.
+
+    A subclass, or an instance, with a ``forward`` of its own may compute anything, and a change of W says
+    nothing about that.
+    """
+    kind, held = type(layer), vars(layer).keys()
+    inherited = kind.forward is Linear.forward and kind.__call__ is Module.__call__
+    if not inherited or "forward" in held or not {"weight", "bias"} <= held:
+        raise TypeError(
+            f"{name} has a forward, weight or bias of its own, which a LoRA or DoRA of a Linear would "
+            "lose: leave it out, with exclude_modules in a config"
+        )
+
+
+def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
+    """Return x if it is a Tensor, else an array of this dtype.
+
+    Raises
+    ------
+    TypeError
+        For what does not hold real numbers, and for a list of Tensors, which would lose their gradients.
+    """
+    return x if isinstance(x, Tensor) else as_reals(x).astype(dtype, copy=False)
 
 
 def uniform(
@@ -288,7 +376,7 @@ class Dropout(Module):
     p
         The probability of zeroing, in [0, 1).
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
 
     Raises
     ------
@@ -304,13 +392,13 @@ class Dropout(Module):
     Tensor([1., 1., 1., 1.])
     """
 
-    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         if isinstance(p, bool) or not isinstance(p, Real):
             raise TypeError(f"the dropout rate must be a number, not {p!r}")
         if not 0 <= p < 1:
             raise ValueError(f"the dropout rate must lie in [0, 1), not {p!r}")
         self.p: float = float(p)
-        self.rng: np.random.Generator = np.random.default_rng() if rng is None else rng
+        self.rng: np.random.Generator = np.random.default_rng(rng)
 
     def forward(self, x: Any) -> Any:
         """Return x thinned out; x itself in evaluation mode or for p = 0."""
@@ -319,15 +407,27 @@ class Dropout(Module):
         kept = self.rng.random(x.shape) >= self.p
         return mg.mul(x, kept) * (1 / (1 - self.p))
 
-    def _describe(self) -> str:
+    def extra_repr(self) -> str:
+        """Return the rate."""
         return f"p={self.p}"
 
 
 class Sequential(Module):
-    """Modules applied one after the other; they are named ``0``, ``1``, … as in PyTorch."""
+    """Modules applied one after the other; they are named ``0``, ``1``, … as in PyTorch.
+
+    Raises
+    ------
+    TypeError
+        For what is no Module, such as a function: give it a class with a ``forward``.
+    """
 
     def __init__(self, *modules: Module) -> None:
         for i, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise TypeError(
+                    f"Sequential takes Modules, but argument {i} is a {type(module).__name__}: "
+                    "write a Module whose forward calls it"
+                )
             setattr(self, str(i), module)
 
     def __iter__(self) -> Iterator[Module]:
@@ -356,7 +456,7 @@ class MLP(Module):
     sizes
         The widths from input to output, at least two.
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
     dtype
         Of the parameters.
 
@@ -370,12 +470,12 @@ class MLP(Module):
         self,
         sizes: Sequence[int],
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         if len(sizes) < 2:
             raise ValueError(f"an MLP needs an input and an output width, got {list(sizes)}")
-        rng = np.random.default_rng() if rng is None else rng
+        rng = np.random.default_rng(rng)
         layers: list[Module] = []
         for width, following in itertools.pairwise(sizes):
             layers += [Linear(width, following, rng=rng, dtype=dtype), ReLU()]

@@ -27,7 +27,7 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
-from loradora.nn import Linear, Module
+from loradora.nn import Linear, Module, Rng
 from loradora.views import intact, own_copy, rebuild
 from minigrad import Tensor
 
@@ -174,7 +174,7 @@ class PeftModel(Module):
     adapter_name
         Its name.
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
     layer
         As for :func:`get_peft_model`.
     """
@@ -185,7 +185,7 @@ class PeftModel(Module):
         config: LoraConfig,
         adapter_name: str = "default",
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
     ) -> None:
         if not isinstance(config, LoraConfig):
@@ -219,7 +219,8 @@ class PeftModel(Module):
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         return getattr(self.base_model, name)
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
+    def named_parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield the view that acts now; the others are not part of the model while they do not act."""
         yield "base_model", self.base_model
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -274,7 +275,7 @@ class PeftModel(Module):
         adapter_name: str,
         config: LoraConfig,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
     ) -> None:
         """Add an adapter without activating it; ``layer`` is as for :func:`get_peft_model`.
@@ -289,7 +290,7 @@ class PeftModel(Module):
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         found = match(self._plain, config)
         check_names(self._plain, config, found)
-        rng = np.random.default_rng() if rng is None else rng
+        rng = np.random.default_rng(rng)
         self._keep(adapter_name, Adapter(self._plain, config, found, rng, layer))
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
@@ -525,7 +526,7 @@ class PeftModel(Module):
         is_trainable: bool = False,
         *,
         allow_nan: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
@@ -545,7 +546,7 @@ class PeftModel(Module):
         # what is not overwritten in a moment is only what these two make of W0
         keeps = config.init_lora_weights in ("pissa", "olora")
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
-        rng = np.random.default_rng() if rng is None else rng
+        rng = np.random.default_rng(rng)
         try:
             found = match(self._plain, config)
             _check_ranks(config, found, file)  # before memory is allocated for them
@@ -567,7 +568,7 @@ class PeftModel(Module):
         is_trainable: bool = False,
         *,
         allow_nan: bool = False,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
@@ -620,7 +621,7 @@ def get_peft_model(
     config: LoraConfig,
     adapter_name: str = "default",
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
     layer: type[LowRankLinear] | None = None,
 ) -> PeftModel:
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
@@ -637,7 +638,7 @@ def get_peft_model(
     adapter_name
         The name of the adapter.
     rng
-        The source of randomness; a fresh, unseeded one by default.
+        The source of randomness, or a seed; a fresh, unseeded one by default.
     layer
         The class of adapted layers, if it is to be another than LoRALinear or DoRALinear: a subclass
         of :class:`~loradora.adapters.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called

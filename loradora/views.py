@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loradora.adapters import freeze
-from loradora.nn import Module
+from loradora.nn import Module, check_hides_nothing
 from minigrad import Tensor
 
 Replace: TypeAlias = Callable[[Module], "Module | None"]
@@ -60,8 +60,10 @@ def rebuild(module: Module, replace: Replace) -> Module:
             new.update({key: visit(value) for key, value in part.items()})
         elif isinstance(part, MethodType):
             new = MethodType(part.__func__, visit(part.__self__))
-        elif isinstance(part, (np.ndarray, np.random.Generator)):
-            new = copy.deepcopy(part)
+        else:
+            check_hides_nothing("what is to be adapted", part)
+            if isinstance(part, (np.ndarray, np.random.Generator)):
+                new = copy.deepcopy(part)
         done[id(part)] = part, new  # holding on to part keeps its id its own
         return new
 

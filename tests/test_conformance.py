@@ -614,9 +614,9 @@ def test_30b_the_model_shows_what_is_adapted_active_and_frozen(options):
     kind, numbers = ("DoRALinear", 260) if options is DORA else ("LoRALinear", 240)
     for part in (
         f"PeftModel(active: default, {numbers} of {numbers + 262} trainable",
-        f"(lin0): {kind}(10 → 20, r=8, scaling=1, {numbers} trainable",
-        "(base_layer): Linear(10 → 20, frozen)",
-        "(lin1): Linear(20 → 2, frozen)",
+        f"(lin0): {kind}(10 -> 20, r=8, scaling=1, {numbers} trainable",
+        "(base_layer): Linear(10 -> 20, frozen)",
+        "(lin1): Linear(20 -> 2, frozen)",
     ):
         assert part in repr(model)
 

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+from collections import UserList, deque
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -48,6 +50,102 @@ def test_parameters_are_named_by_their_path_as_in_pytorch():
         "layers.2.weight",
         "layers.2.bias",
     ]
+
+
+class Holder(ld.Module):
+    """A module with whatever it is given as the attribute ``held``."""
+
+    def __init__(self, held):
+        self.held = held
+
+
+def layer():
+    return ld.Linear(2, 1, bias=False, rng=0)
+
+
+@pytest.mark.parametrize(
+    ("held", "names"),
+    [
+        ([[layer(), layer()], [layer()]], ["0.0", "0.1", "1.0"]),
+        ({"a": {"b": [layer()]}, 7: (layer(),)}, ["a.b.0", "7.0"]),
+        ([({"x": layer()}, 3, "text", None, [1.0])], ["0.0.x"]),
+    ],
+)
+def test_containers_are_walked_however_deep(held, names):
+    model = Holder(held)
+    assert list(model.state_dict()) == [f"held.{name}.weight" for name in names]
+    adapted = ld.get_peft_model(model, ld.LoraConfig(r=1, target_modules="all-linear"))
+    assert len(adapted.trainable_parameters()) == 2 * len(names)
+    model.eval()
+    assert {m.training for _, m in model.named_modules()} == {False}
+
+
+def _with_object_array(part):
+    array = np.empty(1, object)
+    array[0] = part
+    return array
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {layer()},
+        frozenset([layer()]),
+        deque([layer()]),
+        UserList([layer()]),
+        MappingProxyType({"a": layer()}),
+        {"a": layer()}.values(),
+        [deque([mg.Tensor(1.0)])],
+        deque([[layer()]]),
+        _with_object_array(layer()),
+    ],
+    ids=lambda held: type(held).__name__,
+)
+def test_containers_that_cannot_be_walked_are_refused(held):
+    with pytest.raises(TypeError, match=r"held(\.0)? is a \w+ of tensors or modules"):
+        Holder(held).parameters()
+    private = Holder(None)
+    private._held = held
+    with pytest.raises(TypeError, match="of tensors or modules"):  # it would stay the base's own
+        ld.get_peft_model(ld.Sequential(layer(), private), ld.LoraConfig(r=1, target_modules=["0"]))
+
+
+@pytest.mark.parametrize(
+    "held", [{1, 2}, deque([1.0]), "text", b"bytes", range(3), np.ones((2, 2)), np.array([None])]
+)
+def test_containers_of_other_things_are_nobodys_business(held):
+    assert Holder(held).parameters() == []
+
+
+def test_two_parts_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"Holder has two parts called 'held\.1'"):
+        Holder({1: layer(), "1": layer()}).state_dict()
+
+
+def test_what_contains_itself_is_refused():
+    model = Holder([layer()])
+    model.held.append(model)
+    with pytest.raises(ValueError, match=r"'held\.1' leads back to a Holder that it lies in"):
+        model.parameters()
+    with pytest.raises(ValueError, match="leads back"):
+        ld.get_peft_model(model, ld.LoraConfig(r=1, target_modules="all-linear"))
+    assert "..." in repr(model)
+    loop = [layer()]
+    loop.append(loop)
+    with pytest.raises(ValueError, match=r"held\.1 is a list that lies in itself"):
+        Holder(loop).parameters()
+
+
+def test_private_names_are_free_for_the_user():
+    names = [n for cls in (ld.Module, ld.Linear) for n in dir(cls) if n[0] == "_" and n[1] != "_"]
+    block = Block()
+    for name in {"_names", "_parts", "_describe", "_norm", "_walk", *names}:
+        setattr(block, name, "mine")
+        setattr(block.q, name, "mine")
+    assert len(block.state_dict()) == len(NAMES)
+    assert "Linear(3 -> 2" in repr(block)
+    adapted = ld.get_peft_model(block, ld.LoraConfig(r=1, target_modules=["q"], use_dora=True))
+    assert adapted.q(np.ones((1, 3))).shape == (1, 2)
 
 
 def test_modules_are_named_by_their_path():
@@ -204,13 +302,13 @@ def test_repr_shows_the_tree_the_sizes_and_what_is_frozen():
     assert repr(model) == (
         "MLP(\n"
         "  (layers): Sequential(\n"
-        "    (0): Linear(784 → 16, frozen)\n"
+        "    (0): Linear(784 -> 16, frozen)\n"
         "    (1): ReLU()\n"
-        "    (2): Linear(16 → 10, 170 trainable)\n"
+        "    (2): Linear(16 -> 10, 170 trainable)\n"
         "  )\n"
         ")"
     )
-    assert repr(ld.Linear(3, 2, bias=False)) == "Linear(3 → 2, no bias, 6 trainable)"
+    assert repr(ld.Linear(3, 2, bias=False)) == "Linear(3 -> 2, no bias, 6 trainable)"
     assert repr(ld.Dropout(0.25)) == "Dropout(p=0.25)"
 
 
@@ -322,3 +420,36 @@ def test_the_gradient_of_dropout_is_zero_where_the_input_was_dropped():
 def test_dropout_refuses_a_rate_outside_0_to_1(p):
     with pytest.raises(ValueError, match=rf"must lie in \[0, 1\), not {p}"):
         ld.Dropout(p)
+
+
+@pytest.mark.parametrize("wrong", [lambda z: z - 5.0, mg.relu, np.tanh, [ld.ReLU()], None])
+def test_a_sequential_of_anything_but_modules_is_refused(wrong):
+    with pytest.raises(TypeError, match="Sequential takes Modules, but argument 1 is a"):
+        ld.Sequential(ld.ReLU(), wrong)
+
+
+@pytest.mark.parametrize(
+    "x", [[mg.Tensor([1.0, 2.0])], [[mg.Tensor(1.0), 2.0]], ["a", "b"], [1j, 2]]
+)
+def test_a_layer_is_given_numbers_not_a_list_of_tensors(x):
+    adapted = [kind(layer(), r=1, lora_alpha=1) for kind in (ld.LoRALinear, ld.DoRALinear)]
+    for linear in (layer(), *adapted):
+        with pytest.raises(TypeError, match=r"list of Tensors|real numbers"):
+            linear(x)
+
+
+def test_a_seed_will_do_for_a_generator():
+    def made(rng):
+        base = ld.MLP([4, 3, 2], rng=rng)
+        config = ld.LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)
+        model = ld.get_peft_model(base, config, rng=rng)
+        model.add_adapter("other", config, rng=rng)
+        parts = [model.state_dict(), ld.Linear(3, 2, rng=rng).state_dict()]
+        parts += [ld.LoRALinear(layer(), r=1, lora_alpha=1, rng=rng).state_dict()]
+        parts += [{"dropped": ld.Dropout(0.5, rng=rng)(mg.Tensor(np.ones(9))).data}]
+        return [value for part in parts for value in part.values()]
+
+    for seeded, drawn in zip(made(3), made(3), strict=True):
+        assert_array_equal(seeded, drawn)
+    one, generator = ld.MLP([4, 3, 2], rng=3), ld.MLP([4, 3, 2], rng=np.random.default_rng(3))
+    assert_array_equal(one.layers[0].weight.data, generator.layers[0].weight.data)

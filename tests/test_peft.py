@@ -873,7 +873,7 @@ def test_the_looks_tell_what_is_disabled_inactive_and_partly_frozen():
     with model.disable_adapter():
         assert "disabled" in repr(model)
     exact = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, detach_norm=False, norm_axis=0)
-    assert "3 → 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)
+    assert "3 -> 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)
 
 
 # ----------------------------------------------------------------------------- variants
