@@ -33,6 +33,7 @@ with it, unless they, too, hold the norm where it is.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -41,22 +42,43 @@ import numpy.typing as npt
 
 import minigrad as mg
 from loradora.init import Scheme, initial_factors
-from loradora.nn import Dropout, Linear, Module, Rng, as_operand, check_finite, check_positive
+from loradora.nn import (
+    Dropout,
+    Linear,
+    Module,
+    Rng,
+    as_operand,
+    check_finite,
+    check_formula,
+    check_positive,
+)
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
 
 
 class Adapted(Module):
-    """A layer that acts as a Linear with a ``weight`` of its own making, and a ``bias``."""
+    """A layer that acts as a Linear, its ``base_layer``, with another ``weight`` and ``bias``."""
+
+    base_layer: Linear
+
+    def __call__(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return ``forward(x)`` in the dtype of the base layer's own result.
+
+        Only over a float16 base is that another one, because there A and B are float32.
+        """
+        y, dtype = self.forward(x), self.base_layer.weight.dtype
+        if y.dtype == dtype:
+            return y
+        return y.astype(np.result_type(x.dtype, dtype) if isinstance(x, Tensor) else dtype)
 
     def __init_subclass__(cls) -> None:
-        # with another forward, the weight that is inherited would be merged, silently wrong
-        if "forward" in vars(cls) and "weight" not in vars(cls):
+        # with another formula, the weight that is inherited would be merged, silently wrong
+        if FORMULA & vars(cls).keys() and "weight" not in vars(cls):
             type.__setattr__(cls, "weight", Adapted.weight)
 
     @property
     def weight(self) -> Tensor:
-        """The weight that this layer acts with, (out, in), as a constant."""
+        """The weight that this layer acts with, (out, in), to be differentiated as any result."""
         raise NotImplementedError(f"{type(self).__name__} does not define its weight")
 
     @property
@@ -64,25 +86,37 @@ class Adapted(Module):
         """The bias that this layer acts with, (out,), or None."""
         raise NotImplementedError
 
+    @mg.no_grad()
     def merge(self, safe_merge: bool = True) -> Linear:
-        """Return a plain Linear with this weight and bias; change nothing.
+        """Return the base layer with this weight and bias, a copy; change nothing.
 
         Raises
         ------
         ValueError
             If NaN or infinity has got into them, naming the tensors it came from; not with
-            ``safe_merge=False``.
+            ``safe_merge=False``.  Also if there would be a bias where the base layer has none.
         NotImplementedError
             If a class has a ``forward`` of its own, but no ``weight`` that goes with it.
+        TypeError
+            If this instance has a ``forward`` of its own.
         """
+        if FORMULA & vars(self).keys():
+            raise TypeError(f"cannot merge a {type(self).__name__} whose forward was replaced")
         with np.errstate(all="ignore"):  # a subclass may compute its weight in plain NumPy
             weight, bias = self.weight, self.bias
+        if bias is not None and self.base_layer.bias is None:
+            raise ValueError("cannot merge a lora_bias into a layer without a bias")
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         bad = [name for name, t in parts.items() if not np.isfinite(t.data).all()]
         if safe_merge and bad:
             sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
             raise ValueError(f"cannot merge: {', '.join(sources or bad)} holds NaN or infinity")
-        return plain_linear(*(Tensor(t.data) for t in parts.values()))
+        dtype = self.base_layer.weight.dtype
+        return _with(self.base_layer, **{n: Tensor(t.data.astype(dtype)) for n, t in parts.items()})
+
+
+#: What makes up the formula of a layer: who replaces one of these has another weight.
+FORMULA = {"forward", "as_input", "norm", "V", "bias"}
 
 
 class LowRankLinear(Adapted):
@@ -104,11 +138,15 @@ class LowRankLinear(Adapted):
         How A and B start: see :mod:`loradora.init`.
     rng
         The source of randomness, or a seed; a fresh, unseeded one by default.
+    autocast_adapter_dtype
+        Over a float16 base the adapter is float32, because training in float16 loses most of what
+        small steps add up to.  The result is float16 in any case, as that of the base.  False makes the
+        adapter float16, too.
 
     Raises
     ------
     TypeError
-        If ``base`` is not a Linear, or ``r`` not an int.
+        If ``base`` is not a Linear or has a ``forward`` of its own, or ``r`` is not an int.
     ValueError
         For r < 1, an α that is not finite, a dropout rate outside [0, 1).
     """
@@ -123,11 +161,13 @@ class LowRankLinear(Adapted):
         lora_dropout: float = 0.0,
         init_lora_weights: Scheme = True,
         rng: Rng = None,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         if not isinstance(base, Linear):
             raise TypeError(
                 f"{type(self).__name__} adapts a Linear layer, not {type(base).__name__}"
             )
+        check_formula(base, f"the {type(base).__name__}")
         check_positive(r=r)
         check_finite(lora_alpha=lora_alpha)
         rng = np.random.default_rng(rng)
@@ -136,9 +176,10 @@ class LowRankLinear(Adapted):
         W0 = base.weight.data
         # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
+        dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
         self.base_layer = frozen(base, residual)
-        self.A = Tensor(A.astype(W0.dtype), requires_grad=True)
-        self.B = Tensor(B.astype(W0.dtype), requires_grad=True)
+        self.A = Tensor(A.astype(dtype), requires_grad=True)
+        self.B = Tensor(B.astype(dtype), requires_grad=True)
 
     @property
     def r(self) -> int:
@@ -157,7 +198,7 @@ class LowRankLinear(Adapted):
 
     def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
         """Return x, checked; an array takes the dtype of the layer."""
-        checked = as_operand(x, self.A.dtype)
+        checked = as_operand(x, self.base_layer.weight.dtype)
         if checked.shape[-1:] != self.A.shape[1:]:
             raise ValueError(f"expected x of shape (…, {self.A.shape[1]}), got {checked.shape}")
         return checked
@@ -191,7 +232,7 @@ class LoRALinear(LowRankLinear):
     >>> layer = LoRALinear(base, r=1, lora_alpha=1)
     >>> layer.A.data, layer.B.data = np.float32([[0, 1]]), np.float32([[4]])
     >>> layer.weight  # W0 + s B A
-    Tensor([[3., 4.]], dtype=float32)
+    Tensor([[3., 4.]], dtype=float32, op=add, requires_grad=True)
     >>> layer(np.float32([1, 10])).item()
     43.0
     """
@@ -211,8 +252,8 @@ class LoRALinear(LowRankLinear):
 
     @property
     def weight(self) -> Tensor:
-        """V = W0 + s B A, as a constant."""
-        return self.V.detach()
+        """V = W0 + s B A."""
+        return self.V
 
     @property
     def bias(self) -> Tensor | None:
@@ -220,9 +261,8 @@ class LoRALinear(LowRankLinear):
         b = self.base_layer.bias
         if self.B_bias is None:
             return b
-        if b is None:
-            raise ValueError("cannot merge a lora_bias into a layer without a bias")
-        return (b + self.scaling * self.B_bias).detach()
+        correction = self.scaling * self.B_bias
+        return correction if b is None else b + correction
 
 
 class DoRALinear(LowRankLinear):
@@ -301,10 +341,14 @@ class DoRALinear(LowRankLinear):
 
     @property
     def weight(self) -> Tensor:
-        """(m/‖V‖) ∘ V, as a constant."""
+        """(m/‖V‖) ∘ V; with ``detach_norm``, ‖V‖ is a constant.
+
+        V is formed here in any case, and the norm is that of what was formed, to the last bit.
+        """
         V = self.V
-        norm = nonzero(mg.norm(V, axis=self.norm_axis, keepdims=True))
-        return (self.m.reshape(norm.shape) / norm * V).detach()
+        norm = mg.norm(V, axis=self.norm_axis, keepdims=True)
+        c = self.m.reshape(norm.shape) / nonzero(norm.detach() if self.detach_norm else norm)
+        return c * V
 
     def extra_repr(self) -> str:
         """Return the base layer's, rank and scaling, and what is unusual about the norm."""
@@ -341,7 +385,8 @@ class ColumnDoRALinear(DoRALinear):
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
         dropped = self.lora_dropout(x)
-        z = self.m / nonzero(self.norm()) * dropped  #                   c ∘ x
+        c = (self.m / nonzero(self.norm())).astype(dropped.dtype)  #      m/‖V‖
+        z = c * dropped
         h = mg.linear(z, self.A)  #                                      z Aᵀ
         y = mg.linear(self.scaling * h, self.B, self.base_layer(z))  #   z W0ᵀ + b + s h Bᵀ
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
@@ -353,22 +398,24 @@ class ColumnDoRALinear(DoRALinear):
 
 
 def frozen(layer: Linear, weight: npt.NDArray[Any] | None = None) -> Linear:
-    """Return a Linear that shares the arrays of ``layer`` as constants, or has another weight.
+    """Return a copy that shares the arrays of ``layer`` as constants, or has another weight.
 
     The arrays become read-only, because whoever shares them relies on their values.
     """
-    W0 = layer.weight if weight is None else Tensor(weight)
-    return plain_linear(freeze(W0), None if layer.bias is None else freeze(layer.bias))
+    tensors = {name: t for name, t in vars(layer).items() if isinstance(t, Tensor)}
+    if weight is not None:
+        tensors["weight"] = Tensor(weight)
+    return _with(layer, **{name: freeze(t) for name, t in tensors.items()})
 
 
 def freeze(t: Tensor) -> Tensor:
-    """Return a constant that shares the array of ``t``, which becomes read-only."""
+    """Return a new constant that shares the array of ``t``, which becomes read-only."""
     t.data.setflags(write=False)
-    return t.detach() if t.requires_grad else t
+    return t.detach()
 
 
-def plain_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """Return a Linear made of the given tensors."""
-    linear = Linear.__new__(Linear)
-    linear.weight, linear.bias = weight, bias
-    return linear
+def _with(layer: Linear, **tensors: Tensor) -> Linear:
+    """Return a copy of the layer with these tensors in place of its own."""
+    new = copy.copy(layer)
+    vars(new).update(tensors)
+    return new

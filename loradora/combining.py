@@ -73,12 +73,14 @@ class LoRASum(Adapted):
     """Several LoRAs of one layer, whose corrections add up: y = x W0ᵀ + b + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ."""
 
     def __init__(self, layers: Sequence[LowRankLinear]) -> None:
+        self.base_layer = layers[0].base_layer
         self.layers = list(layers)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         first, *others = self.layers
-        x, y = first.as_input(x), first(x)
+        x = first.as_input(x)
+        y = first.forward(x)
         for layer in others:
             h = mg.linear(layer.lora_dropout(x), layer.A)
             y = mg.linear(layer.scaling * h, layer.B, y)
@@ -86,14 +88,15 @@ class LoRASum(Adapted):
 
     @property
     def weight(self) -> Tensor:
-        """W0 + Σ sᵢ Bᵢ Aᵢ, as a constant."""
-        corrections = ((layer.scaling * layer.B) @ layer.A for layer in self.layers[1:])
-        return sum(corrections, start=self.layers[0].weight).detach()
+        """W0 + Σ sᵢ Bᵢ Aᵢ."""
+        corrections = ((layer.scaling * layer.B) @ layer.A for layer in self.layers)
+        W0 = self.base_layer.weight
+        return sum(corrections, start=W0)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias of the adapted layer."""
-        return self.layers[0].bias
+        return self.base_layer.bias
 
 
 def together(base: Module, adapters: Sequence[Layers]) -> Module:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from loradora.config import LoraConfig, leading, listed, trailing
-from loradora.nn import Linear, Module
+from loradora.nn import Linear, Module, check_formula
 
 
 class Match(NamedTuple):
@@ -39,6 +39,8 @@ def match(model: Module, config: LoraConfig) -> Match:
     ValueError
         For targets that match nothing, listing the Linear layers there are, or something else than
         a Linear.
+    TypeError
+        For a Linear with a ``forward`` of its own.
 
     Warns
     -----
@@ -63,6 +65,8 @@ def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
     wrong = [f"{p} ({type(m).__name__})" for p, m in named.items() if not isinstance(m, Linear)]
     if wrong:
         raise ValueError(f"only Linear layers can be adapted, not {', '.join(wrong)}")
+    for path, layer in named.items():
+        check_formula(cast(Linear, layer), f"{path} ({type(layer).__name__})")
     if not named:
         linears = [path for path, m in modules.items() if isinstance(m, Linear)]
         raise ValueError(

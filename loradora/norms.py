@@ -114,7 +114,7 @@ class LowRankNorm:
         if W0.size <= max(SMALL, A.size + B.size):
             return direct_norm(W0, A, B, s, self.axis)
         W0.setflags(write=False)  # what is remembered of it must stay true
-        known = self._squares(lambda: squares(W0, self.axis), W0)
+        known = self._squares(lambda: squares(W0.astype(A.dtype, copy=False), self.axis), W0)
         if self.axis == 0:  # the rows of Vᵀ = W0ᵀ + s AᵀBᵀ
             W0, A, B = W0.mT, B.mT, A.mT
         return factored_row_norm(W0, A, B, s, known)

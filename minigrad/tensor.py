@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import inspect
 import itertools
 import threading
@@ -452,6 +453,9 @@ class Tensor:
     def __contains__(self, value: Any) -> bool:
         return value in self._data
 
+    def __copy__(self) -> Tensor:
+        return copy.deepcopy(self)
+
     def __reduce__(self) -> Any:
         self._check_leaf("copy or pickle the graph")
         writeable = self._data.flags.writeable
@@ -569,9 +573,11 @@ def _rebuild(
     cls: type[Tensor], data: Array, writeable: bool, requires_grad: bool, grad: Array | None
 ) -> Tensor:
     tensor = object.__new__(cls)
-    Tensor.__init__(tensor, data, requires_grad)
+    Tensor.__init__(tensor, (), requires_grad)
+    # not always a copy: tensors that share an array go on sharing it in a deep copy or a pickle
+    tensor._data = data.copy() if writeable else data
     tensor._data.setflags(write=writeable)
-    tensor.grad = None if grad is None else grad.copy()
+    tensor.grad = grad
     return tensor
 
 

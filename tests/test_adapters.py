@@ -729,11 +729,23 @@ def test_leading_axes_are_kept(kind, batch):
 @every_kind
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_everything_keeps_the_dtype_of_the_layer(kind, dtype):
-    layer = trained(kind, dtype=dtype, lora_dropout=0.5)
+    layer = trained(kind, dtype=dtype, lora_dropout=0.5, autocast_adapter_dtype=False)
     x, G = inputs(layer)
     y, found = gradients(layer, x, G)
     merged = layer.merge()
     assert {a.dtype for a in (y, *found.values(), merged.weight, merged.bias)} == {np.dtype(dtype)}
+
+
+@every_kind
+def test_over_a_float16_base_the_adapter_is_float32_and_everything_else_float16(kind):
+    layer = trained(kind, dtype=np.float16, lora_dropout=0.5)
+    x, G = (a.astype(np.float16) for a in inputs(layer))
+    y, found = gradients(layer, x, G)
+    merged, g_x = layer.merge(), found.pop("x")
+    halves = y, g_x, layer.base_layer.weight, layer(x), layer(list(x)), merged.weight, merged.bias
+    assert {a.dtype for a in halves} == {np.dtype(np.float16)}
+    assert {a.dtype for a in found.values()} == {np.dtype(np.float32)}
+    assert {p.dtype for p in layer.trainable_parameters()} == {np.dtype(np.float32)}
 
 
 @every_kind
@@ -830,6 +842,151 @@ def test_a_forward_of_its_own_is_not_merged_by_the_weight_of_another(cls):
     layer(np.ones((1, 3)))
     with pytest.raises(NotImplementedError, match="Doubled does not define its weight"):
         layer.merge()
+
+
+@every_kind
+def test_a_gradient_flows_through_the_weight(kind):
+    """A tied decoder, tanh(enc(x)) @ enc.weight, trains through the weight as well."""
+    layer = trained(kind)
+    W_bar = np.random.default_rng(3).normal(size=(4, 3))
+    W, expected = KINDS[kind].closed_form(layer, W_bar)
+    assert_allclose(layer.weight.data, W, rtol=1e-12)
+    trainable = {n: p for n, p in layer.named_parameters() if p.requires_grad}
+    found = mg.grad(layer.weight, list(trainable.values()), W_bar)
+    for name, gradient in zip(trainable, found, strict=True):
+        assert_allclose(gradient.data, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_tied_decoder_has_the_gradient_of_differences():
+    layer = trained("exact DoRA")
+    x, _ = inputs(layer)
+
+    def decoded(*_):
+        return mg.tanh(layer(x)) @ layer.weight
+
+    mg.gradcheck(decoded, *layer.trainable_parameters())
+
+
+def test_a_gradient_flows_through_the_bias_and_through_a_sum():
+    layer = fresh("LoRA", lora_bias=True)
+    assert_allclose(mg.grad(layer.bias.sum(), layer.B_bias).data, [layer.scaling] * 4)
+    without = fresh("LoRA", bias=False, lora_bias=True)
+    assert_allclose(mg.grad(without.bias.sum(), without.B_bias).data, [layer.scaling] * 4)
+    both = LoRASum([trained("LoRA"), trained("LoRA", seed=0)])
+    for part in both.layers:
+        assert_allclose(
+            mg.grad(both.weight.sum(), part.B).data,
+            part.scaling * np.ones((4, 3)) @ part.A.data.T,
+        )
+
+
+def test_merged_rows_have_the_length_m_also_under_cancellation():
+    rng = np.random.default_rng(0)
+    W0 = rng.normal(size=(200, 300)).astype(np.float32)
+    layer = adapt("DoRA", linear_of(W0), r=4, lora_alpha=4, rng=rng)
+    B, A = rng.normal(size=(200, 4)), rng.normal(size=(4, 300))
+    near = W0.copy()
+    near[:] = -(B @ A) / layer.scaling + 0.2 * W0  # V is a fifth as long as its terms
+    layer = adapt("DoRA", linear_of(near), r=4, lora_alpha=4, rng=rng)
+    layer.B.data, layer.A.data = B.astype(np.float32), A.astype(np.float32)
+    lengths = np.sqrt(np.sum(layer.merge().weight.data.astype(np.float64) ** 2, axis=1))
+    assert_allclose(lengths, layer.m.data, rtol=4e-7)
+
+
+def linear_of(W0):
+    """Return a Linear with this weight and no bias."""
+    base = ld.Linear(W0.shape[1], W0.shape[0], bias=False, dtype=W0.dtype)
+    base.weight.data = W0
+    return base
+
+
+class Doubling(ld.Linear):
+    """A Linear with a forward of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Normed(ld.Linear):
+    """A Linear whose weight is computed."""
+
+    @property
+    def weight(self):
+        return self.direction / mg.norm(self.direction, axis=1, keepdims=True)
+
+    @weight.setter
+    def weight(self, value):
+        self.direction = value
+
+
+class Called(ld.Linear):
+    """A Linear that is not called as one."""
+
+    def __call__(self, x):
+        return mg.relu(super().__call__(x))
+
+
+def patched():
+    layer = ld.Linear(3, 4)
+    layer.forward = lambda x: mg.relu(mg.linear(x, layer.weight, layer.bias))
+    return layer
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "base", [Doubling(3, 4), Normed(3, 4), Called(3, 4), patched()], ids=lambda b: type(b).__name__
+)
+def test_a_linear_with_a_formula_of_its_own_is_refused(kind, base):
+    with pytest.raises(
+        TypeError, match=rf"the {type(base).__name__} has a forward, weight or bias"
+    ):
+        adapt(kind, base, r=1, lora_alpha=1)
+    model = ld.Sequential(ld.Linear(3, 3), base)
+    config = ld.LoraConfig(r=1, target_modules="all-linear")
+    with pytest.raises(TypeError, match=rf"1 \({type(base).__name__}\) has a forward|was replaced"):
+        ld.get_peft_model(model, config)
+    assert base.bias.data.flags.writeable
+
+
+class Labelled(ld.Linear):
+    """A Linear that carries something along, and computes what a Linear does."""
+
+    label = "mine"
+
+
+@every_kind
+def test_a_subclass_that_computes_what_a_linear_does_stays_what_it_is(kind):
+    base = Labelled(3, 4, rng=0)
+    base.note, base.extra = "kept", mg.Tensor([1.0], requires_grad=True)
+    layer = adapt(kind, base, r=1, lora_alpha=1)
+    assert not any(p.requires_grad for p in layer.base_layer.parameters())
+    merged = layer.merge()
+    assert (type(merged), merged.label, merged.note) == (Labelled, "mine", "kept")
+    assert_array_equal(merged.weight.data, base.weight.data)
+
+
+@every_kind
+def test_an_adapted_layer_whose_forward_was_replaced_is_not_merged(kind):
+    layer = trained(kind)
+    layer.forward = lambda x: 2 * mg.linear(x, layer.weight)
+    with pytest.raises(TypeError, match=f"cannot merge a {type(layer).__name__} whose forward"):
+        layer.merge()
+
+
+@pytest.mark.parametrize("name", ["norm", "as_input", "V", "bias"])
+def test_a_part_of_the_formula_of_its_own_is_not_merged_either(name):
+    cls = type("Varied", (ld.DoRALinear,), {name: getattr(ld.DoRALinear, name)})
+    layer = cls(ld.Linear(3, 4), r=1, lora_alpha=1)
+    with pytest.raises(NotImplementedError, match="Varied does not define its weight"):
+        layer.merge()
+
+
+def test_an_adapter_over_a_base_that_was_frozen_stays_frozen_with_it():
+    base = ld.Linear(3, 4).requires_grad_(False)
+    layers = [ld.LoRALinear(base, r=1, lora_alpha=1) for _ in range(2)]
+    base.requires_grad_(True)
+    for layer in layers:
+        assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["A", "B"]
 
 
 @every_kind
