@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loradora import checkpoint
 from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
@@ -27,7 +28,7 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
-from loradora.nn import Linear, Module, Rng
+from loradora.nn import Linear, Module, Rng, named_tensors
 from loradora.views import intact, own_copy, rebuild
 from minigrad import Tensor
 
@@ -45,7 +46,8 @@ class Adapter:
         Its tensors by their names in files, without the prefix: those of PEFT, unless the layers have
         a formula of their own.
     trained
-        Those of them that training changes: all, unless a variant of LoRA freezes some.
+        Those of them that training changes: all but those that a variant of LoRA freezes, and the
+        constants of modules that train whole.
 
     Parameters
     ----------
@@ -57,8 +59,12 @@ class Adapter:
         What the config names in ``base``.
     rng
         The source of randomness.
+    trainable
+        The names of the tensors in ``base`` that require a gradient once they are no longer frozen.
     layer
         The class of its layers; by default LoRALinear or DoRALinear, as the config says.
+    autocast_adapter_dtype
+        As for :func:`get_peft_model`.
     """
 
     def __init__(
@@ -67,23 +73,35 @@ class Adapter:
         config: LoraConfig,
         found: Match,
         rng: np.random.Generator,
+        trainable: Collection[str],
         layer: type[LowRankLinear] | None = None,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         self.layer = _class_for(config, layer)
+        self.autocast_adapter_dtype = autocast_adapter_dtype
+        cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
+        paths = {id(module): path for path, module in base.named_modules()}
+        whole: dict[str, Module] = {}
 
         def replace(module: Module) -> Module | None:
             if id(module) in found.whole:
-                return own_copy(module)
+                path = paths[id(module)]
+                return whole.setdefault(path, own_copy(module, trainable, path))
             if not isinstance(module, Linear) or id(module) not in found.targets:
                 return None
-            return self.layer(module, **layer_options(config, found.targets[id(module)]), rng=rng)
+            options = layer_options(config, found.targets[id(module)]) | cast
+            return self.layer(module, **options, rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
+        for path, module in whole.items():
+            if not config.inference_mode and not module.trainable_parameters():
+                raise ValueError(f"modules_to_save: nothing in {path} requires a gradient")
         self._free_biases()
         modules = dict(self.model.named_modules())
         names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
+        own |= {id(p) for module in whole.values() for p in module.parameters()}
         self.saved = {
             _file_key(modules, name, names): p
             for name, p in self.model.named_parameters()
@@ -173,26 +191,18 @@ class PeftModel(Module):
         Of the first adapter.
     adapter_name
         Its name.
-    rng
-        The source of randomness, or a seed; a fresh, unseeded one by default.
-    layer
-        As for :func:`get_peft_model`.
+    **options
+        Those of :func:`get_peft_model`.
     """
 
     def __init__(
-        self,
-        base: Module,
-        config: LoraConfig,
-        adapter_name: str = "default",
-        *,
-        rng: Rng = None,
-        layer: type[LowRankLinear] | None = None,
+        self, base: Module, config: LoraConfig, adapter_name: str = "default", **options: Any
     ) -> None:
         if not isinstance(config, LoraConfig):
             raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
         with intact(base):
             self._start(base)
-            self.add_adapter(adapter_name, config, rng=rng, layer=layer)
+            self.add_adapter(adapter_name, config, **options)
             self.set_adapter(adapter_name)
 
     def _start(self, base: Module) -> None:
@@ -200,6 +210,7 @@ class PeftModel(Module):
         if isinstance(base, PeftModel):
             raise TypeError("the model has adapters already: use add_adapter or load_adapter")
         self._base = base
+        self._trainable = {name for name, p in named_tensors(base) if p.requires_grad}
         self._plain = self._active = rebuild(base, lambda _: None)
         self._disabled = False
         self._adapters: dict[str, Adapter] = {}
@@ -233,6 +244,26 @@ class PeftModel(Module):
         for view in [self._plain, self._active, *(a.model for a in self._adapters.values())]:
             view.train(mode)
         return self
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Set the tensors of the adapter that acts now from ``state``; all of them or none.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`Module.load_state_dict`, and if the state has another base: its values are shared by
+            all adapters, and do not change.  Load them into the base first, then adapt it.
+        """
+        fitted = self.fitted(state)
+        own = {id(p) for adapter in self._adapters.values() for p in adapter.saved.values()}
+        frozen = [(p, value) for p, value in fitted if id(p) not in own]
+        if not all(np.array_equal(p.data, value, equal_nan=True) for p, value in frozen):
+            raise ValueError(
+                "the state is that of another base: load it into the base, before get_peft_model"
+            )
+        for p, value in fitted:
+            if id(p) in own:
+                p.data = value
 
     def get_base_model(self) -> Module:
         """Return the base model itself."""
@@ -277,8 +308,9 @@ class PeftModel(Module):
         *,
         rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
-        """Add an adapter without activating it; ``layer`` is as for :func:`get_peft_model`.
+        """Add an adapter without activating it; the options are those of :func:`get_peft_model`.
 
         Raises
         ------
@@ -291,7 +323,10 @@ class PeftModel(Module):
         found = match(self._plain, config)
         check_names(self._plain, config, found)
         rng = np.random.default_rng(rng)
-        self._keep(adapter_name, Adapter(self._plain, config, found, rng, layer))
+        adapter = Adapter(
+            self._plain, config, found, rng, self._trainable, layer, autocast_adapter_dtype
+        )
+        self._keep(adapter_name, adapter)
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
         configs = [adapter.config, *self.peft_config.values()]
@@ -392,7 +427,7 @@ class PeftModel(Module):
         self._keep(adapter_name, new)
 
     def _copy(self, adapter: Adapter) -> Adapter:
-        new = self._adapter(adapter.config, adapter.layer)
+        new = self._adapter(adapter.config, adapter.autocast_adapter_dtype, adapter.layer)
         for key, p in adapter.saved.items():
             new.saved[key].data = p.data
         return new
@@ -403,16 +438,18 @@ class PeftModel(Module):
         for adapter in chosen:
             check_adds_up(adapter.config, adapter.layer)
         factors = weighted_sum(weights, [a.layers() for a in chosen], kind, svd_rank)
-        new = self._adapter(config_for(factors))
+        new = self._adapter(config_for(factors), chosen[0].autocast_adapter_dtype)
         for path, layer in new.layers().items():
             A, B = factors[path]
             layer.A.data, layer.B.data = A.astype(layer.A.dtype), B.astype(layer.B.dtype)
         return new
 
-    def _adapter(self, config: LoraConfig, layer: type[LowRankLinear] | None = None) -> Adapter:
+    def _adapter(
+        self, config: LoraConfig, cast: bool, layer: type[LowRankLinear] | None = None
+    ) -> Adapter:
         """Return an adapter whose tensors are still to be set."""
-        found = match(self._plain, config)
-        return Adapter(self._plain, config, found, np.random.default_rng(0), layer)
+        found, rng = match(self._plain, config), np.random.default_rng(0)
+        return Adapter(self._plain, config, found, rng, self._trainable, layer, cast)
 
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self._adapters:
@@ -444,6 +481,8 @@ class PeftModel(Module):
     ) -> Module:
         """Return a plain model with the active adapters in its weights; this model stays as it is.
 
+        What required a gradient in the base does so again, and what was constant there is constant.
+
         Parameters
         ----------
         safe_merge
@@ -465,11 +504,11 @@ class PeftModel(Module):
         bad = [name for name, p in view.named_parameters() if not np.isfinite(p.data).all()]
         if safe_merge and bad:
             raise ValueError(f"cannot merge: NaN or infinity in {', '.join(bad)}")
-        return own_copy(rebuild(view, merged))
+        return own_copy(rebuild(view, merged), self._trainable)
 
     def unload(self) -> Module:
-        """Return a plain model with the weights of the base, a copy."""
-        return own_copy(self._plain)
+        """Return a plain model with the weights of the base, a copy; what was trainable is so again."""
+        return own_copy(self._plain, self._trainable)
 
     # -- files
 
@@ -528,6 +567,7 @@ class PeftModel(Module):
         allow_nan: bool = False,
         rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
+        autocast_adapter_dtype: bool = True,
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
@@ -550,7 +590,9 @@ class PeftModel(Module):
         try:
             found = match(self._plain, config)
             _check_ranks(config, found, file)  # before memory is allocated for them
-            adapter = Adapter(self._plain, quick, found, rng, layer)
+            adapter = Adapter(
+                self._plain, quick, found, rng, self._trainable, layer, autocast_adapter_dtype
+            )
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
         adapter.config = config
@@ -570,6 +612,7 @@ class PeftModel(Module):
         allow_nan: bool = False,
         rng: Rng = None,
         layer: type[LowRankLinear] | None = None,
+        autocast_adapter_dtype: bool = True,
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
 
@@ -592,6 +635,8 @@ class PeftModel(Module):
             The source of randomness for dropout, if it is trained on; a fresh one by default.
         layer
             The class of its layers, if it was made with one of its own.
+        autocast_adapter_dtype
+            As for :func:`get_peft_model`.
 
         Raises
         ------
@@ -600,6 +645,7 @@ class PeftModel(Module):
         """
         model = cls.__new__(cls)
         options: dict[str, Any] = {"allow_nan": allow_nan, "rng": rng, "layer": layer}
+        options["autocast_adapter_dtype"] = autocast_adapter_dtype
         with intact(base):
             model._start(base)
             model.load_adapter(source, adapter_name, is_trainable, **options)
@@ -623,6 +669,7 @@ def get_peft_model(
     *,
     rng: Rng = None,
     layer: type[LowRankLinear] | None = None,
+    autocast_adapter_dtype: bool = True,
 ) -> PeftModel:
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
 
@@ -647,6 +694,9 @@ def get_peft_model(
         if they are set.  A class with a formula of its own trains, merges and has files as any other,
         but only the class can load them.  Its adapters are not added up, and not saved for PEFT, which
         would read them as LoRA.
+    autocast_adapter_dtype
+        Over float16 weights the adapter is float32, because training in float16 loses most of what small
+        steps add up to; the model's results stay float16.  False makes the adapter float16, too.
 
     Raises
     ------
@@ -664,7 +714,14 @@ def get_peft_model(
     >>> model.print_trainable_parameters()
     trainable params: 5,224 || all params: 208,754 || trainable%: 2.5025
     """
-    return PeftModel(model, config, adapter_name, rng=rng, layer=layer)
+    return PeftModel(
+        model,
+        config,
+        adapter_name,
+        rng=rng,
+        layer=layer,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+    )
 
 
 def _check_peft_can_read(name: str, adapter: Adapter) -> None:

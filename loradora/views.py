@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import MethodType
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from loradora.adapters import freeze
-from loradora.nn import Module, check_hides_nothing
+from loradora.nn import Module, check_hides_nothing, named_tensors
 from minigrad import Tensor
 
 Replace: TypeAlias = Callable[[Module], "Module | None"]
@@ -34,6 +34,13 @@ def rebuild(module: Module, replace: Replace) -> Module:
         The root of the tree.  Its arrays become read-only; it is not changed otherwise.
     replace
         Called on a module, returns what stands in for it, or None to copy it and look inside.
+
+    Raises
+    ------
+    TypeError
+        For a ``forward`` that was set on an instance, unless it is a method: it would go on to call the
+        layers of the old tree.  And for tensors or modules in a set or another container that is not
+        walked.
     """
     done: dict[int, tuple[Any, Any]] = {}
 
@@ -46,6 +53,7 @@ def rebuild(module: Module, replace: Replace) -> Module:
         elif isinstance(part, Module):
             new = replace(part)
             if new is None:
+                _check_forward(part)
                 new = copy.copy(part)
                 done[id(part)] = part, new  # already here: a part inside may lead back to this one
                 vars(new).update({name: visit(value) for name, value in vars(part).items()})
@@ -71,11 +79,25 @@ def rebuild(module: Module, replace: Replace) -> Module:
     return result
 
 
-def own_copy(module: Module) -> Module:
-    """Return a copy with arrays of its own, all trainable."""
-    new = copy.deepcopy(module).requires_grad_(True)
+def _check_forward(module: Module) -> None:
+    own = vars(module).get("forward")
+    if own is not None and not isinstance(own, MethodType):
+        raise TypeError(
+            f"the forward of this {type(module).__name__} was replaced by a {type(own).__name__}, which "
+            "would go on to call the layers that it knows, not the adapted ones: write a class"
+        )
+
+
+def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Module:
+    """Return a copy with arrays of its own, of which those in ``trainable`` require a gradient.
+
+    They are named by their paths in the whole model, in which ``module`` has the given ``path``.
+    """
+    new = copy.deepcopy(module)
     for p in new.parameters():
         p.data = p.data.copy()  # writable
+    for name, p in named_tensors(new):
+        p.requires_grad = (f"{path}.{name}" if path else name) in trainable
     return new
 
 

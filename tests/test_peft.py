@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from types import MethodType
 from typing import NamedTuple
 
 import numpy as np
@@ -839,7 +840,9 @@ def test_deleting_another_adapter_changes_neither_what_is_active_nor_what_is_fro
 
 def test_an_svd_of_float16_factors_is_computed_in_more_digits():
     base = ld.MLP([4, 4], dtype=np.float16)
-    model = adapted(base=base, target_modules=["0"])
+    model = ld.get_peft_model(
+        base, config(target_modules=["0"]), autocast_adapter_dtype=False, rng=0
+    )
     model.add_weighted_adapter(["default"], [2.0], "twice", "svd")
     assert all(p.dtype == np.float16 for p in model.parameters())
 
@@ -1099,3 +1102,158 @@ def test_what_is_loaded_keeps_its_config_and_can_be_trained(tmp_path):
     loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz", is_trainable=True)
     assert loaded.peft_config["default"].init_lora_weights == "gaussian"
     assert all(p.data.flags.writeable for p in loaded.trainable_parameters())
+
+
+# ----------------------------------------------------------------------------- what is trainable
+
+
+class Standardised(ld.Module):
+    """A head with a constant: the mean that is taken off its input."""
+
+    def __init__(self, rng):
+        self.mean = mg.Tensor(rng.normal(size=4).astype(np.float32))
+        self.linear = ld.Linear(4, 3, rng=rng)
+
+    def forward(self, x):
+        return self.linear(x - self.mean)
+
+
+class WithConstants(ld.Module):
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.offset = mg.Tensor(np.float32(0.5))
+        self.q, self.head = ld.Linear(4, 4, rng=rng), Standardised(rng)
+        self.q.bias.requires_grad = False
+
+    def forward(self, x):
+        return self.head(mg.tanh(self.q(x)) + self.offset)
+
+
+FREE = {"q.weight", "head.linear.weight", "head.linear.bias"}
+
+
+def names_of_trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@every_method
+def test_merged_and_unloaded_tensors_keep_their_flags(method):
+    base = WithConstants()
+    for options in ({}, {"modules_to_save": ["head"]}, {"bias": "all"}):
+        model = adapted(method, base, target_modules=["q"], **options)
+        assert names_of_trainable(model.merge_and_unload()) == FREE
+        assert names_of_trainable(model.unload()) == FREE
+    assert names_of_trainable(base) == FREE
+    base.requires_grad_(False)
+    assert names_of_trainable(adapted(method, base, target_modules=["q"]).unload()) == set()
+
+
+def test_a_constant_in_a_module_that_trains_whole_stays_constant_and_is_saved(tmp_path):
+    base = WithConstants()
+    model = adapted(base=base, target_modules=["q"], modules_to_save=["head"])
+    assert {n for n in names_of_trainable(model) if "head" in n} == {
+        "base_model.head.linear.weight",
+        "base_model.head.linear.bias",
+    }
+    labels = np.zeros(len(X), int)
+    optimizer = ld.AdamW(model.parameters(), lr=0.1)
+    for _ in ld.fit(model, X, labels, optimizer=optimizer, steps=5, rng=0):
+        pass
+    assert_array_equal(model.head.mean.data, base.head.mean.data)
+    assert not np.array_equal(model.head.linear.weight.data, base.head.linear.weight.data)
+    model.save_adapter(tmp_path / "a.npz")
+    for like in (WithConstants(), WithConstants().requires_grad_(False)):
+        like.head.mean.data = (
+            like.head.mean.data + 1
+        )  # the file's counts, as PEFT has it for buffers
+        loaded = ld.PeftModel.from_pretrained(like, tmp_path / "a.npz")
+        assert_array_equal(loaded(X).data, model.eval()(X).data)
+
+
+def test_a_module_to_save_with_nothing_to_train_is_refused():
+    base = WithConstants()
+    base.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="modules_to_save: nothing in head requires a gradient"):
+        adapted(base=base, target_modules=["q"], modules_to_save=["head"])
+
+
+def test_a_base_that_was_frozen_and_is_freed_again_does_not_free_the_model():
+    base = WithConstants().requires_grad_(False)
+    models = [adapted(base=base, target_modules=["q"]) for _ in range(2)]
+    base.requires_grad_(True)
+    base.q.weight.data = np.zeros_like(base.q.weight.data)
+    for model in models:
+        assert names_of_trainable(model) == {"base_model.q.A", "base_model.q.B"}
+        assert model.q.base_layer.weight.data.any()
+
+
+@every_method
+def test_the_state_of_another_base_is_refused(method):
+    model = adapted(method)
+    add(model, "other")
+    state = model.state_dict()
+    twin = adapted(method, seed=5)
+    add(twin, "other", seed=6)
+    twin.load_state_dict(state)
+    assert_array_equal(out(twin), out(model))
+    before = twin.state_dict()
+    with pytest.raises(ValueError, match="the state is that of another base"):
+        twin.load_state_dict(state | {"base_model.scale": np.ones(4)})
+    with pytest.raises(ValueError, match="the state is that of another base"):
+        twin.load_state_dict(adapted(method, Net(seed=9)).state_dict())
+    for name, value in twin.state_dict().items():
+        assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_forward_that_was_set_on_an_instance_is_refused_unless_it_is_a_method(replace):
+    base = Net()
+    if replace:
+        base.forward = lambda x: base.head(x)
+        with pytest.raises(TypeError, match="the forward of this Net was replaced by a function"):
+            adapted(base=base)
+    else:
+        base.forward = MethodType(lambda self, x: self.head(self.blocks[0](x)), base)
+        model = adapted(base=base)
+        assert not np.array_equal(out(model), base(X).data)
+
+
+# ----------------------------------------------------------------------------- half precision
+
+
+@every_method
+def test_adapters_over_a_float16_base_train_in_float32(method):
+    base = ld.MLP([4, 8, 3], rng=0, dtype=np.float16)
+    model = ld.get_peft_model(base, config(method, target_modules="all-linear"), rng=0)
+    x = X.astype(np.float16)
+    assert_array_equal(model(x).data, base(x).data)
+    assert model(x).dtype == np.float16
+    optimizer = ld.AdamW(model.parameters(), lr=0.01)
+    labels = np.arange(len(X)) % 3
+    losses = [s.loss for s in ld.fit(model, x, labels, optimizer=optimizer, steps=60, rng=0)]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in model.trainable_parameters()} == {np.dtype(np.float32)}
+    merged = model.merge_and_unload()
+    assert {p.dtype for p in merged.parameters()} == {np.dtype(np.float16)}
+    assert_allclose(merged(x).data, model(x).data, atol=2e-2)
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_the_dtype_of_a_float16_adapter_goes_through_files_and_copies(cast, tmp_path):
+    dtype = np.float32 if cast else np.float16
+    base = ld.MLP([4, 3], rng=0, dtype=np.float16)
+    option = {"autocast_adapter_dtype": cast}
+    model = ld.get_peft_model(base, config(target_modules="all-linear"), rng=0, **option)
+    randomized(model)
+    model.add_adapter("second", config(target_modules="all-linear"), rng=1, **option)
+    model.add_weighted_adapter(["default"], [1], "copy")
+    model.add_weighted_adapter(["default", "second"], [1, 1], "sum")
+    model.save_adapter(tmp_path / "a.npz")
+    model.load_adapter(tmp_path / "a.npz", "loaded", **option)
+    for name in model.peft_config:
+        model.set_adapter(name)
+        layer = model.layers[0]
+        assert (layer.A.dtype, layer.B.dtype) == (dtype, dtype)
+        assert model(X).dtype == np.float16
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "a.npz", **option)
+    assert loaded.layers[0].A.dtype == dtype
