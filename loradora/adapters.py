@@ -200,7 +200,7 @@ class LowRankLinear(Adapted):
         """Return x, checked; an array takes the dtype of the layer."""
         checked = as_operand(x, self.base_layer.weight.dtype)
         if checked.shape[-1:] != self.A.shape[1:]:
-            raise ValueError(f"expected x of shape (…, {self.A.shape[1]}), got {checked.shape}")
+            raise ValueError(f"expected x of shape (..., {self.A.shape[1]}), got {checked.shape}")
         return checked
 
     def extra_repr(self) -> str:

@@ -180,7 +180,7 @@ def correlation(changes: Iterable[Change]) -> float:
     centred = points - points.mean(axis=0) if len(points) else points
     lengths = np.linalg.norm(centred, axis=0)
     if len(points) < 2 or not np.all(lengths > 0):
-        raise ValueError("a correlation needs two points that differ in ΔM and in ΔD")
+        raise ValueError("a correlation needs two points that differ in magnitude and in direction")
     M, D = (centred / lengths).T
     return float(np.clip(M @ D, -1, 1))
 

@@ -59,8 +59,8 @@ def initial_factors(
     if scheme in ("pissa", "olora"):
         if r > min(W0.shape) or s <= 0:
             raise ValueError(
-                f"{scheme!r} takes s·B·A out of a weight of shape {W0.shape}: it needs a positive "
-                f"scaling and r ≤ {min(W0.shape)}, not {s:g} and {r}"
+                f"{scheme!r} takes s B A out of a weight of shape {W0.shape}: it needs a positive "
+                f"scaling and r of at most {min(W0.shape)}, not {s:g} and {r}"
             )
         A, B = _principal(W0, r, s) if scheme == "pissa" else _qr(W0, r)
         return A, B, (W0 - s * (B @ A)).astype(W0.dtype)

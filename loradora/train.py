@@ -197,7 +197,7 @@ def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
     x, labels = np.asarray(x), np.asarray(labels)
     if x.ndim == 0 or labels.ndim == 0:
         raise ValueError(
-            f"expected inputs (N, …) and labels (N, …), got {x.shape} and {labels.shape}"
+            f"expected inputs (N, ...) and labels (N, ...), got {x.shape} and {labels.shape}"
         )
     if len(x) != len(labels) or len(x) == 0:
         raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")

@@ -38,6 +38,19 @@ def test_examples_in_docstrings_are_right(path):
     assert (outcome.failed, outcome.attempted) == (0, written)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_every_console_can_show_what_is_printed(path):
+    """Strings are ASCII, messages of errors among them; docstrings and comments write the mathematics.
+
+    A pipe on Windows has a code page, one under ``LC_ALL=C`` has ASCII, and print() fails at the rest.
+    """
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    strings = [node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+    beyond = [node.value for node in strings if not str(node.value).isascii()]
+    assert beyond == []
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_code_runs_and_gives_the_answers_in_its_comments(code, tmp_path, monkeypatch):
     """``# → answer`` after an expression is its repr, up to a colon or the end of the line.

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.adapters import ColumnDoRALinear, LowRankLinear
+from loradora.adapters import Adapted, ColumnDoRALinear, LowRankLinear
 
 METHODS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -329,7 +329,10 @@ NOWHERE = [
     ({"rank_pattern": {"k": 2}}, "rank_pattern key 'k' matches none of blocks.0.q"),
     ({"alpha_pattern": {"head.0": 2}}, "alpha_pattern key 'head.0' matches none of blocks.0.q"),
     ({"rank_pattern": {"tied.q": 2}}, "'tied.q' matches none of blocks.0.q"),  # its other name
-    ({"r": 5, "init_lora_weights": "pissa"}, "needs a positive scaling and r ≤ 4, not 0.6 and 5"),
+    (
+        {"r": 5, "init_lora_weights": "pissa"},
+        "needs a positive scaling and r of at most 4, not 0.6 and 5",
+    ),
 ]
 
 
@@ -877,6 +880,22 @@ def test_the_looks_tell_what_is_disabled_inactive_and_partly_frozen():
         assert "disabled" in repr(model)
     exact = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, detach_norm=False, norm_axis=0)
     assert "3 -> 2, r=1, scaling=1, exact norm, norm of columns" in repr(exact)
+
+
+def test_every_console_can_show_every_kind_of_module():
+    def kinds(parent):
+        inside = [kind for child in parent.__subclasses__() for kind in kinds(child)]
+        return [kind for kind in [parent, *inside] if kind.__module__.startswith("loradora.")]
+
+    two = add(adapted(), "other")
+    two.set_adapter(["default", "other"])
+    columns = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, norm_axis=0)
+    others = [ld.MLP([3, 2]), ld.Sequential(ld.ReLU(), ld.Dropout(0.5))]
+    models = [adapted(), adapted("DoRA"), two, columns, *others]
+    shown = {type(module) for model in models for _, module in model.named_modules()}
+    assert shown >= set(kinds(ld.Module)) - {ld.Module, Adapted, LowRankLinear}
+    for model in models:
+        assert repr(model).isascii()
 
 
 # ----------------------------------------------------------------------------- variants
