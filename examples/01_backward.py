@@ -50,9 +50,9 @@ def draw(node, label, before="  ", branch="", local=""):
     print(
         f"{before + branch + local + '{:9} = {:+.4f}'.format(*label(node)):46}{label(node)[2]:+.4f}"
     )
-    before += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+    before += {"": "", "|- ": "|  ", "`- ": "   "}[branch]
     for i, (parent, slope) in enumerate(edges(node), start=1):
-        last = "└─ " if i == len(edges(node)) else "├─ "
+        last = "`- " if i == len(edges(node)) else "|- "
         draw(parent, label, before, last, f"({slope:+.4f}) ")
 
 
@@ -67,8 +67,8 @@ def main():
     a, b = mg.Tensor(0.5, requires_grad=True), mg.Tensor(-2.0, requires_grad=True)
     L = f(a, b)
     L.backward(retain_graph=True)
-    print("L = tanh(ab) + a²  at a = 0.5, b = −2\n")
-    print(f"  {'':16}{'∂L/∂a':>18}{'∂L/∂b':>18}")
+    print("L = tanh(ab) + a^2  at a = 0.5, b = -2\n")
+    print(f"  {'':16}{'dL/da':>18}{'dL/db':>18}")
     for name, (da, db) in {
         "by hand": by_hand(0.5, -2.0),
         "by differences": by_differences(0.5, -2.0),
@@ -84,11 +84,11 @@ def main():
         return names.get(node) or node.op.name, node.item(), gradient[node].item()
 
     print("\nThe recorded graph, from L down; in brackets the derivative along each edge:\n")
-    print(f"  {'node = value':44}gradient ∂L/∂node")
+    print(f"  {'node = value':44}gradient dL/dnode")
     draw(L, label)
     t = np.tanh(-1.0)
     print("\nA gradient is the sum over all paths of the products along them.  For a:\n  "
-          f"{(1 - t * t) * -2:+.4f} through tanh(ab),  {0.5:+.4f} and {0.5:+.4f} through a·a,  "
+          f"{(1 - t * t) * -2:+.4f} through tanh(ab),  {0.5:+.4f} and {0.5:+.4f} through a*a,  "
           f"together {a.grad:+.4f}")  # fmt: skip
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from minigrad.ops import Op
 
 def planted_bug():
     """A tanh whose rule forgets a square: gradcheck says where, and by how much."""
-    print("1. A bug: the rule of tanh says 1 − y where it should say 1 − y²\n")
+    print("1. A bug: the rule of tanh says 1 - y where it should say 1 - y^2\n")
     wrong = Op(np.tanh, (lambda g, y, a: g * (1 - y),))
     x = np.array([0.5, -1.0, 2.0])
     print(f"   mg.tanh : {verdict(mg.tanh, x)}")
@@ -33,9 +33,9 @@ def step_size():
         print(f"   {h:7.0e}   {error:8.1e}  {'#' * round(2 * (13 + np.log10(error + 1e-13)))}")
     best = np.finfo(np.float64).eps ** (1 / 3)
     print(
-        "\n   Large steps miss the curve, with an error of O(h²); small ones lose digits, O(ε/h).\n"
-        f"   The two balance near ∛ε = {best:.0e}, and some ten digits remain.  In float32 half of\n"
-        "   the digits are missing to begin with,"
+        "\n   Large steps miss the curve, with an error of O(h^2); small ones lose digits, O(eps/h).\n"
+        f"   The two balance near eps^(1/3) = {best:.0e}, and some ten digits remain.  In float32\n"
+        "   half of the digits are missing to begin with,"
     )
     try:
         mg.gradcheck(mg.tanh, np.float32([0.5]))
@@ -54,7 +54,7 @@ def kinks():
     for at in (0.0, 1e-9, 1e-6):
         print(f"   gradcheck at {at:<6g}: {verdict(mg.relu, np.array([at]))}")
     print(
-        "\n   0 is a convention (PyTorch's, too); ½ would be another, both lie between the slopes.\n"
+        "\n   0 is a convention (PyTorch's, too); 1/2 would be another, both lie between the slopes.\n"
         "   The second refusal is worse: relu has the slope 1 there, but every step that is still\n"
         "   useful reaches across the kink.  (At 1e-06 a smaller step than the first one decides.)\n"
         "   So gradients at kinks are tested by their exact values, and differences are kept away."

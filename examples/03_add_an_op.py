@@ -33,7 +33,7 @@ def table():
         print("   {:6g}{:12.4g}{:13.4g}{:13.4g}{:13.4g}".format(*row))
     e = np.exp(-np.abs(x.data))
     worst = np.abs(columns[2].data - e / (1 + e) ** 2).max()
-    print(f"\n   The second should be e⁻ˣ/(1 + e⁻ˣ)²: the largest difference is {worst:.0e}\n")
+    print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {worst:.0e}\n")
 
 
 def for_nothing():
@@ -72,7 +72,7 @@ def against_relu():
     for k in (1, 10, 100):
         gap = np.abs(softplus(k * x).data / k - mg.relu(x).data)
         worst, at = gap.max(), x[gap.argmax()]
-        print(f"   softplus({k:3}·x)/{k:<3} is at most {worst:.4f} from relu(x), at x = {at:g}")
+        print(f"   softplus({k:3}*x)/{k:<3} is at most {worst:.4f} from relu(x), at x = {at:g}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ def start():
     same = np.array_equal(layer(x).data, base(x).data)
     print("1. At the start B = 0\n")
     print(f"   the layer equals the frozen one, bit by bit: {same}")
-    sizes = [np.linalg.norm(g.data) for g in gradients]
-    print("   ‖Ā‖ = {:.4f}, ‖B̄‖ = {:.4f}: the first step moves B alone\n".format(*sizes))
+    norm_A, norm_B = (np.linalg.norm(g.data) for g in gradients)
+    print(f"   the gradient of A has the norm {norm_A:.4f}, that of B {norm_B:.4f}: ", end="")
+    print("the first step moves B alone\n")
 
 
 def train_by_hand(A, B, s):
@@ -72,7 +73,7 @@ def twice():
 
 def ranks():
     """Train with several ranks: what cannot be done with fewer directions than the task needs."""
-    print("3. The rank of ΔW = s B A\n")
+    print("3. The rank of the change s B A\n")
     needed = np.linalg.lstsq(x, target - x @ W0.T - b)[0].T  # the ΔW that solves the task
     show("needed", needed, np.sum((x @ (W0 + needed).T + b - target) ** 2) / (2 * N))
     for r in (1, 2, 4):
@@ -90,7 +91,7 @@ def show(name, dW, loss):
     """Print a line about a change of the weight."""
     sigma = " ".join(f"{value:7.4f}" for value in analysis.spectrum(dW)[:4])
     rank = analysis.effective_rank(dW)
-    print(f"   {name:7} loss {loss:7.1e}   singular values {sigma} …   effective rank {rank:.2f}")
+    print(f"   {name:7} loss {loss:7.1e}   singular values {sigma} ...   effective rank {rank:.2f}")
 
 
 def counts():
@@ -105,7 +106,7 @@ def counts():
         )
         config = ld.LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
         assert ld.get_peft_model(net, config).get_nb_trainable_parameters()[0] == formula
-        print(f"   r = {r:<4} {formula:9,}   {100 * formula / full:6.2f} %   Σ r (in + out)")
+        print(f"   r = {r:<4} {formula:9,}   {100 * formula / full:6.2f} %   sum of r (in + out)")
     print("\n   (PEFT and finetune_digits.py count the adapter with the rest: 2.59 % for r = 4.)")
 
 

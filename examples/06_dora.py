@@ -51,8 +51,10 @@ def taken_apart():
     layer = moved(True)
     lengths = np.linalg.norm(layer.merge().weight.data, axis=1)
     same = np.array_equal(start(x).data, base(x).data)
-    print("1. W = m ∘ V̂: a length for each row, and a direction\n")
-    print(f"   m ∘ V̂ gives W0 back, up to                  {np.abs(m[:, None] * V - W0).max():.0e}")
+    print("1. W = m * V/||V||: a length for each row, and a direction\n")
+    print(
+        f"   m * V/||V|| gives W0 back, up to             {np.abs(m[:, None] * V - W0).max():.0e}"
+    )
     print(f"   at the start equal to the base, bit by bit:  {same}")
     apart = abs(lengths - layer.m.data).max()
     print(f"   later, row lengths of the merged W less m:   {apart:.0e}\n")
@@ -61,23 +63,24 @@ def taken_apart():
 def gradients():
     """Show eq. 6, 7 and 11: by hand, by the engine, and what is dropped."""
     print("2. The gradients by hand and by minigrad, largest difference\n")
-    for detach_norm, name in ((False, "exact, eq. 6"), (True, "‖V‖ held, eq. 11")):
+    for detach_norm, name in ((False, "exact, eq. 6"), (True, "||V|| held, eq. 11")):
         layer = moved(detach_norm)
         engine = mg.grad(loss_of(layer), [layer.A, layer.B, layer.m])
         paper = on_paper(layer, detach_norm)
         pairs = zip("ABm", engine, (paper.A, paper.B, paper.m), strict=True)
-        print(f"   {name:18}", "  ".join(f"{n}: {abs(e.data - p).max():.0e}" for n, e, p in pairs))
+        print(f"   {name:19}", "  ".join(f"{n}: {abs(e.data - p).max():.0e}" for n, e, p in pairs))
     V = W0 + layer.scaling * layer.B.data @ layer.A.data
     norms = np.linalg.norm(V, axis=1)
     exact, held = on_paper(layer, False), on_paper(layer, True)
-    print("\n   |cos| of V̄ and V, row by row, largest:  ", end="")
+    print("\n   |cos| of V and its gradient, row by row, largest:  ", end="")
     for name, v in (("exact", exact.V), ("held", held.V)):
         cosines = np.sum(v * V, axis=1) / np.linalg.norm(v, axis=1) / norms
         print(f"{name} {abs(cosines).max():.2g}", end="   ")
     dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
     error = abs(held.V - exact.V - dropped).max()
     print(
-        f"\n   held less exact is (m/‖V‖) m̄ ∘ V̂, which is along the row (equal to within {error:.0e})\n"
+        "\n   held less exact is m/||V|| * (gradient of m) * V/||V||, which is along the row "
+        f"(up to {error:.0e})\n"
     )
 
 
@@ -92,14 +95,15 @@ def differences():
         return 0.5 * mg.mse_loss(y, target, reduction="sum")
 
     print(f"   exact gradient:                     {verdict(lambda _: loss_of(exact), exact.B)}")
-    print(f"   ‖V‖ held:                           {verdict(lambda _: loss_of(held), held.B)}")
-    print(f"   ‖V‖ held, in the differences, too:  {verdict(loss_with_norm_kept, held.B)}")
+    print(f"   ||V|| held:                         {verdict(lambda _: loss_of(held), held.B)}")
+    print(f"   ||V|| held in the differences, too: {verdict(loss_with_norm_kept, held.B)}")
     same = mg.grad(loss_with_norm_kept(held.B), held.B).data - mg.grad(loss_of(held), held.B).data
     print(f"   (the last two are one gradient, up to {abs(same).max():.0e})")
     unscaled = x @ (held.merge().weight.data / held.m.data[:, None]).T
     held.m.data = np.sum(unscaled * (target - b), axis=0) / np.sum(unscaled**2, axis=0)
     gap = abs(on_paper(held, True).B - on_paper(held, False).B).max()
-    print(f"   Where m is optimal, m̄ = 0, nothing is dropped: held and exact agree up to {gap:.0e}")
+    print("   Where m is optimal its gradient is 0, and nothing is dropped: ", end="")
+    print(f"held and exact agree up to {gap:.0e}")
 
 
 def verdict(loss, B):

@@ -1,4 +1,4 @@
-"""Lesson 7: what DoRA's paper measured (arXiv:2402.09353, §3.2), measured again on digits.
+"""Lesson 7: what DoRA's paper measured (arXiv:2402.09353, sec. 3.2), measured again on digits.
 
 What you will see: a net pre-trained on MNIST learns the optical digits by full fine-tuning, LoRA and
 DoRA.  At eight checkpoints and in each of three layers it says how far the weight has moved,
@@ -57,8 +57,9 @@ def train(base, data, method, *, r, steps, rng):
 
 def decomposition(base, new, r, runs, steps):
     """Print the paper's figure as a table; return the first run's points and all runs' correlations."""
-    print(f"ΔM and ΔD: 50 images per class, r = {r}, {steps} steps, runs: {runs}\n")
-    print("           after training: ΔM, ΔD                          correlation of ΔM and ΔD")
+    print("dM and dD, the changes of length and of direction:", end=" ")
+    print(f"50 images per class, r = {r}, {steps} steps, runs: {runs}\n")
+    print("           after training: dM, dD                          correlation of dM and dD")
     print("           layers.0      layers.2      layers.4         pooled   in a layer   the paper")
     points, pooled = {}, {}
     for method in RATES:
@@ -81,10 +82,10 @@ def decomposition(base, new, r, runs, steps):
         f"   The paper's signs: full and DoRA are negative.  Here, negative: {', '.join(negative)}."
     )
     print(
-        "   Within a layer ΔM and ΔD both grow as training goes on, so they correlate in every method."
+        "   Within a layer dM and dD both grow as training goes on, so they correlate in every method."
     )
     print(
-        "   Pooled, it counts whether one proportion of ΔM to ΔD holds for all three layers.  How far"
+        "   Pooled, it counts whether one proportion of dM to dD holds for all three layers.  How far"
     )
     print("   the base was trained moves these numbers, too: see --epochs 5.")
     return points, pooled

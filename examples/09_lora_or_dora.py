@@ -66,9 +66,11 @@ def compare(base, new, draws, steps):
             lora = scores
         else:
             gain = scores - lora
-            line += f"   {gain.mean():+.1f} ± {gain.std(ddof=1) / np.sqrt(draws):.1f}"
+            line += f"   {gain.mean():+.1f} +/- {gain.std(ddof=1) / np.sqrt(draws):.1f}"
         print(line)
-    print("\n   On the right, the gain over the last LoRA above, same draws, ± its standard error.")
+    print(
+        "\n   On the right, the gain over the last LoRA above, same draws, +/- its standard error."
+    )
     print("   A few draws and steps prove little: see --steps 280 --draws 10.")
 
 

@@ -182,7 +182,7 @@ def _idx_pair(directory: Path, name: str) -> Digits:
     y = read_idx(directory / f"{name}-labels-idx1-ubyte")
     if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or len(y) == 0 or y.max() >= CLASSES:
         raise ValueError(
-            f"{directory}: expected {name} images of 28×28 and a label 0 … 9 for each, "
+            f"{directory}: expected {name} images of 28 x 28 and a label 0 to 9 for each, "
             f"found {x.shape} and {y.shape}"
         )
     return _mnist(x, y)

@@ -304,7 +304,7 @@ def options() -> argparse.Namespace:
     add = parser.add_argument
     add("--method", nargs="+", choices=METHODS, metavar="M", help=f"some of {', '.join(METHODS)}")
     add("--rank", type=positive, default=4, help="of the adapters (4)")
-    add("--alpha", type=float, help="lora_alpha (2 × rank)")
+    add("--alpha", type=float, help="lora_alpha (twice the rank)")
     add("--per-class", type=positive, default=20, help="labelled images of each digit (20)")
     add("--epochs", type=positive, default=40, help="over these images (40)")
     add("--seed", type=natural, default=0, help="the first seed (0)")
@@ -312,7 +312,7 @@ def options() -> argparse.Namespace:
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="where to save (out)")
     add("--json", type=Path, metavar="FILE", help="write the table, an object per method and seed")
     add("--mnist", type=Path, metavar="DIR", help="MNIST's standard IDX files, gzipped or not")
-    add("--plot", action="store_true", help="draw a figure of ranks 1 … 16, which takes longer")
+    add("--plot", action="store_true", help="draw a figure of ranks 1 to 16, which takes longer")
     chosen = parser.parse_args()
 
     chosen.alpha = 2 * chosen.rank if chosen.alpha is None else chosen.alpha
@@ -382,7 +382,8 @@ def main() -> None:
         print(reporting.checked(check(adapters)))
         print(reporting.saved(save(adapters, chosen.out)))
     if chosen.json:
-        chosen.json.write_text(json.dumps([asdict(row) for _, row in results], indent=2) + "\n")
+        text = json.dumps([asdict(row) for _, row in results], indent=2)
+        chosen.json.write_text(text + "\n", encoding="utf-8")
         print(f"The table as JSON: {chosen.json}")
     if chosen.plot:
         print(f"The figure: {plots.draw(everything, chosen.rank, chosen.out)}")

@@ -86,7 +86,7 @@ class Stopwatch:
 
 def summary(results: Results, per_class: int, seeds: int) -> str:
     """Return the table under a heading, and its findings below it."""
-    averaged = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    averaged = f", mean +/- standard deviation of {seeds} seeds" if seeds > 1 else ""
     heading = f"Accuracy in %, {per_class} labelled images per class{averaged}"
     return "\n".join([heading, "", table(results), "", *findings(results)])
 
@@ -103,7 +103,7 @@ def table(results: Results) -> str:
                 f"{share(rows[0])} %",
                 percent(row.new_domain_accuracy for row in rows),
                 percent(row.old_domain_accuracy for row in rows),
-                percent(row.base_accuracy for row in rows) if runs[0].method.adapts else "–",
+                percent(row.base_accuracy for row in rows) if runs[0].method.adapts else "-",
                 f"{np.mean([row.seconds for row in rows]):.2f}",
             )
         )
@@ -135,7 +135,7 @@ def share(row: Row) -> str:
 def percent(accuracies: Iterable[float]) -> str:
     """Return the mean in percent, and for several the standard deviation."""
     values = 100 * np.array(list(accuracies))
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    return f"{values.mean():.1f}" + (f" +/- {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 # ---------------------------------------------------------------------------- the findings
@@ -183,7 +183,7 @@ def dora_against_lora(gains: digits.Array) -> str:
         verdict = "it beats LoRA here"
     else:
         verdict = "it does not beat LoRA here"
-    spread = f" ± {error:.1f} (paired, standard error)" if n > 1 else ""
+    spread = f" +/- {error:.1f} (paired, standard error)" if n > 1 else ""
     return f"DoRA against LoRA: {mean:+.1f}{spread} points; {verdict}."
 
 

@@ -17,6 +17,8 @@ PAGES = ["README.md", "CONTRIBUTING.md"]
 MODULES = [
     path for package in ("minigrad", "loradora") for path in sorted((ROOT / package).glob("*.py"))
 ]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+DRAWN = [ROOT / "examples" / "plots.py"]  # its strings go into pictures
 
 
 def blocks(language: str) -> list:
@@ -38,7 +40,11 @@ def test_examples_in_docstrings_are_right(path):
     assert (outcome.failed, outcome.attempted) == (0, written)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES + SCRIPTS if path not in DRAWN],
+    ids=lambda path: f"{path.parent.name}.{path.stem}",
+)
 def test_every_console_can_show_what_is_printed(path):
     """Strings are ASCII, messages of errors among them; docstrings and comments write the mathematics.
 

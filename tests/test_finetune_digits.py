@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_examples import CONSOLE
 
 import loradora as ld
 
@@ -36,9 +38,12 @@ def script(digits):
 
 
 def run(*options, code=None):
-    """Run the script, or ``code`` in its place, as a user would."""
+    """Run the script, or ``code`` in its place, as a user would, on the poorest of consoles."""
     command = [sys.executable, *(["-c", code] if code else [str(SCRIPT)]), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    env = {**os.environ, **CONSOLE}
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, encoding="ascii", timeout=300
+    )
 
 
 # -- the data
@@ -130,10 +135,10 @@ DAMAGED = {
     "a header without its end": (
         "t10k-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "cut off or too long",
     ),
-    "images of 8×8": ("t10k-images-idx3-ubyte", idx(np.zeros((10, 8, 8))), "28×28"),
-    "a missing label": ("t10k-labels-idx1-ubyte", idx(np.zeros(9)), "a label 0 … 9 for each"),
+    "images of 8×8": ("t10k-images-idx3-ubyte", idx(np.zeros((10, 8, 8))), "28 x 28"),
+    "a missing label": ("t10k-labels-idx1-ubyte", idx(np.zeros(9)), "a label 0 to 9 for each"),
     "a label that is no digit": (
-        "t10k-labels-idx1-ubyte", idx(np.full(10, 10)), "a label 0 … 9 for each",
+        "t10k-labels-idx1-ubyte", idx(np.full(10, 10)), "a label 0 to 9 for each",
     ),
 }  # fmt: skip
 
@@ -159,7 +164,8 @@ def short_run(tmp_path_factory):
     """All methods for two epochs, as if there were no matplotlib; then the modules in use, in a line."""
     out = tmp_path_factory.mktemp("out")
     script = f"""if True:
-        import runpy, sys
+        import runpy, sys, warnings
+        warnings.simplefilter("error", EncodingWarning)
         sys.path.insert(0, {str(EXAMPLES)!r})
         sys.modules["matplotlib"] = None
         runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
@@ -249,9 +255,9 @@ def test_without_matplotlib_plot_names_the_extra(short_run):
         ([0.3, 0.3], "too few seeds"),
         (
             [-0.5, -0.3, -0.6, -0.2, -0.4],
-            "-0.4 ± 0.1 (paired, standard error) points; it does not beat",
+            "-0.4 +/- 0.1 (paired, standard error) points; it does not beat",
         ),
-        ([4.0, 0.0, 0.0, 0.0, 0.0], "+0.8 ± 0.8 (paired"),
+        ([4.0, 0.0, 0.0, 0.0, 0.0], "+0.8 +/- 0.8 (paired"),
         ([1.0, -0.9, 0.8, -0.7, 0.3], "does not beat"),
         ([1.0, 1.1, 0.9, 1.2, 0.8], "it beats"),
     ],
