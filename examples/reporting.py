@@ -209,5 +209,5 @@ Saved:
 To use them again:
     import loradora as ld
     base = ld.MLP({list(digits.SIZES)})
-    ld.load_model("{base}", base)
-    model = ld.PeftModel.from_pretrained(base, "{adapter}")"""
+    ld.load_model({str(base)!a}, base)
+    model = ld.PeftModel.from_pretrained(base, {str(adapter)!a})"""

@@ -1,5 +1,6 @@
 """examples/finetune_digits.py: the data are what they claim to be, and the command keeps its promises."""
 
+import ast
 import contextlib
 import gzip
 import importlib.util
@@ -7,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from textwrap import dedent
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,6 +247,14 @@ def test_needs_only_numpy(short_run):
 def test_without_matplotlib_plot_names_the_extra(short_run):
     assert "pip install -e '.[plot]'" in short_run.errors
     assert not (short_run.out / "finetune_digits.png").exists()
+
+
+def test_the_printed_code_names_the_files_on_windows_too(reporting):
+    base, adapter = PureWindowsPath(r"Übung\base.npz"), PureWindowsPath(r"Übung\new\adapter.npz")
+    code = reporting.saved([[base, adapter]]).partition("To use them again:\n")[2]
+    assert code.isascii()
+    constants = [n.value for n in ast.walk(ast.parse(dedent(code))) if isinstance(n, ast.Constant)]
+    assert [text for text in constants if isinstance(text, str)] == [str(base), str(adapter)]
 
 
 @pytest.mark.parametrize(
