@@ -72,6 +72,7 @@ class Adapted(Module):
         return y.astype(np.result_type(x.dtype, dtype) if isinstance(x, Tensor) else dtype)
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         # with another formula, the weight that is inherited would be merged, silently wrong
         if FORMULA & vars(cls).keys() and "weight" not in vars(cls):
             type.__setattr__(cls, "weight", Adapted.weight)
@@ -180,6 +181,7 @@ class LowRankLinear(Adapted):
         self.base_layer = frozen(base, residual)
         self.A = Tensor(A.astype(dtype), requires_grad=True)
         self.B = Tensor(B.astype(dtype), requires_grad=True)
+        self.train(base.training)
 
     @property
     def r(self) -> int:

@@ -35,6 +35,25 @@ class Module:
 
     training: bool = True
 
+    def __init_subclass__(cls) -> None:
+        for name, value in vars(cls).items():
+            if isinstance(value, (Tensor, Module)):
+                raise TypeError(
+                    f"{cls.__name__}.{name} belongs to the class, where it is no parameter: set it in "
+                    "__init__"
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "requires_grad":
+            raise AttributeError("a Module has no requires_grad: call requires_grad_(value)")
+        parameter = isinstance(vars(self).get(name), Tensor)
+        if parameter and not (value is None or isinstance(value, Tensor)):
+            raise TypeError(
+                f"{name} is a Tensor, and would be no parameter as a {type(value).__name__}: set "
+                f"{name}.data"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the output; to be defined by each layer, with the arguments it needs."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward(x)")
@@ -393,12 +412,11 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
-        if isinstance(p, bool) or not isinstance(p, Real):
-            raise TypeError(f"the dropout rate must be a number, not {p!r}")
-        if not 0 <= p < 1:
-            raise ValueError(f"the dropout rate must lie in [0, 1), not {p!r}")
-        self.p: float = float(p)
+        self.p = p
         self.rng: np.random.Generator = np.random.default_rng(rng)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _rate(value) if name == "p" else value)
 
     def forward(self, x: Any) -> Any:
         """Return x thinned out; x itself in evaluation mode or for p = 0."""
@@ -410,6 +428,15 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         """Return the rate."""
         return f"p={self.p}"
+
+
+def _rate(p: Any) -> float:
+    """Return a dropout rate, checked."""
+    if isinstance(p, bool) or not isinstance(p, Real):
+        raise TypeError(f"the dropout rate must be a number, not {p!r}")
+    if not 0 <= float(p) < 1:
+        raise ValueError(f"the dropout rate must lie in [0, 1), not {p!r}")
+    return float(p)
 
 
 class Sequential(Module):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Collection, Iterator
-from types import MethodType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,9 +40,9 @@ def rebuild(module: Module, replace: Replace) -> Module:
     Raises
     ------
     TypeError
-        For a ``forward`` that was set on an instance, unless it is a method: it would go on to call the
-        layers of the old tree.  And for tensors or modules in a set or another container that is not
-        walked.
+        For functions and objects that know tensors or modules of the tree, such as a ``forward`` that was
+        set on an instance: they would go on to use the old ones.  And for tensors or modules in a set or
+        another container that is not walked.
     """
     done: dict[int, tuple[Any, Any]] = {}
 
@@ -53,7 +55,6 @@ def rebuild(module: Module, replace: Replace) -> Module:
         elif isinstance(part, Module):
             new = replace(part)
             if new is None:
-                _check_forward(part)
                 new = copy.copy(part)
                 done[id(part)] = part, new  # already here: a part inside may lead back to this one
                 vars(new).update({name: visit(value) for name, value in vars(part).items()})
@@ -67,9 +68,13 @@ def rebuild(module: Module, replace: Replace) -> Module:
             new = copy.copy(part)
             new.update({key: visit(value) for key, value in part.items()})
         elif isinstance(part, MethodType):
-            new = MethodType(part.__func__, visit(part.__self__))
+            owner = visit(part.__self__)
+            replaced = type(owner) is not type(part.__self__)  # by a layer with methods of its own
+            name = part.__func__.__name__
+            new = getattr(owner, name) if replaced else MethodType(part.__func__, owner)
         else:
             check_hides_nothing("what is to be adapted", part)
+            _check_reach(part)
             if isinstance(part, (np.ndarray, np.random.Generator)):
                 new = copy.deepcopy(part)
         done[id(part)] = part, new  # holding on to part keeps its id its own
@@ -79,12 +84,20 @@ def rebuild(module: Module, replace: Replace) -> Module:
     return result
 
 
-def _check_forward(module: Module) -> None:
-    own = vars(module).get("forward")
-    if own is not None and not isinstance(own, MethodType):
+def _check_reach(part: Any) -> None:
+    """Raise TypeError for a function or object that knows tensors or modules, which stay the old ones."""
+    known: list[Any] = []
+    if isinstance(part, FunctionType):
+        known += inspect.getclosurevars(part).nonlocals.values()
+        known += [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
+    elif isinstance(part, partial):
+        known += [getattr(part.func, "__self__", part.func), *part.args, *part.keywords.values()]
+    elif not isinstance(part, (type, ModuleType)):
+        known += getattr(part, "__dict__", {}).values()
+    if any(isinstance(p, (Tensor, Module)) for p in known):
         raise TypeError(
-            f"the forward of this {type(module).__name__} was replaced by a {type(own).__name__}, which "
-            "would go on to call the layers that it knows, not the adapted ones: write a class"
+            f"a {type(part).__name__} in what is to be adapted knows layers or tensors, and would go on "
+            "to use the old ones: make it a Module, or a method of one"
         )
 
 

@@ -453,3 +453,40 @@ def test_a_seed_will_do_for_a_generator():
         assert_array_equal(seeded, drawn)
     one, generator = ld.MLP([4, 3, 2], rng=3), ld.MLP([4, 3, 2], rng=np.random.default_rng(3))
     assert_array_equal(one.layers[0].weight.data, generator.layers[0].weight.data)
+
+
+# ----------------------------------------------------------------------------- what is set in vain
+
+
+@pytest.mark.parametrize("part", [mg.Tensor(1.0), layer()], ids=["Tensor", "Linear"])
+def test_parameters_of_a_class_are_refused(part):
+    with pytest.raises(TypeError, match=r"Shared\.held belongs to the class"):
+        type("Shared", (ld.Module,), {"held": part})
+
+
+@pytest.mark.parametrize("value", [np.zeros((1, 2)), [[0.0, 0.0]], 0.0])
+def test_a_parameter_is_not_replaced_by_an_array(value):
+    model = layer()
+    with pytest.raises(TypeError, match=r"weight is a Tensor, and would be no parameter as a"):
+        model.weight = value
+    assert list(model.state_dict()) == ["weight"]
+    model.weight = mg.Tensor(np.zeros((1, 2)), requires_grad=True)
+    assert not model.weight.data.any()
+    model.bias = None
+
+
+def test_requires_grad_of_a_module_is_not_set_in_vain():
+    model = ld.MLP([3, 2])
+    with pytest.raises(AttributeError, match=r"call requires_grad_\(value\)"):
+        model.requires_grad = False
+    assert len(model.trainable_parameters()) == 2
+
+
+@pytest.mark.parametrize(
+    ("p", "error"), [(1.5, ValueError), (-0.1, ValueError), (1, ValueError), ("0.5", TypeError)]
+)
+def test_a_dropout_rate_is_checked_whenever_it_is_set(p, error):
+    dropout = ld.Dropout(0.5)
+    with pytest.raises(error, match="the dropout rate must"):
+        dropout.p = p
+    assert dropout.p == 0.5

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from types import MethodType
 from typing import NamedTuple
 
@@ -1224,17 +1225,57 @@ def test_the_state_of_another_base_is_refused(method):
         assert_array_equal(value, before[name])
 
 
-@pytest.mark.parametrize("replace", [True, False])
-def test_a_forward_that_was_set_on_an_instance_is_refused_unless_it_is_a_method(replace):
+class Runner:
+    """No Module, but it knows one."""
+
+    def __init__(self, module):
+        self.module = module
+
+
+def by_default(module):
+    def run(x, *, head=module):
+        return head(x)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        lambda net: lambda x: net.head(x),
+        lambda net: partial(net.head),
+        lambda net: partial(net.head.forward),
+        lambda net: partial(mg.linear, w=net.scale),
+        lambda net: Runner(net.head),
+        lambda net: by_default(net.head),
+    ],
+)
+def test_what_would_go_on_to_use_the_layers_of_the_base_is_refused(reach):
     base = Net()
-    if replace:
-        base.forward = lambda x: base.head(x)
-        with pytest.raises(TypeError, match="the forward of this Net was replaced by a function"):
-            adapted(base=base)
-    else:
-        base.forward = MethodType(lambda self, x: self.head(self.blocks[0](x)), base)
-        model = adapted(base=base)
-        assert not np.array_equal(out(model), base(X).data)
+    base.run = reach(base)
+    with pytest.raises(TypeError, match="knows layers or tensors, and would go on to use the old"):
+        adapted(base=base)
+    base.run, base.forward = None, lambda x: base.head(x)
+    with pytest.raises(TypeError, match="a function in what is to be adapted knows layers"):
+        adapted(base=base)
+    assert base.scale.data.flags.writeable
+
+
+def test_functions_and_objects_that_know_no_layers_are_let_through():
+    base, limit = Net(), 3.0
+    base.run = [lambda x: mg.clip(x, -limit, limit), partial(mg.clip, min=0), mg.relu, np.tanh]
+    base.note, base.rng, base.kind = Runner(None), np.random.default_rng(0), Runner
+    assert adapted(base=base).run is not base.run
+
+
+def test_methods_that_are_attributes_are_those_of_the_view():
+    base = WithConstants()
+    base.forward = MethodType(lambda self, x: self.head(self.project(x)), base)
+    base.project = base.q.forward
+    model = adapted(base=base, target_modules=["q"], lora_dropout=0.5)
+    assert isinstance(model.q, ld.LoRALinear)
+    assert model.project == model.q.forward
+    assert not np.array_equal(out(model.eval()), base(X).data)
 
 
 # ----------------------------------------------------------------------------- half precision
