@@ -293,7 +293,7 @@ class Optimizer:
 
 
 _WANTED = (
-    "expected a list of Tensors, as model.parameters() is, or of groups {'params': tensors, …}"
+    "expected a list of Tensors, as model.parameters() is, or of groups {'params': tensors, ...}"
 )
 
 _NOTHING_TO_MOVE = (

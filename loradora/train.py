@@ -68,7 +68,7 @@ def fit(
 ) -> Iterator[Step]:
     """Train on shuffled batches; yield a record after each step.
 
-    A generator: it works as it is iterated.  ``for step in fit(…): pass`` trains without a word.
+    It works as it is iterated, and not before.  ``for step in fit(…): pass`` trains without a word.
 
     Training mode is set before every step, as Hugging Face's Trainer does.  So ``model.eval()`` may be
     called between two steps, and dropout is on again in the next.
@@ -96,15 +96,17 @@ def fit(
         How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
         go on from there.
     rng
-        The source of the shuffling: a generator, or a seed.  One number is drawn from it, at the first
-        step.
+        The source of the shuffling: a generator, or a seed.  One number is drawn from it.
 
     Raises
     ------
+    TypeError, ValueError
+        At the call: if x and labels differ in length or are empty; by default if labels are no class
+        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, and a ``start``
+        outside 0 … ``steps``.
     TypeError, ValueError, IndexError
-        At the first step, before anything changes: if x and labels differ in length or are empty; by
-        default if labels are no class numbers; for a loss that is no single number; for ``steps``
-        or ``batch_size`` that are no integers of at least 1, and a ``start`` outside 0 … ``steps``.
+        At the first step, before anything changes: by default for labels that the model has no logit
+        for, or a single logit; for a loss that is no single number.
     RuntimeError
         At the first step, if no parameter of the optimizer gets a gradient from this model.
     FloatingPointError
@@ -163,25 +165,31 @@ def fit(
         _check_classes(labels, "fit classifies by default; for regression give it loss=mg.mse_loss")
     seed = int(np.random.default_rng(rng).integers(2**63))
     batches = _batches(x, labels, batch_size, seed, start)
-    model.train()
-    # walking through the model at every step would cost a small one a tenth of its time
-    modules = [module for _, module in model.named_modules()]
-    for step in range(start + 1, steps + 1):
-        if not all(module.training for module in modules):
-            model.train()
-        examples, targets = next(batches)
-        output = model(examples)
-        if loss is mg.cross_entropy and step == start + 1:  # all of them, before anything changes
-            check_labels(labels, output.shape[-1])
-        value = _single_number(loss(output, targets))
-        if not np.isfinite(value.data):
-            cause = _cause(model, examples, targets, fresh=step == start + 1)
-            raise FloatingPointError(f"the loss is {value.item()} at step {step}: {cause}")
-        optimizer.zero_grad()
-        value.backward()
-        factor = schedule((step - 1) / steps)
-        optimizer.step(factor)
-        yield Step(step, steps, value.item(), factor)
+
+    def training() -> Iterator[Step]:
+        model.train()
+        # walking through the model at every step would cost a small one a tenth of its time
+        modules = [module for _, module in model.named_modules()]
+        for step in range(start + 1, steps + 1):
+            if not all(module.training for module in modules):
+                model.train()
+            examples, targets = next(batches)
+            output = model(examples)
+            if (
+                loss is mg.cross_entropy and step == start + 1
+            ):  # all of them, before anything changes
+                _check_logits(output, labels)
+            value = _single_number(loss(output, targets))
+            if not np.isfinite(value.data):
+                cause = _cause(model, examples, targets, fresh=step == start + 1)
+                raise FloatingPointError(f"the loss is {value.item()} at step {step}: {cause}")
+            optimizer.zero_grad()
+            value.backward()
+            factor = schedule((step - 1) / steps)
+            optimizer.step(factor)
+            yield Step(step, steps, value.item(), factor)
+
+    return training()
 
 
 def _check_start(start: Any, steps: int) -> None:
@@ -210,6 +218,13 @@ def _check_classes(labels: Array, hint: str) -> None:
         raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}: {hint}")
     if labels.ndim != 1:
         raise ValueError(f"expected one label per input, (N,), got {labels.shape}: {hint}")
+
+
+def _check_logits(logits: mg.Tensor, labels: Array) -> None:
+    """Raise unless there is a logit for each of ``labels``, and more than one class."""
+    check_labels(labels, logits.shape[-1])
+    if logits.shape[-1] == 1:
+        raise ValueError("one logit tells no classes apart: its loss is 0 whatever the model does")
 
 
 def _single_number(value: Any) -> mg.Tensor:
@@ -277,6 +292,7 @@ def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> 
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             logits = model(x[part])
+            _check_logits(logits, labels[part])
             loss += mg.cross_entropy(logits, labels[part], reduction="sum").item()
             right += int(np.sum(np.argmax(logits.data, axis=1) == labels[part]))
     finally:

@@ -746,12 +746,12 @@ def test_the_velocity_of_float16_is_kept_in_float32():
     assert np.isfinite(optimizer.state[p]["momentum_buffer"]).all()
 
 
-def test_a_float16_lora_trains_with_the_default_adamw():
+@pytest.mark.parametrize("cast", [True, False])
+def test_a_float16_lora_trains_with_the_default_adamw(cast):
     rng = np.random.default_rng(0)
-    layer = ld.LoRALinear(ld.Linear(8, 4, rng=rng, dtype=np.float16), r=2, lora_alpha=4, rng=rng)
+    base = ld.Linear(8, 4, rng=rng, dtype=np.float16)
+    layer = ld.LoRALinear(base, r=2, lora_alpha=4, rng=rng, autocast_adapter_dtype=cast)
     factors = [layer.A, layer.B]
-    for p in factors:
-        p.data, p.requires_grad = p.data.astype(np.float16), True
     x = rng.normal(size=(16, 8)).astype(np.float16)
     y = rng.normal(size=(16, 4)).astype(np.float16)
     optimizer = ld.AdamW(factors, lr=0.01)

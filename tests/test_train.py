@@ -587,3 +587,22 @@ def test_an_interrupted_training_goes_on_bit_by_bit_in_another_process(model, op
             found += more
         assert found == losses
         assert reached == parameters
+
+
+def test_one_logit_is_no_classifier():
+    model, x, labels = ld.MLP([2, 1], rng=0), np.ones((3, 2)), np.zeros(3, int)
+    with pytest.raises(ValueError, match="one logit tells no classes apart"):
+        ld.evaluate(model, x, labels)
+    optimizer = ld.SGD(model.parameters())
+    with pytest.raises(ValueError, match="one logit tells no classes apart"):
+        next(ld.fit(model, x, labels, optimizer=optimizer, steps=1, rng=0))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": -3}, {"batch_size": 0}, {"start": 9}, {"labels": [0.5] * 3}, {"rng": "x"}]
+)
+def test_what_is_wrong_is_said_at_the_call_not_when_it_is_iterated(wrong):
+    model = ld.MLP([2, 2], rng=0)
+    given = {"x": np.ones((3, 2)), "labels": [0, 1, 0], "steps": 5, "rng": 0}
+    with pytest.raises((TypeError, ValueError)):
+        ld.fit(model, optimizer=ld.SGD(model.parameters()), **given | wrong)
