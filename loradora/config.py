@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
@@ -136,6 +137,11 @@ class LoraConfig:
     velora_config: Any = absent(None, "it is another adapter family")
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(
+                value, MappingProxyType
+            ):  # from the config of an adapter, which is frozen
+                setattr(self, name, _json(value))
         self._check_absent()
         self._check_names()
         self._check_expressions()
@@ -237,18 +243,44 @@ class LoraConfig:
             raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
         setattr(self, name, matching[0])  # PEFT's TaskType is a str, but JSON would not know it
 
+    # -- the config of an adapter, which says how it was made
+
+    def frozen(self) -> LoraConfig:
+        """Return a copy that refuses to be edited.  A copy of that one can be edited again."""
+        new = copy.copy(self)
+        vars(new).update({name: _fixed(value) for name, value in vars(new).items()}, _frozen=True)
+        return new
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_not_frozen(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._check_not_frozen(name)
+        super().__delattr__(name)
+
+    def _check_not_frozen(self, name: str) -> None:
+        if "_frozen" in vars(self):
+            raise AttributeError(
+                f"{name} of an adapter that is made cannot change: make another one with "
+                f"add_adapter(…, dataclasses.replace(config, {name}=…))"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds."""
+        state = dict(vars(self))
+        frozen = state.pop("_frozen", False)
+        return {name: _json(value) for name, value in state.items()} if frozen else state
+
     # -- the file
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config with the full set of PEFT's keys, and its own if set, ready for JSON."""
-        known = {name: v for name, v in dataclasses.asdict(self).items() if name not in OWN}
-        known |= self.own_options()
-        for name, value in known.items():
-            if isinstance(value, (set, frozenset)):
-                known[name] = sorted(value)
-            elif isinstance(value, (tuple, range)):
-                known[name] = list(value)
-        return dict(sorted(known.items()))
+        own = self.own_options()
+        names = sorted(
+            f.name for f in dataclasses.fields(self) if f.name not in OWN or f.name in own
+        )
+        return {name: _json(getattr(self, name)) for name in names}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoraConfig:
@@ -275,6 +307,24 @@ class LoraConfig:
 def _plain(number: Any) -> float:
     """Return a number as Python's int or float, whichever it is."""
     return int(number) if isinstance(number, Integral) else float(number)
+
+
+def _json(value: Any) -> Any:
+    """Return a copy of ``value`` made of dicts and lists, a set in order."""
+    if isinstance(value, Mapping):
+        return {key: _json(v) for key, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    return [_json(v) for v in value] if isinstance(value, (list, tuple, range)) else value
+
+
+def _fixed(value: Any) -> Any:
+    """Return a copy of ``value`` that cannot change, however deep one goes."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _fixed(v) for key, v in value.items()})
+    if isinstance(value, (set, frozenset)):
+        return frozenset(value)
+    return tuple(_fixed(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _all_are(kind: type, values: Any) -> bool:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -283,9 +284,14 @@ class PeftModel(Module):
         return self.active_adapters[0]
 
     @property
-    def peft_config(self) -> dict[str, LoraConfig]:
-        """The config of every adapter by name."""
-        return {name: adapter.config for name, adapter in self._adapters.items()}
+    def peft_config(self) -> Mapping[str, LoraConfig]:
+        """The config of every adapter by name.
+
+        It says how the adapter was made, and cannot be edited.  For another one, make another adapter:
+        ``model.add_adapter("new", dataclasses.replace(config, lora_alpha=64))``.
+        """
+        configs = {name: adapter.config.frozen() for name, adapter in self._adapters.items()}
+        return MappingProxyType(configs)
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -329,7 +335,7 @@ class PeftModel(Module):
         self._keep(adapter_name, adapter)
 
     def _keep(self, adapter_name: str, adapter: Adapter) -> None:
-        configs = [adapter.config, *self.peft_config.values()]
+        configs = [adapter.config, *(a.config for a in self._adapters.values())]
         if len(configs) > 1 and any(config.bias != "none" for config in configs):
             raise ValueError("with bias='all' or 'lora_only' there can be only one adapter")
         adapter.model.train(self.training)

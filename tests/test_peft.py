@@ -1,6 +1,7 @@
 """An adapted model is a new one: the base it shares is never touched, and what it merges to is plain."""
 
 import copy
+import dataclasses
 import pickle
 import re
 import subprocess
@@ -745,7 +746,60 @@ def test_a_config_that_changes_later_changes_nothing(tmp_path):
     model.save_adapter(tmp_path / "a.npz")
     loaded = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
     assert loaded.peft_config["default"].r == 2
-    assert loaded.peft_config["default"].target_modules == ["q"]
+    assert loaded.peft_config["default"].target_modules == ("q",)
+
+
+EDITS = {
+    "an option": lambda c: setattr(c, "lora_alpha", 64),
+    "the rank": lambda c: setattr(c, "r", 3),
+    "the kind": lambda c: setattr(c, "use_dora", True),
+    "an option away": lambda c: delattr(c, "lora_alpha"),
+    "a list": lambda c: c.target_modules.append("head.0"),
+    "a dict": lambda c: c.rank_pattern.update({"q": 1}),
+    "a set": lambda c: c.exclude_modules.add("v"),
+    "a list in a dict": lambda c: c.auto_mapping["parents"].append("x"),
+    "a dict in a dict": lambda c: c.auto_mapping["more"].update(x=1),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("copied", [False, True], ids=["the model", "a copy of it"])
+def test_the_config_of_an_adapter_cannot_be_edited_in_vain(edit, copied):
+    mapping = {"parents": ["a"], "more": {}}
+    options = {"exclude_modules": {"head.2"}, "auto_mapping": mapping}
+    model = adapted(base=Net(), **options, target_modules=["q", "v", "head.2"])
+    model = copy.deepcopy(model) if copied else model
+    before = model.peft_config["default"].to_dict()
+    with pytest.raises((AttributeError, TypeError)):
+        edit(model.peft_config["default"])
+    assert model.peft_config["default"].to_dict() == before
+
+
+def test_a_refused_edit_says_what_to_do_instead():
+    model = adapted()
+    with pytest.raises(AttributeError, match=r"lora_alpha of an .* add_adapter.*replace"):
+        model.peft_config["default"].lora_alpha = 64
+    changed = dataclasses.replace(model.peft_config["default"], lora_alpha=64)
+    model.add_adapter("changed", changed)
+    assert model.peft_config["changed"].lora_alpha == 64
+
+
+@pytest.mark.parametrize(
+    "made", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), dataclasses.replace]
+)
+def test_a_copy_of_the_config_of_an_adapter_is_the_users_own(made):
+    own = made(adapted(rank_pattern={"q": 1}).peft_config["default"])
+    own.lora_alpha, own.rank_pattern["v"] = 64, 3
+    assert (own.lora_alpha, own.rank_pattern) == (64, {"q": 1, "v": 3})
+    assert ld.get_peft_model(Net(), own).peft_config["default"].lora_alpha == 64
+
+
+def test_configs_are_not_put_into_a_model_by_hand():
+    model = adapted()
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        model.peft_config["other"] = config()
+    with pytest.raises(TypeError, match="does not support item deletion"):
+        del model.peft_config["default"]
 
 
 def test_a_config_is_checked_again_when_it_is_used():
@@ -781,7 +835,7 @@ class Classifier(ld.Module):
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_task_of_classification_trains_its_head(task):
     model = adapted(base=Classifier(), target_modules=["q"], task_type=task)
-    assert model.peft_config["default"].modules_to_save == ["classifier", "score"]
+    assert model.peft_config["default"].modules_to_save == ("classifier", "score")
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {f"base_model.classifier.{n}" for n in ("weight", "bias")} < trained
     headless = adapted(task_type=task)  # which is no error: the head is implied, not asked for
