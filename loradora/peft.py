@@ -109,6 +109,10 @@ class Adapter:
             if p.requires_grad or id(p) in own
         }
         self.trained = [p for p in self.saved.values() if p.requires_grad]
+        self._tensors = dict(self.model.named_parameters())
+        in_file = {id(p) for p in self.saved.values()}
+        self._constants = {n: p.data for n, p in self._tensors.items() if id(p) not in in_file}
+        self._settings = self.settings()
         self.enable(not config.inference_mode)
 
     def _free_biases(self) -> None:
@@ -129,6 +133,39 @@ class Adapter:
         """Return s of every adapted layer, by path."""
         return {path: layer.scaling for path, layer in self.layers().items()}
 
+    def settings(self) -> dict[str, str]:
+        """Return what the config has given its layers beside their tensors, in words, by name."""
+        found: dict[str, str] = {}
+        for path, layer in self.layers().items():
+            found |= {f"{path}.{n}": repr(getattr(layer, n)) for n in SETTINGS if hasattr(layer, n)}
+        return found
+
+    def lost_in_a_file(self) -> list[str]:
+        """Return what has changed since it was made, beside the values of its tensors, in words.
+
+        A file holds these values and the config.  Who loads it has the base and none of the changes.
+        """
+        now, settings = dict(self.model.named_parameters()), self.settings()
+        changed = [
+            f"{name} is {settings.get(name, 'gone')}, but its config gives {given}"
+            + (" (multiply B instead)" if name.endswith(".scaling") else "")
+            for name, given in self._settings.items()
+            if settings.get(name) != given
+        ]
+        changed += [
+            f"{name} is no longer the tensor of the adapter: set its .data instead"
+            for name, p in self._tensors.items()
+            if now.get(name) is not p
+        ]
+        changed += [
+            f"{name} is not one of its tensors" for name in now if name not in self._tensors
+        ]
+        return changed + [
+            f"{name} has changed, but is of the base"
+            for name, array in self._constants.items()
+            if not _same(self._tensors[name].data, array)
+        ]
+
     def layers(self) -> dict[str, LowRankLinear]:
         """Return the adapted layers by path; a tied layer once, under its first."""
         found: dict[int, tuple[str, LowRankLinear]] = {}
@@ -136,6 +173,15 @@ class Adapter:
             if isinstance(module, LowRankLinear):
                 found.setdefault(id(module), (path, module))
         return dict(found.values())
+
+
+#: The attributes of an adapted layer that come from the config and are no tensors.
+SETTINGS = ("scaling", "lora_dropout", "detach_norm", "norm_axis")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arrays are one, or have the same values."""
+    return one is other or np.array_equal(one, other, equal_nan=True)
 
 
 def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[LowRankLinear]:
@@ -427,15 +473,17 @@ class PeftModel(Module):
         self._check_new(adapter_name)
         chosen = [self._get(name) for name in adapters]
         if len(chosen) == 1 and weights[0] == 1 and combination_type == "cat":
-            new = self._copy(chosen[0])
+            new = self._copy(adapters[0])
         else:
             new = self._weighted(chosen, weights, combination_type, svd_rank)
         self._keep(adapter_name, new)
 
-    def _copy(self, adapter: Adapter) -> Adapter:
+    def _copy(self, adapter_name: str) -> Adapter:
+        adapter = self._get(adapter_name)
+        arrays = _arrays(adapter_name, adapter)
         new = self._adapter(adapter.config, adapter.autocast_adapter_dtype, adapter.layer)
-        for key, p in adapter.saved.items():
-            new.saved[key].data = p.data
+        for key, p in new.saved.items():
+            p.data = arrays[key]
         return new
 
     def _weighted(
@@ -537,7 +585,9 @@ class PeftModel(Module):
         ImportError
             Without safetensors, naming the extra and the alternative.
         ValueError
-            For an unknown name, and for an adapter that PEFT would misread.
+            For an unknown name, for an adapter that PEFT would misread, and for one that a file would
+            not bring back as it is, because more has changed than the values of its tensors: a
+            scaling that was assigned to, say, or a weight of the base.  All of it is named.
         CheckpointError
             If a file cannot be written.
         """
@@ -545,9 +595,10 @@ class PeftModel(Module):
         chosen = {name: self._get(name) for name in names}
         for name, adapter in chosen.items():
             _check_peft_can_read(name, adapter)
+        arrays = {name: _arrays(name, adapter) for name, adapter in chosen.items()}
         for name, adapter in chosen.items():
             folder = Path(directory) if name == "default" else Path(directory) / name
-            checkpoint.save_folder(folder, adapter.config, _arrays(adapter), adapter.scalings())
+            checkpoint.save_folder(folder, adapter.config, arrays[name], adapter.scalings())
 
     def save_adapter(self, file: str | Path, adapter_name: str | None = None) -> None:
         """Write one adapter, config included, into one ``.npz`` file that needs only NumPy.
@@ -555,14 +606,16 @@ class PeftModel(Module):
         Raises
         ------
         ValueError
-            For an unknown name, and without a name if several adapters are active.
+            For an unknown name, and without a name if several adapters are active; and for an
+            adapter that a file would not bring back, as in :meth:`save_pretrained`.
         CheckpointError
             If the file cannot be written.
         """
         if adapter_name is None and len(self.active_adapters) > 1:
             raise ValueError(f"name one of the active adapters: {', '.join(self.active_adapters)}")
-        adapter = self._get(self.active_adapter if adapter_name is None else adapter_name)
-        checkpoint.save_npz(file, adapter.config, _arrays(adapter))
+        name = self.active_adapter if adapter_name is None else adapter_name
+        adapter = self._get(name)
+        checkpoint.save_npz(file, adapter.config, _arrays(name, adapter))
 
     def load_adapter(
         self,
@@ -740,7 +793,13 @@ def _check_peft_can_read(name: str, adapter: Adapter) -> None:
         )
 
 
-def _arrays(adapter: Adapter) -> dict[str, Any]:
+def _arrays(name: str, adapter: Adapter) -> dict[str, Any]:
+    """Return the values of its tensors by their names in files, if they make it what it is."""
+    lost = adapter.lost_in_a_file()
+    if lost:
+        raise ValueError(
+            f"{name!r} would be another adapter in a file or a copy: {'; '.join(lost)}"
+        )
     return {key: p.data for key, p in adapter.saved.items()}
 
 

@@ -1,6 +1,7 @@
 """Files hold what PEFT's hold, load only if all of it fits, and are never executed or half written."""
 
 import builtins
+import copy
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import loradora as ld
+import minigrad as mg
 from loradora import CheckpointError, checkpoint
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -180,6 +182,139 @@ def test_a_model_that_does_not_fit_is_refused_and_stays(tmp_path):
     ):
         ld.load_model(tmp_path / "net.npz", net)
     assert state_of(net) == before
+
+
+# ----------------------------------------------------------------------------- saved is what ran
+
+
+def of(model, path="layers.0"):
+    return dict(model.base_model.named_modules())[path]
+
+
+def another(tensor):
+    return mg.Tensor(tensor.data + 1, requires_grad=True)
+
+
+def set_all(model):
+    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+
+
+def train_all(model):
+    model.requires_grad_(True)
+    model(X).sum().backward()
+    ld.SGD(model.parameters(), 0.1).step()
+
+
+#: What is done to a model, to what kind of adapter, and what saving it then complains of.
+CHANGES = {
+    "the scaling": (
+        "LoRA",
+        lambda m: setattr(of(m), "scaling", 2.0),
+        r"layers\.0\.scaling is 2\.0, but its config gives 4\.0 \(multiply B instead\)",
+    ),
+    "dropout": (
+        "dropout",
+        lambda m: setattr(of(m).lora_dropout, "p", 0.5),
+        r"layers\.0\.lora_dropout is Dropout\(p=0\.5\), but its config gives Dropout\(p=0\.25\)",
+    ),
+    "another dropout": (
+        "dropout",
+        lambda m: setattr(of(m), "lora_dropout", ld.ReLU()),
+        r"layers\.0\.lora_dropout is ReLU\(\), but its config gives Dropout\(p=0\.25\)",
+    ),
+    "the gradient of the norm": (
+        "DoRA",
+        lambda m: setattr(of(m), "detach_norm", False),
+        r"layers\.0\.detach_norm is False, but its config gives True",
+    ),
+    "another B": (
+        "LoRA",
+        lambda m: setattr(of(m), "B", another(of(m).B)),
+        r"layers\.0\.B is no longer the tensor of the adapter: set its \.data instead",
+    ),
+    "another m": ("DoRA", lambda m: setattr(of(m), "m", another(of(m).m)), r"layers\.0\.m is no"),
+    "no bias in B": (
+        "a bias in B",
+        lambda m: setattr(of(m), "B_bias", None),
+        r"layers\.0\.B_bias is no longer",
+    ),
+    "another bias": (
+        "biases of adapted layers",
+        lambda m: setattr(of(m).base_layer, "bias", another(of(m).base_layer.bias)),
+        r"layers\.0\.base_layer\.bias is no longer",
+    ),
+    "a tensor in a whole layer": (
+        "a whole layer",
+        lambda m: setattr(of(m, "layers.2"), "weight", another(of(m, "layers.2").weight)),
+        r"layers\.2\.weight is no longer",
+    ),
+    "a plain layer in the place of an adapted one": (
+        "LoRA",
+        lambda m: setattr(of(m, "layers"), "0", of(m).merge()),
+        r"layers\.0\.A is no longer",
+    ),
+    "a new layer": (
+        "LoRA",
+        lambda m: setattr(of(m, "layers"), "3", ld.Linear(2, 2)),
+        r"layers\.3\.weight is not one of its tensors",
+    ),
+    "the frozen weight": (
+        "LoRA",
+        lambda m: setattr(of(m).base_layer.weight, "data", 0 * of(m).base_layer.weight.data),
+        r"layers\.0\.base_layer\.weight has changed, but is of the base",
+    ),
+    "what is left of the weight": (
+        "pissa",
+        lambda m: setattr(of(m).base_layer.weight, "data", 0 * of(m).base_layer.weight.data),
+        r"layers\.0\.base_layer\.weight has changed",
+    ),
+    "the state of all": ("LoRA", set_all, r"layers\.0\.base_layer\.weight has changed"),
+    "the training of all": ("DoRA", train_all, r"layers\.2\.base_layer\.bias has changed"),
+    "a bias that does not train along": (
+        "biases of adapted layers",
+        lambda m: setattr(of(m, "layers.2").bias, "data", 1 + of(m, "layers.2").bias.data),
+        r"layers\.2\.bias has changed, but is of the base",
+    ),
+}
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["the model", "a copy of it"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_file_would_not_bring_back_is_not_saved(change, copied, tmp_path):
+    kind, make, message = CHANGES[change]
+    model = trained(kind)
+    model = pickle.loads(pickle.dumps(copy.deepcopy(model))) if copied else model
+    make(model)
+    for save in (
+        lambda: model.save_adapter(tmp_path / "a.npz"),
+        lambda: model.save_pretrained(tmp_path),
+        lambda: model.add_weighted_adapter(["default"], [1.0], "copy"),
+    ):
+        with pytest.raises(ValueError, match=f"'default' would be .* {message}"):
+            save()
+    assert not any(tmp_path.iterdir())
+    assert list(model.peft_config) == ["default"]
+
+
+def test_all_that_would_be_lost_is_listed(tmp_path):
+    model = trained("DoRA")
+    of(model).scaling, of(model).detach_norm = 1.0, False
+    with pytest.raises(ValueError, match=r"layers\.0\.scaling .*; layers\.0\.detach_norm"):
+        model.save_adapter(tmp_path / "a.npz")
+
+
+@every_kind
+def test_whatever_leaves_the_function_of_an_adapter_to_its_tensors_is_saved(kind, tmp_path):
+    """New values, flags, modes, a state that is loaded, and copies change no more than the tensors."""
+    model = trained(kind)
+    model.load_state_dict(model.state_dict())
+    model.train().requires_grad_(False)
+    model = pickle.loads(pickle.dumps(copy.deepcopy(model))).eval()
+    model.requires_grad_(True)
+    for p in model._adapters["default"].saved.values():
+        p.data = p.data * np.float32(1.5)
+    model.save_adapter(tmp_path / "a.npz")
+    assert_array_equal(load(tmp_path / "a.npz")(X).data, model(X).data)
 
 
 # ----------------------------------------------------------------------------- what is on disk
