@@ -1,4 +1,4 @@
-"""Files: an adapter as one ``.npz``, or as PEFT's folder; a model's weights as ``.npz``.
+"""Files: an adapter as one ``.npz``, or as PEFT's folder; a model as ``.npz`` or ``.safetensors``.
 
 Files are written atomically: all of them to temporary names beside their targets, then renamed, so a
 save that fails leaves the old ones.  They are never unpickled.  Names, shapes and dtypes are read first
@@ -71,33 +71,75 @@ class Entry(NamedTuple):
 
 
 def save_model(file: str | Path, model: Module) -> None:
-    """Write the parameters of ``model`` by name into an ``.npz`` file.
+    """Write the parameters of ``model`` by name into an ``.npz`` or a ``.safetensors`` file.
+
+    The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).
 
     Raises
     ------
     CheckpointError
-        If there is no such directory, or ``file`` is one.
+        For another suffix, if there is no such directory, or if ``file`` is one.
+    ImportError
+        Without safetensors, naming the extra and the alternative.
     OSError
         If the disk refuses; an old file stays as it was.
     """
-    _write_npz(Path(file), {name: p.data for name, p in model.named_parameters()})
+    path, arrays = Path(file), {name: p.data for name, p in model.named_parameters()}
+    if path.suffix == ".npz":
+        _write({path: _npz(arrays)})
+    elif path.suffix == ".safetensors":
+        _write({path: _safetensors_file(arrays, "save_model() also writes .npz, without it")})
+    else:
+        raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
 
 
-def load_model(file: str | Path, model: Module) -> None:
+def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> None:
     """Set the parameters of ``model`` from an ``.npz`` file, or a ``.safetensors`` file from PyTorch.
+
+    Each takes the dtype that it has in ``model``, in which it must be finite, unless ``allow_nan``.
 
     Raises
     ------
     CheckpointError
-        Listing everything that is missing, unexpected or misshapen.
+        Listing everything that is missing, unexpected, misshapen or not finite; nothing is changed.
     """
     path = Path(file)
     with _entries(path) as (entries, _):
         wrong = misfits(model.expected(entries), entries)
-        if wrong:
-            raise CheckpointError(f"{file}: {'; '.join(wrong)}")
-        arrays = {name: entry.read() for name, entry in entries.items()}
-    model.load_state_dict(arrays)
+        parameters = dict(model.named_parameters())
+        arrays = _arrays(path, entries, parameters, wrong, allow_nan)
+    for name, p in parameters.items():
+        p.data = arrays[name]
+
+
+def _arrays(
+    source: str | Path,
+    entries: Mapping[str, Entry],
+    expected: Mapping[str, Tensor],
+    wrong: list[str],
+    allow_nan: bool,
+) -> Arrays:
+    """Return the arrays that are expected, in the dtypes expected, if nothing is ``wrong``.
+
+    Unless ``allow_nan`` they must also be finite, in that dtype.
+
+    Raises
+    ------
+    CheckpointError
+        Listing what is wrong, and what is not finite.
+    """
+    arrays = {}
+    for key, p in expected.items():
+        entry = entries.get(key)
+        if entry is not None and entry.shape == p.shape and entry.dtype.kind == "f":
+            with np.errstate(over="ignore"), _reported(f"{source} is damaged at {key}"):
+                arrays[key] = entry.read().astype(p.dtype)  # what is too large becomes infinity
+    bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
+    if bad and not allow_nan:
+        wrong = [*wrong, f"NaN or infinity in {', '.join(bad)} (see allow_nan)"]
+    if wrong:
+        raise CheckpointError(f"{source}: {'; '.join(wrong)}")
+    return arrays
 
 
 # ----------------------------------------------------------------------------- adapters
@@ -113,18 +155,23 @@ class AdapterFile(NamedTuple):
 
 def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
     """Write an adapter into one ``.npz`` file: PEFT's tensors and, as bytes, its config."""
+    path = Path(file)
+    if path.suffix != ".npz":
+        raise CheckpointError(
+            f"cannot write {path}: save_adapter() writes .npz; save_pretrained() writes PEFT's folder, "
+            f"with {WEIGHTS} in it"
+        )
     text = np.frombuffer(_config_text(config).encode(), np.uint8)
-    _write_npz(Path(file), {CONFIG: text, **{PREFIX + k: v for k, v in arrays.items()}})
+    _write({path: _npz({CONFIG: text, **{PREFIX + k: v for k, v in arrays.items()}})})
 
 
 def save_folder(
     folder: Path, config: LoraConfig, arrays: Arrays, scalings: Mapping[str, float]
 ) -> None:
     """Write an adapter in PEFT's layout, into ``folder``; a README.md that is there already stays."""
-    save, _, _ = _safetensors("save_adapter() writes .npz without it")
-    # safetensors writes memory as it lies, whatever the strides say
-    tensors = {PREFIX + k: np.ascontiguousarray(v) for k, v in sorted(arrays.items())}
-    data = _in_order(save(tensors, metadata={"format": "pt", SCALINGS: json.dumps(scalings)}))
+    tensors = {PREFIX + k: v for k, v in arrays.items()}
+    noted = {SCALINGS: json.dumps(scalings)}
+    data = _safetensors_file(tensors, "save_adapter() writes .npz without it", noted)
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / WEIGHTS: data, folder / CONFIG: _config_text(config).encode()}
     if not (folder / "README.md").exists():
@@ -187,18 +234,7 @@ def check(
         noted = file.scalings.get(path)
         if file.scalings and noted != s:
             wrong.append(f"the config gives {path} the scaling {s:g}, but the file notes {noted}")
-    arrays = {}
-    for key, p in expected.items():
-        entry = file.tensors.get(key)
-        if entry is not None and entry.shape == p.shape and entry.dtype.kind == "f":
-            with np.errstate(over="ignore"), _reported(f"{source} is damaged at {key}"):
-                arrays[key] = entry.read().astype(p.dtype)  # what is too large becomes infinity
-    bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
-    if bad and not allow_nan:
-        wrong.append(f"NaN or infinity in {', '.join(bad)} (see allow_nan)")
-    if wrong:
-        raise CheckpointError(f"{source}: {'; '.join(wrong)}")
-    return arrays
+    return _arrays(source, file.tensors, expected, wrong, allow_nan)
 
 
 def check_name(name: str) -> None:
@@ -283,11 +319,20 @@ def _write(files: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+def _npz(arrays: Mapping[str, Array]) -> bytes:
+    """Return an ``.npz`` file."""
     named: dict[str, Any] = dict(arrays)
     content = io.BytesIO()
     np.savez(content, **named)
-    _write({path: content.getvalue()})
+    return content.getvalue()
+
+
+def _safetensors_file(arrays: Arrays, otherwise: str, notes: Mapping[str, str] = {}) -> bytes:
+    """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
+    save, _, _ = _safetensors(otherwise)
+    # safetensors writes memory as it lies, whatever the strides say
+    tensors = {name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())}
+    return _in_order(save(tensors, metadata={"format": "pt", **notes}))
 
 
 # ----------------------------------------------------------------------------- reading
@@ -373,13 +418,13 @@ def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[A
 
 
 def _safetensors(what: str) -> tuple[Any, Any, Any]:
-    """Return safetensors' functions, which only PEFT's own file format needs."""
+    """Return safetensors' functions, which only its own file format needs."""
     try:
         from safetensors import SafetensorError, deserialize
         from safetensors.numpy import save
     except ImportError as error:
         raise ImportError(
-            f"PEFT's files need safetensors: pip install -e '.[peft]'; {what}"
+            f".safetensors files need safetensors: pip install -e '.[peft]'; {what}"
         ) from error
     return save, deserialize, SafetensorError
 

@@ -173,6 +173,68 @@ def test_a_model_saved_by_another_library_is_loaded_from_safetensors(tmp_path, s
     assert state_of(other) == state_of(net)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_suffix_of_a_model_decides_what_is_written(dtype, tmp_path, safetensors):
+    net, other = base(dtype), ld.MLP([3, 4, 2], dtype=dtype)
+    net.layers[0].weight._data = np.asfortranarray(net.layers[0].weight.data)
+    ld.save_model(tmp_path / "net.safetensors", net)
+    tensors = safetensors.load_file(tmp_path / "net.safetensors")
+    assert state_of(net) == {n: (a.dtype, a.tobytes()) for n, a in tensors.items()}
+    header, _ = parts(tmp_path / "net.safetensors")
+    assert header["__metadata__"] == {"format": "pt"}
+    ld.load_model(tmp_path / "net.safetensors", other)
+    assert state_of(other) == state_of(net)
+
+
+@pytest.mark.parametrize("name", ["net", "net.bin", "net.pt", "net.npy", "net.NPZ", ".npz"])
+def test_a_model_is_written_under_no_other_suffix(name, tmp_path):
+    with pytest.raises(CheckpointError, match=r"ends in neither \.npz nor \.safetensors"):
+        ld.save_model(tmp_path / name, base())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.safetensors", r"save_adapter\(\) writes \.npz; save_pretrained\(\) writes .*folder"),
+        ("a", r"save_adapter\(\) writes \.npz"),
+        ("a.bin", r"save_adapter\(\) writes \.npz"),
+    ],
+)
+def test_an_adapter_is_written_under_no_other_suffix(name, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        trained().save_adapter(tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_model_that_is_not_finite_is_refused_as_an_adapter_is(suffix, value, tmp_path):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors", reason="it writes and reads the file")
+    wide, net = base(np.float64), base()
+    wide.layers[2].weight.data[0, 1] = value
+    ld.save_model(tmp_path / f"net{suffix}", wide)
+    before = state_of(net)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in layers\.2\.weight \(see allow"):
+        ld.load_model(tmp_path / f"net{suffix}", net)
+    assert state_of(net) == before
+    ld.load_model(tmp_path / f"net{suffix}", net, allow_nan=True)
+    expected = np.nan if np.isnan(value) else np.inf
+    assert_array_equal(net.layers[2].weight.data[0, 1], np.float32(expected))
+
+
+def test_everything_that_is_wrong_with_a_model_is_listed_at_once(tmp_path):
+    state = base().state_dict()
+    state["layers.0.weight"] *= np.nan
+    state["stray"] = state.pop("layers.2.bias")
+    np.savez(tmp_path / "net.npz", **state)
+    with pytest.raises(CheckpointError) as failure:
+        ld.load_model(tmp_path / "net.npz", base())
+    for part in ("missing layers.2.bias", "unexpected stray", "NaN or infinity in layers.0.weight"):
+        assert part in str(failure.value)
+
+
 def test_a_model_that_does_not_fit_is_refused_and_stays(tmp_path):
     ld.save_model(tmp_path / "net.npz", ld.MLP([3, 5, 2]))
     net = base()
@@ -831,6 +893,10 @@ def test_without_safetensors_the_error_names_the_extra_and_the_alternative(
         (lambda: trained().save_pretrained(tmp_path / "new"), "save_adapter"),
         (lambda: load(tmp_path), "reads .npz without it"),
         (lambda: ld.load_model(Path("net.safetensors"), base()), "reads .npz without it"),
+        (
+            lambda: ld.save_model(tmp_path / "net.safetensors", base()),
+            "save_model.*writes .npz, without it",
+        ),
     ):
         with pytest.raises(ImportError, match=rf"pip install -e '.\[peft\]'; .*{alternative}"):
             attempt()

@@ -338,6 +338,17 @@ def test_a_base_model_of_pytorch_is_read_from_safetensors(dtype: str, tmp_path: 
     twins.agree(twins.run(ours, x), twins.run(net.double(), x))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_base_model_of_ours_is_read_by_pytorch_from_safetensors(
+    dtype: str, tmp_path: Path
+) -> None:
+    net = twins.net(dtype)
+    ld.save_model(tmp_path / "ours.safetensors", twins.twin(net))
+    again = twins.Net().to(getattr(torch, dtype))
+    again.load_state_dict(safetensors_torch.load_file(tmp_path / "ours.safetensors"))
+    twins.agree(twins.state(again), twins.state(net), tolerance=0)
+
+
 @both_dtypes
 def test_a_base_model_travels_as_npz(dtype: str, tmp_path: Path) -> None:
     net, (x, _) = twins.net(dtype), twins.data(dtype)
