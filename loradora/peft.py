@@ -630,6 +630,8 @@ class PeftModel(Module):
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
+        The model is set to evaluation mode, as by PEFT; with ``is_trainable`` it stays in its mode.
+
         Parameters are those of :meth:`from_pretrained`.
 
         Raises
@@ -659,6 +661,8 @@ class PeftModel(Module):
         for key, p in adapter.saved.items():
             p.data = arrays[key]
         self._keep(adapter_name, adapter)
+        if not is_trainable:
+            self.eval()
 
     @classmethod
     def from_pretrained(
@@ -675,7 +679,8 @@ class PeftModel(Module):
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
 
-        The model is in evaluation mode and, unless ``is_trainable``, frozen.
+        It is frozen and in evaluation mode; with ``is_trainable`` it is neither, but in the mode of
+        ``base``.
 
         Parameters
         ----------
@@ -709,7 +714,7 @@ class PeftModel(Module):
             model._start(base)
             model.load_adapter(source, adapter_name, is_trainable, **options)
             model.set_adapter(adapter_name)
-        return model.eval()
+        return model
 
     def __repr__(self) -> str:
         active = ", ".join(self.active_adapters) or "none"

@@ -141,12 +141,30 @@ def test_both_formats_hold_the_same(kind, tmp_path, safetensors):
     assert all(arrays[name].tobytes() == tensors[name].tobytes() for name in arrays)
 
 
+@pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_a_loaded_adapter_is_frozen_and_evaluated_unless_asked_for_training(trainable, tmp_path):
+def test_a_loaded_adapter_is_frozen_and_evaluated_unless_asked_for_training(
+    trainable, mode, tmp_path
+):
+    """To be trained it is loaded in the mode of its base, or of the model that it is loaded into."""
     trained("DoRA").save_adapter(tmp_path / "a.npz")
-    model = load(tmp_path / "a.npz", is_trainable=trainable)
+    model = load(tmp_path / "a.npz", base().train(mode), is_trainable=trainable)
     assert bool(model.trainable_parameters()) is trainable
-    assert not any(m.training for _, m in model.named_modules())
+    expected = {mode and trainable}
+    assert {m.training for _, m in model.named_modules()} == expected
+    model = trained().train(mode)
+    model.load_adapter(tmp_path / "a.npz", "other", is_trainable=trainable)
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        assert {m.training for _, m in model.named_modules()} == expected
+        assert model.training is (mode and trainable)
+
+
+def test_a_load_that_fails_leaves_the_mode(tmp_path):
+    model = trained().train()
+    with pytest.raises(CheckpointError):
+        model.load_adapter(tmp_path / "none.npz", "other")
+    assert {m.training for _, m in model.named_modules()} == {True}
 
 
 def test_every_adapter_has_a_folder_of_its_name(tmp_path, safetensors):

@@ -137,6 +137,20 @@ def test_an_exact_norm_is_a_dora_like_any_other_to_peft(tmp_path: Path) -> None:
     merged_alike(ours, theirs)
 
 
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_loading_sets_the_mode_that_peft_sets(trainable: bool, mode: bool, tmp_path: Path) -> None:
+    """Of the layers that are not adapted: PEFT begins new ones in training mode, whatever the base's."""
+    net = twins.net()
+    twins.adapt(net).save_pretrained(str(tmp_path))
+    for base in (net, twins.twin(net)):
+        model = twins.load(base.train(mode), tmp_path, is_trainable=trainable)
+        assert model.layers[4].training is (mode and trainable)
+        model.train(mode)
+        model.load_adapter(str(tmp_path), "other", is_trainable=trainable)
+        assert model.layers[4].training is (mode and trainable)
+
+
 # ------------------------------------------------------------------- PEFT's files, with their quirks
 
 
