@@ -11,7 +11,7 @@ singular values ("svd").  DoRAs do not add up, because each rescales the weight 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -133,7 +133,7 @@ def check_weights(
 
 
 def weighted_sum(
-    weights: Sequence[float], adapters: Sequence[Layers], kind: str, svd_rank: int | None
+    weights: Sequence[float], adapters: Sequence[Layers], kind: str, svd_rank: int
 ) -> dict[str, Factors]:
     """Return A and B with B A = Σ wᵢ sᵢ Bᵢ Aᵢ for every layer that one of the adapters has, by path.
 
@@ -146,16 +146,20 @@ def weighted_sum(
     kind
         "cat" is exact; "svd" is the best approximation of rank ``svd_rank``.
     svd_rank
-        By default the largest of the ranks.
+        Of "svd", in every layer that is not too small for it.
     """
     factors = {}
     for path in dict.fromkeys(path for layers in adapters for path in layers):
         parts = [(w, layers[path]) for w, layers in zip(weights, adapters) if path in layers]
         A = np.concatenate([layer.A.data for _, layer in parts])
         B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
-        largest = max(layer.r for _, layer in parts)
-        factors[path] = (A, B) if kind == "cat" else _truncated(A, B, svd_rank or largest)
+        factors[path] = (A, B) if kind == "cat" else _truncated(A, B, svd_rank)
     return factors
+
+
+def largest_rank(configs: Iterable[LoraConfig]) -> int:
+    """Return the largest rank that one of the configs names, for whatever layer."""
+    return max(r for config in configs for r in (config.r, *config.rank_pattern.values()))
 
 
 def _truncated(A: Array, B: Array, rank: int) -> Factors:

@@ -23,6 +23,7 @@ from loradora.combining import (
     check_adds_up,
     check_weights,
     config_for,
+    largest_rank,
     own_formula,
     together,
     weighted_sum,
@@ -459,9 +460,10 @@ class PeftModel(Module):
             The name of the sum.
         combination_type
             "cat", the default, is exact, its ranks add up; "svd", PEFT's default, is the best
-            approximation of rank ``svd_rank``, by default the largest of the ranks.
+            approximation of rank ``svd_rank``.
         svd_rank
-            See "svd".
+            Of "svd"; by default the largest rank that the configs of the adapters name, for whatever
+            layer.  A layer that is too small for it gets what it can hold.
 
         Raises
         ------
@@ -491,7 +493,8 @@ class PeftModel(Module):
     ) -> Adapter:
         for adapter in chosen:
             check_adds_up(adapter.config, adapter.layer)
-        factors = weighted_sum(weights, [a.layers() for a in chosen], kind, svd_rank)
+        rank = svd_rank or largest_rank(adapter.config for adapter in chosen)
+        factors = weighted_sum(weights, [a.layers() for a in chosen], kind, rank)
         new = self._adapter(config_for(factors), chosen[0].autocast_adapter_dtype)
         for path, layer in new.layers().items():
             A, B = factors[path]

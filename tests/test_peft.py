@@ -535,6 +535,19 @@ def test_an_svd_has_the_largest_of_the_ranks_by_default():
     assert model.peft_config["svd"].r == 3
 
 
+def test_an_svd_has_the_same_rank_in_every_layer_that_can_hold_it():
+    model = adapted(r=1, rank_pattern={"v": 3}, target_modules=["q", "v", "head.2"])
+    add(model, "other", r=2, target_modules=["q"])
+    model.add_weighted_adapter(["default", "other"], [1, 1], "svd", "svd")
+    model.set_adapter("svd")
+    found = {path: m.r for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    assert set(found.values()) == {3}
+    model.add_weighted_adapter(["default", "other"], [1, 1], "most", "svd", svd_rank=9)
+    model.set_adapter("most")
+    found = {path: m.r for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    assert (found["base_model.tied.q"], found["base_model.head.2"]) == (4, 3)
+
+
 def test_a_sum_keeps_to_the_layers_of_its_parts():
     """A top-level "q" must not bring in "layer.q", which ends in the same part."""
 

@@ -265,6 +265,38 @@ def test_sums_of_adapters_are_pefts(tmp_path: Path) -> None:
         twins.agree(twins.run(ours, x), twins.run(theirs, x))
 
 
+RANKS = {
+    "one layer has a higher rank": ({"rank_pattern": {"0": 5}}, {"r": 2}),
+    "one adapter has a higher rank elsewhere": ({"r": 2}, {"r": 4, "target_modules": ["2", "4"]}),
+    "no layer has the rank of the config": ({"r": 6, "rank_pattern": {"0": 2, "2": 2}}, {"r": 1}),
+    "all have the same": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("svd_rank", [None, 1])
+@pytest.mark.parametrize("ranks", RANKS)
+def test_truncated_sums_of_adapters_are_pefts(ranks: str, svd_rank: int, tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    options = {"init_lora_weights": False, "alpha_pattern": {"2": 5}}
+    ours, theirs = pair(net, tmp_path, *(options | changed for changed in RANKS[ranks]))
+    for model in (ours, theirs):
+        model.add_weighted_adapter(
+            ["default", "other"], [0.7, -1.5], "sum", combination_type="svd", svd_rank=svd_rank
+        )
+        model.set_adapter("sum")
+    twins.agree(twins.run(ours, x), twins.run(theirs, x), tolerance=1e-5)
+
+
+def pair(net, folder: Path, options, other):
+    """Return models of ours and PEFT's with the same two adapters."""
+    theirs = twins.adapt(net, **options)
+    theirs.add_adapter("other", peft.LoraConfig(**twins.COMMON | other))
+    theirs.save_pretrained(str(folder))
+    ours = twins.load(twins.twin(net), folder)
+    ours.load_adapter(folder / "other", "other")
+    return ours, theirs.eval()
+
+
 # ------------------------------------------------------------------------- the same layer, call by call
 
 
