@@ -27,7 +27,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loradora.config import LoraConfig
+from loradora.config import LoraConfig, as_trained
 from loradora.nn import Module, misfits
 from minigrad import Tensor
 
@@ -196,7 +196,7 @@ def load(source: str | Path) -> AdapterFile:
             text = entries.pop(CONFIG).read().tobytes()
         else:
             raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
-    config = _parsed(path, CONFIG, text, LoraConfig.from_dict)
+    config = _parsed(path, CONFIG, text, lambda values: LoraConfig.from_dict(as_trained(values)))
     scalings = _parsed(path, SCALINGS, metadata.get(SCALINGS, "{}"), dict)
     foreign = [key for key in entries if not key.startswith(PREFIX)]
     if foreign:

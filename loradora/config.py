@@ -21,11 +21,27 @@ from loradora.nn import check_finite, check_positive
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
-#: Tasks for which PEFT trains a classification head whole, if the model has one by these names.
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+#: Tasks for which PEFT trains a head whole, if the model has one by these names.
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+#: The PEFT whose format this is.
+PEFT_VERSION = "0.21.2"
 
 #: Options that PEFT does not have, for the norm of a DoRA.
 OWN = ("detach_norm", "norm_axis")
+
+FLAGS = (
+    "use_rslora",
+    "use_dora",
+    "detach_norm",
+    "lora_bias",
+    "ensure_weight_tying",
+    "inference_mode",
+)
 
 
 def absent(default: Any, reason: str) -> Any:
@@ -47,7 +63,7 @@ class LoraConfig:
     target_modules
         The Linear layers to adapt: a list of names, each matching whole trailing parts
         of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
-        path; or "all-linear".
+        path; or "all-linear", in any case.
     exclude_modules
         Layers not to adapt, in the same forms.
     lora_dropout
@@ -76,8 +92,11 @@ class LoraConfig:
         Names of modules that train whole and are saved with the adapter.
     lora_bias
         B has a bias, too (LoRA only).
+    ensure_weight_tying
+        Accepted, because tied layers are always adapted together here.
     task_type
-        One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score.
+        One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score,
+        and QUESTION_ANS those named qa_outputs.
     inference_mode
         The adapter is frozen.
     auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
@@ -108,6 +127,7 @@ class LoraConfig:
     layers_pattern: Sequence[str] | str | None = None
     modules_to_save: Sequence[str] | None = None
     lora_bias: bool = False
+    ensure_weight_tying: bool = False
     task_type: str | None = None
     inference_mode: bool = False
     auto_mapping: dict[str, Any] | None = None
@@ -119,7 +139,6 @@ class LoraConfig:
     alora_invocation_tokens: Any = absent(None, "it needs a tokenised prompt")
     arrow_config: Any = absent(None, "it routes between adapters")
     corda_config: Any = absent(None, "it needs activations of a calibration set")
-    ensure_weight_tying: Any = absent(False, "tied layers are always adapted together here")
     eva_config: Any = absent(None, "it needs activations of a calibration set")
     fan_in_fan_out: Any = absent(False, "weights are (out, in) here")
     kasa_config: Any = absent(None, "it is another adapter family")
@@ -143,6 +162,7 @@ class LoraConfig:
             ):  # from the config of an adapter, which is frozen
                 setattr(self, name, _json(value))
         self._check_absent()
+        self._set_names()
         self._check_names()
         self._check_expressions()
         self._check_numbers()
@@ -151,7 +171,7 @@ class LoraConfig:
         self._check("task_type", (None, *TASKS))
         self._check("peft_type", ("LORA",))
         self._check("norm_axis", (0, 1))
-        for flag in ("use_rslora", "use_dora", "detach_norm", "lora_bias", "inference_mode"):
+        for flag in FLAGS:
             self._check(flag, (False, True))
         self._check_combinations()
         if self.heads():
@@ -173,6 +193,10 @@ class LoraConfig:
                 raise ValueError(f"{name}={value!r} goes with use_dora=True")
         if self.lora_bias and self.use_dora:
             raise ValueError("lora_bias does not go with use_dora: m scales a weight, not a bias")
+        if self.lora_bias and not isinstance(self.init_lora_weights, bool):
+            raise ValueError(
+                f"lora_bias goes with init_lora_weights=True or False, not {self.init_lora_weights!r}"
+            )
         if self.init_lora_weights == "orthogonal" and self.r % 2:
             raise ValueError(f"orthogonal initialisation needs an even r, not {self.r}")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -188,6 +212,16 @@ class LoraConfig:
             name, value, notes = option.name, getattr(self, option.name), option.metadata
             if "absent" in notes and value and value != notes["default"]:
                 raise ValueError(f"{name}={value!r} is not implemented: {notes['absent']}")
+
+    def _set_names(self) -> None:
+        """Write in small letters what may be given in any case, and fill in the version."""
+        targets: Any = self.target_modules
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            self.target_modules = "all-linear"
+        scheme: Any = self.init_lora_weights
+        if isinstance(scheme, str) and scheme.lower() in SCHEMES:
+            self.init_lora_weights = scheme.lower()  # type: ignore[assignment]
+        self.peft_version = self.peft_version or PEFT_VERSION
 
     def _check_names(self) -> None:
         """Raise unless names and patterns are strings, and layer numbers integers."""
@@ -302,6 +336,40 @@ class LoraConfig:
         if unknown:
             warnings.warn(f"unknown keys in the adapter config: {unknown}", stacklevel=2)
         return cls(**{name: value for name, value in values.items() if name not in unknown})
+
+
+#: Options of PEFT that matter only while a LoRA is made.
+ONLY_AT_THE_START = (
+    "corda_config",
+    "eva_config",
+    "fan_in_fan_out",
+    "loftq_config",
+    "lora_ga_config",
+)
+
+
+def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of an ``adapter_config.json`` without what is of no consequence once trained.
+
+    EVA, LoRA-GA and MiCA choose the first A and B, and act on the weight of the base: what is in the
+    file is a plain LoRA.  Whether weights were stored as (in, out) does not matter to A, B and m.
+
+    Raises
+    ------
+    ValueError
+        For a start that has put another weight in the place of the base's, which nobody can tell from
+        the file.
+    """
+    scheme = values.get("init_lora_weights", True)
+    start = scheme.lower() if isinstance(scheme, str) else ""
+    if start in ("corda", "loftq") or start.startswith("pissa_niter_"):
+        raise ValueError(
+            f"{scheme!r} adapters act on another weight than the base's, and it is not in the file; "
+            "for 'pissa…' and 'corda', save them again in PEFT with "
+            "path_initial_model_for_weight_conversion"
+        )
+    trained = {name: value for name, value in values.items() if name not in ONLY_AT_THE_START}
+    return trained | {"init_lora_weights": True if start in ("eva", "lora_ga", "mica") else scheme}
 
 
 def _plain(number: Any) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from loradora import LoraConfig
+from loradora.config import as_trained
 from loradora.matching import is_target, layer_options
 
 KEYS = """
@@ -76,6 +77,8 @@ ACCEPTED = [
     {"use_dora": True, "norm_axis": 0},
     {"use_dora": True, "norm_axis": 0, "detach_norm": False},
     {"lora_bias": True},
+    {"lora_bias": True, "init_lora_weights": False},
+    {"ensure_weight_tying": True},
 ]
 
 
@@ -129,6 +132,15 @@ REFUSED = [
     ({"detach_norm": False}, ValueError, "detach_norm=False goes with use_dora=True"),
     ({"norm_axis": 0}, ValueError, "norm_axis=0 goes with use_dora=True"),
     ({"lora_bias": True, "use_dora": True}, ValueError, "lora_bias does not go with use_dora"),
+    *[
+        (
+            {"lora_bias": True, "init_lora_weights": scheme},
+            ValueError,
+            f"lora_bias goes with init_lora_weights=True or False, not {scheme!r}",
+        )
+        for scheme in ("gaussian", "orthogonal", "pissa", "olora")
+    ],
+    ({"ensure_weight_tying": 1}, ValueError, "ensure_weight_tying must be one of .* not 1"),
     ({"init_lora_weights": "orthogonal", "r": 3}, ValueError, "needs an even r, not 3"),
     ({"target_modules": "q", "layers_to_transform": 1}, ValueError, "goes with a list"),
     ({"target_modules": ["q"], "layers_pattern": "h"}, ValueError, "goes with layers_to_transform"),
@@ -171,7 +183,82 @@ def test_every_option_has_a_row_among_those_accepted_or_refused():
     assert {f.name for f in FIELDS} - tried == labels | set(ABSENT)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("target_modules", "All-Linear", "all-linear"),
+        ("target_modules", "ALL-LINEAR", "all-linear"),
+        ("init_lora_weights", "Gaussian", "gaussian"),
+        ("init_lora_weights", "OLoRA", "olora"),
+    ],
+)
+def test_a_name_that_peft_takes_in_any_case_is_taken_in_any_case(name, given, meant):
+    config = LoraConfig(**{name: given})
+    assert getattr(config, name) == meant
+    assert config == LoraConfig(**{name: meant})
+
+
+def test_an_expression_keeps_its_case():
+    assert LoraConfig(target_modules=r".*\.Q").target_modules == r".*\.Q"
+    assert LoraConfig(target_modules=["All-Linear"]).target_modules == ["All-Linear"]
+
+
+@pytest.mark.parametrize(
+    ("task", "heads"),
+    [
+        ("SEQ_CLS", ["classifier", "score"]),
+        ("TOKEN_CLS", ["classifier", "score"]),
+        ("QUESTION_ANS", ["qa_outputs"]),
+        ("CAUSAL_LM", None),
+        ("SEQ_2_SEQ_LM", None),
+        ("FEATURE_EXTRACTION", None),
+    ],
+)
+def test_a_task_trains_its_head(task, heads):
+    assert LoraConfig(task_type=task).modules_to_save == heads
+    both = LoraConfig(task_type=task, modules_to_save=["x"]).modules_to_save
+    assert both == ["x", *(heads or ())]
+
+
 # ----------------------------------------------------------------------------- the file
+
+
+def test_the_version_is_that_of_the_peft_whose_format_it_is_unless_a_file_has_another():
+    assert LoraConfig().to_dict()["peft_version"] == "0.21.2"
+    assert LoraConfig(peft_version=None).peft_version == "0.21.2"
+    older = LoraConfig.from_dict({"peft_type": "LORA", "peft_version": "0.18.0"})
+    assert older.to_dict()["peft_version"] == "0.18.0"
+
+
+START = {"eva": "eva_config", "lora_ga": "lora_ga_config", "LoRA_GA": "lora_ga_config", "mica": ""}
+
+
+@pytest.mark.parametrize("scheme", START)
+def test_how_a_lora_started_is_of_no_consequence_once_it_is_trained(scheme):
+    values = LoraConfig(r=3, lora_alpha=5, target_modules=["q"]).to_dict()
+    given = values | {"init_lora_weights": scheme} | {n: {"rho": 2.0} for n in [START[scheme]] if n}
+    assert LoraConfig.from_dict(as_trained(given)).to_dict() == values
+    with pytest.raises(ValueError, match=r"init_lora_weights must be|is not implemented"):
+        LoraConfig.from_dict(given)  # a new one cannot start so
+
+
+@pytest.mark.parametrize("name", ["eva_config", "lora_ga_config", "corda_config", "loftq_config"])
+def test_options_of_another_start_are_of_no_consequence_either(name):
+    values = LoraConfig(init_lora_weights="gaussian", target_modules=["q"]).to_dict()
+    assert LoraConfig.from_dict(as_trained(values | {name: {"a": 1}})).to_dict() == values
+
+
+@pytest.mark.parametrize("scheme", ["corda", "loftq", "pissa_niter_16"])
+def test_a_start_that_leaves_another_weight_than_the_bases_is_refused(scheme):
+    values = LoraConfig(target_modules=["q"]).to_dict() | {"init_lora_weights": scheme}
+    with pytest.raises(ValueError, match=f"{scheme!r} .*weight.* not in the file"):
+        as_trained(values)
+
+
+@pytest.mark.parametrize("scheme", [True, False, "gaussian", "orthogonal", "pissa", "olora"])
+def test_starts_that_are_known_here_are_kept(scheme):
+    values = LoraConfig(init_lora_weights=scheme).to_dict()
+    assert as_trained(values)["init_lora_weights"] == scheme
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

@@ -70,6 +70,7 @@ LISTS = [
 ]
 PATTERNS = [
     row("all-linear"),
+    row("All-Linear", init_lora_weights="Gaussian"),
     row("q"),
     row(".*q"),
     row(r".*\.q"),
@@ -156,6 +157,8 @@ REFUSED = [
     row(["q"], r=-1),
     row(["q"], r=3, init_lora_weights="orthogonal"),
     row(["q"], lora_bias=True, use_dora=True),
+    row(["q"], lora_bias=True, init_lora_weights="gaussian"),
+    row(["q"], lora_bias=True, init_lora_weights="pissa"),
     row(["q"], init_lora_weights="unheard of"),
     row(["q"], task_type="UNHEARD_OF"),
 ]
