@@ -89,7 +89,8 @@ class LoraConfig:
     layers_pattern
         The path part that such a number follows; by default any but the first.
     modules_to_save
-        Names of modules that train whole and are saved with the adapter.
+        Modules that train whole and are saved with the adapter: all those whose path ends in one of
+        these names, so that "classifier" is also "pre_classifier", as in PEFT.
     lora_bias
         B has a bias, too (LoRA only).
     ensure_weight_tying
@@ -228,7 +229,8 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             one = value is None or (isinstance(value, str) and name != "modules_to_save")
-            if not one and not _all_are(str, value):
+            every_path = name == "modules_to_save" and not one and "" in value  # each ends in it
+            if every_path or (not one and not _all_are(str, value)):
                 raise TypeError(f"{name} must be a list of names, not {value!r}")
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)

@@ -2,14 +2,15 @@
 
 A list of names matches whole trailing parts of a path: "q" is "layer.0.q", but not "layer.0.seq".
 A string is a regular expression for the whole path.  What is excluded, or trains whole, is no target.
-These are PEFT's rules.
+What trains whole is named by the end of its path alone: "classifier" is also "pre_classifier".  These
+are PEFT's rules.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from loradora.config import LoraConfig, leading, listed, trailing
@@ -47,13 +48,15 @@ def match(model: Module, config: LoraConfig) -> Match:
     UserWarning
         If ``exclude_modules`` excludes nothing.
     """
+    modules = _inside(model)
+    whole = {id(m) for path, m in modules.items() if _saved_whole(config, path)}
+    inside = _parts_of(model, whole)
     targets: dict[int, str] = {}
     for path, layer in _named_linears(model, config).items():
-        targets.setdefault(id(layer), path)
-    modules = _inside(model)
+        if id(layer) not in inside:  # under another name
+            targets.setdefault(id(layer), path)
     if config.exclude_modules and not any(_excluded(config, path) for path in modules):
         warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=3)
-    whole = {id(m) for path, m in modules.items() if _matches(config.modules_to_save or (), path)}
     return Match(targets, whole)
 
 
@@ -85,8 +88,8 @@ def check_names(model: Module, config: LoraConfig, found: Match) -> None:
     Raises
     ------
     ValueError
-        For a pattern or a module to save that matches nothing, or a layer that is both a target and
-        to train whole.
+        For a pattern or a module to save that matches nothing, or a target all of whose layers
+        train whole.
     """
     _check_patterns(config, found)
     _check_modules_to_save(model, config)
@@ -105,27 +108,35 @@ def _check_modules_to_save(model: Module, config: LoraConfig) -> None:
     paths = list(_inside(model))
     for name in config.modules_to_save or ():
         implied = name in config.heads()  # by the task; the model need not have it
-        if not implied and not any(_matches([name], path) for path in paths):
+        if not implied and not any(path.endswith(name) for path in paths):
             raise ValueError(
                 f"modules_to_save={name!r} matches no module; there are: {', '.join(paths)}"
             )
 
 
 def _check_overlap(model: Module, config: LoraConfig, found: Match) -> None:
-    modules = _inside(model)
-    both = []
-    if config.target_modules != "all-linear":  # which leaves out what trains whole
-        linears = [path for path, m in modules.items() if isinstance(m, Linear)]
-        both = [p for p in linears if trains_whole(config, p) and _named_as_target(config, p)]
-    whole = [m for m in modules.values() if id(m) in found.whole]
-    inside = {id(part) for m in whole for _, part in m.named_modules()}
-    both += [path for key, path in found.targets.items() if key in inside]  # under another name
-    if both:
+    targets = config.target_modules
+    names = [] if targets is None or isinstance(targets, str) else targets
+    inside = _parts_of(model, found.whole)
+    linears = {p: m for p, m in _inside(model).items() if isinstance(m, Linear)}
+    named = [p for p in linears if _named_as_target(config, p) and not _excluded(config, p)]
+    hits = [[path for path in named if _matches([name], path)] for name in names]
+    both = [
+        path for paths in hits if all(id(linears[p]) in inside for p in paths) for path in paths
+    ]
+    if both or not found.targets:
+        both = both or named
         raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
 
 
 def _inside(model: Module) -> dict[str, Module]:
     return {path: module for path, module in model.named_modules() if path}
+
+
+def _parts_of(model: Module, ids: Container[int]) -> set[int]:
+    """Return the ids of the modules in ``model`` that have these ids, or lie inside one that has."""
+    roots = [module for _, module in model.named_modules() if id(module) in ids]
+    return {id(part) for root in roots for _, part in root.named_modules()}
 
 
 # ----------------------------------------------------------------------------- what a path gets
@@ -145,10 +156,12 @@ def is_target(config: LoraConfig, path: str) -> bool:
 
 def trains_whole(config: LoraConfig, path: str) -> bool:
     """Whether ``path`` is, or lies inside, one of ``modules_to_save``."""
-    return any(
-        re.match(rf"(.*\.)?{re.escape(name)}(\..*)?$", path)
-        for name in config.modules_to_save or ()
-    )
+    parts = path.split(".")
+    return any(_saved_whole(config, ".".join(parts[:i])) for i in range(1, len(parts) + 1))
+
+
+def _saved_whole(config: LoraConfig, path: str) -> bool:
+    return path.endswith(tuple(config.modules_to_save or ()))
 
 
 def layer_options(config: LoraConfig, path: str) -> dict[str, Any]:

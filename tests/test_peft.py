@@ -327,7 +327,18 @@ NOWHERE = [
         {"modules_to_save": ["tail"]},
         "modules_to_save='tail' matches no module; there are: blocks.0",
     ),
-    ({"modules_to_save": ["blocks.0"]}, "blocks.0.q.*named by both target_modules and modules_to"),
+    (
+        {"target_modules": ["q", "head.2"], "modules_to_save": ["head"]},
+        r"^head\.2: named by both target_modules and modules_to_save",
+    ),
+    (
+        {"target_modules": ["q", "v", "head.0"], "modules_to_save": ["ead.0"]},
+        r"^head\.0: named by both",
+    ),
+    (
+        {"target_modules": ["q", "v"], "exclude_modules": ["1.q"], "modules_to_save": ["0.q"]},
+        r"^blocks\.0\.q, tied\.q: named by both",
+    ),
     ({"rank_pattern": {"k": 2}}, "rank_pattern key 'k' matches none of blocks.0.q"),
     ({"alpha_pattern": {"head.0": 2}}, "alpha_pattern key 'head.0' matches none of blocks.0.q"),
     ({"rank_pattern": {"tied.q": 2}}, "'tied.q' matches none of blocks.0.q"),  # its other name
@@ -843,6 +854,61 @@ class Classifier(ld.Module):
 
     def forward(self, x):
         return self.classifier(self.q(x))
+
+
+class Head(ld.Module):
+    """RoBERTa's, whose layers have the names of others."""
+
+    def __init__(self, rng):
+        self.dense, self.out_proj = ld.Linear(4, 4, rng=rng), ld.Linear(4, 3, rng=rng)
+
+    def forward(self, x):
+        return self.out_proj(mg.tanh(self.dense(x)))
+
+
+class Encoder(ld.Module):
+    """A layer with a "dense" of its own, and one that is called nearly as the head is."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.query, self.dense = ld.Linear(4, 4, rng=rng), ld.Linear(4, 4, rng=rng)
+        self.pre_classifier, self.classifier = ld.Linear(4, 4, rng=rng), Head(rng)
+
+    def forward(self, x):
+        return self.classifier(self.pre_classifier(self.dense(self.query(x))))
+
+
+def trained_in(model):
+    names = (n for n, p in model.named_parameters() if p.requires_grad)
+    return sorted({n.removeprefix("base_model.").rpartition(".")[0] for n in names})
+
+
+def test_a_name_that_also_names_a_layer_of_the_head_adapts_the_others():
+    for options in ({"task_type": "SEQ_CLS"}, {"modules_to_save": ["classifier"]}):
+        model = adapted(base=Encoder(), target_modules=["query", "dense"], **options)
+        whole = ["classifier.dense", "classifier.out_proj", "pre_classifier"]
+        assert trained_in(model) == sorted([*whole, "dense", "query"])
+        adapted_layers = [p for p, m in model.named_modules() if isinstance(m, LowRankLinear)]
+        assert adapted_layers == ["base_model.query", "base_model.dense"]
+
+
+def test_a_module_to_save_is_named_by_the_end_of_its_path_as_in_peft():
+    model = adapted(base=Encoder(), target_modules="all-linear", modules_to_save=["classifier"])
+    whole = ["classifier.dense", "classifier.out_proj", "pre_classifier"]
+    assert trained_in(model) == sorted([*whole, "dense", "query"])
+    keys = [key for key in model._adapters["default"].saved if "classifier" in key]
+    assert sorted(keys) == sorted(f"{path}.{n}" for path in whole for n in ("weight", "bias"))
+
+
+def test_an_excluded_layer_is_no_conflict():
+    model = adapted(
+        base=Encoder(),
+        target_modules=["query", "classifier.dense"],
+        exclude_modules=["classifier.dense"],
+        modules_to_save=["classifier"],
+    )
+    layers = [p for p, m in model.named_modules() if isinstance(m, LowRankLinear)]
+    assert layers == ["base_model.query"]
 
 
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])

@@ -130,6 +130,11 @@ SAVED = [
     row(["q"], modules_to_save=["head.0"]),
     row("all-linear", modules_to_save=["head"]),
     row("all-linear", modules_to_save=["head.2"]),
+    row(["k"], modules_to_save=["q"]),
+    row(["k"], modules_to_save=["oo", "own"]),
+    row(["q", "up"], modules_to_save=["0.mlp.up", "encoder.layers.0.q"]),
+    row(["q", "up"], modules_to_save=["0.mlp.up"], exclude_modules=["1.mlp.up"]),
+    row(r".*\.(q|up)", modules_to_save=["up"]),
 ]
 AGREED = [
     pytest.param(options, id=", ".join(f"{name}={value!r}" for name, value in options.items()))
@@ -148,6 +153,7 @@ REFUSED = [
     row(".*"),
     row(["q"], exclude_modules=["q"]),
     row(["q"], modules_to_save=["q"]),
+    row(["q", "foo"], modules_to_save=["oo"]),
     row(["0"], layers_to_transform=[0]),
     row(["k"], layers_to_transform=[9]),
     row(".*q", layers_to_transform=[0]),
@@ -176,12 +182,13 @@ def test_the_same_layers_are_adapted_with_the_same_ranks(options: dict[str, Any]
 PEFTS_WORDS = (
     r"No `target_modules`|Target modules? .* not (found|supported)|is not supported|No modules were"
     r"|`layers_to_transform`|`r` should be|rank to be even|lora_bias|Unknown init|Invalid task type"
+    r"|modules_to_save cannot be applied"
 )
 
 
 @pytest.mark.parametrize("options", REFUSED, ids=str)
 def test_what_peft_refuses_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=PEFTS_WORDS):
+    with pytest.raises((ValueError, TypeError), match=PEFTS_WORDS):
         peft.get_peft_model(tower(), peft.LoraConfig(**options))
     with pytest.raises(ValueError, match=r"target_modules|Linear|layers_|must be|init|lora_bias"):
         ld.get_peft_model(OURS, ld.LoraConfig(**options))
