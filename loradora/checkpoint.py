@@ -19,7 +19,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
@@ -38,6 +38,7 @@ Arrays = dict[str, Array]
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
 
 #: Under this name PEFT's folder notes the scaling of each layer, so that a config that was edited is
 #: noticed.  (In an .npz the config lies beside the tensors, under a checksum.)
@@ -104,42 +105,35 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
         Listing everything that is missing, unexpected, misshapen or not finite; nothing is changed.
     """
     path = Path(file)
+    parameters = dict(model.named_parameters())
     with _entries(path) as (entries, _):
         wrong = misfits(model.expected(entries), entries)
-        parameters = dict(model.named_parameters())
-        arrays = _arrays(path, entries, parameters, wrong, allow_nan)
+        arrays = _values(path, entries, parameters)
+    _refuse(path, wrong, arrays, allow_nan)
     for name, p in parameters.items():
         p.data = arrays[name]
 
 
-def _arrays(
-    source: str | Path,
-    entries: Mapping[str, Entry],
-    expected: Mapping[str, Tensor],
-    wrong: list[str],
-    allow_nan: bool,
+def _values(
+    source: str | Path, entries: Mapping[str, Entry], expected: Mapping[str, Tensor]
 ) -> Arrays:
-    """Return the arrays that are expected, in the dtypes expected, if nothing is ``wrong``.
-
-    Unless ``allow_nan`` they must also be finite, in that dtype.
-
-    Raises
-    ------
-    CheckpointError
-        Listing what is wrong, and what is not finite.
-    """
+    """Return the arrays that are expected and fit, in the dtypes expected."""
     arrays = {}
     for key, p in expected.items():
         entry = entries.get(key)
         if entry is not None and entry.shape == p.shape and entry.dtype.kind == "f":
             with np.errstate(over="ignore"), _reported(f"{source} is damaged at {key}"):
                 arrays[key] = entry.read().astype(p.dtype)  # what is too large becomes infinity
+    return arrays
+
+
+def _refuse(source: str | Path, wrong: list[str], arrays: Arrays, allow_nan: bool) -> None:
+    """Raise CheckpointError listing what is wrong and, unless ``allow_nan``, what is not finite."""
     bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if bad and not allow_nan:
         wrong = [*wrong, f"NaN or infinity in {', '.join(bad)} (see allow_nan)"]
     if wrong:
         raise CheckpointError(f"{source}: {'; '.join(wrong)}")
-    return arrays
 
 
 # ----------------------------------------------------------------------------- adapters
@@ -189,6 +183,11 @@ def load(source: str | Path) -> AdapterFile:
     """
     path = Path(source)
     folder = path.is_dir()
+    if folder and (path / PICKLE).exists() and not (path / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{path} holds {PICKLE}, a pickle, which can run any code and is never read here; PEFT "
+            f"writes {WEIGHTS} when it loads the adapter and calls save_pretrained()"
+        )
     with _entries(path / WEIGHTS if folder else path) as (entries, metadata):
         if folder:
             text = _read(path / CONFIG)
@@ -203,9 +202,6 @@ def load(source: str | Path) -> AdapterFile:
         raise CheckpointError(
             f"{path}: tensors without the prefix {PREFIX!r}: {', '.join(foreign)}"
         )
-    if config.modules_to_save:  # with bias="all", PEFT also writes these biases under inner names
-        inner = re.compile(r"\.(original_module|modules_to_save)\.")
-        entries = {key: entry for key, entry in entries.items() if not inner.search(key)}
     return AdapterFile(
         config, {key.removeprefix(PREFIX): e for key, e in entries.items()}, scalings
     )
@@ -215,26 +211,48 @@ def check(
     source: str | Path,
     file: AdapterFile,
     expected: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
     scalings: Mapping[str, float],
     allow_nan: bool,
 ) -> Arrays:
     """Return the tensors of ``file``, in the dtypes expected, if they are exactly those expected.
 
-    Unless ``allow_nan`` they must also be finite, in that dtype.  And the scaling of each layer must be
-    the one that was noted when the file was written: who edits α in a config edits the function.
+    Unless ``allow_nan`` they must also be finite, in that dtype.  Constants of the base may be there,
+    too, as PEFT writes those of an output layer that is adapted; they must have the values of the base.
+    And the scaling of each layer must be the one that was noted when the file was written: who edits α
+    in a config edits the function.
 
     Raises
     ------
     CheckpointError
-        Listing every name that is missing, unexpected, misshapen, of a wrong dtype or not finite, and
-        every layer whose scaling has changed.
+        Listing every name that is missing, unexpected, misshapen, of a wrong dtype or not finite,
+        every constant that differs, and every layer whose scaling has changed.
     """
-    wrong = misfits({key: p.shape for key, p in expected.items()}, file.tensors)
+    tensors = {k: e for k, e in file.tensors.items() if not _again(k, file.config, expected)}
+    known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
+    wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
     for path, s in scalings.items():
         noted = file.scalings.get(path)
         if file.scalings and noted != s:
             wrong.append(f"the config gives {path} the scaling {s:g}, but the file notes {noted}")
-    return _arrays(source, file.tensors, expected, wrong, allow_nan)
+    for key, array in _values(source, tensors, constants).items():
+        if not np.array_equal(array, constants[key].data, equal_nan=True):
+            wrong.append(f"{key} differs from the base's: it was trained on another base")
+    arrays = _values(source, tensors, expected)
+    _refuse(source, wrong, arrays, allow_nan)
+    return arrays
+
+
+#: What PEFT puts into the path of a bias that it writes again; the second with the adapter's name.
+INNER = r"\.(original_module|modules_to_save)(?=\.)", r"\.modules_to_save\.[^.]+(?=\.)"
+
+
+def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
+    """Whether PEFT has written a bias of a module that trains whole under an inner name, too."""
+    if config.bias != "all" or not config.modules_to_save or key in expected:
+        return False
+    found = [part.span() for pattern in INNER for part in re.finditer(pattern, key)]
+    return any(key[:start] + key[end:] in expected for start, end in found)
 
 
 def check_name(name: str) -> None:

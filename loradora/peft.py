@@ -167,6 +167,10 @@ class Adapter:
             if not _same(self._tensors[name].data, array)
         ]
 
+    def constants(self) -> dict[str, Tensor]:
+        """Return the tensors that are no part of it, but of the base, by their names in files."""
+        return {name: self._tensors[name] for name in self._constants}
+
     def layers(self) -> dict[str, LowRankLinear]:
         """Return the adapted layers by path; a tied layer once, under its first."""
         found: dict[int, tuple[str, LowRankLinear]] = {}
@@ -660,7 +664,9 @@ class PeftModel(Module):
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
         adapter.config = config
-        arrays = checkpoint.check(source, file, adapter.saved, adapter.scalings(), allow_nan)
+        arrays = checkpoint.check(
+            source, file, adapter.saved, adapter.constants(), adapter.scalings(), allow_nan
+        )
         for key, p in adapter.saved.items():
             p.data = arrays[key]
         self._keep(adapter_name, adapter)

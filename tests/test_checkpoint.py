@@ -622,6 +622,71 @@ def test_a_config_of_five_keys_and_a_file_without_metadata_load(tmp_path, safete
     assert_array_equal(load(tmp_path)(X).data, model(X).data)
 
 
+def test_weights_of_the_base_that_are_in_a_file_must_be_those_of_the_base(tmp_path):
+    """PEFT writes them for an output layer that is adapted."""
+    net = base()
+    own = {f"layers.2.base_layer.{n}": getattr(net.layers[2], n).data for n in ("weight", "bias")}
+    model = load(rewritten(tmp_path, **own))
+    assert_array_equal(model(X).data, trained()(X).data)
+    wide = {name: value.astype(np.float64) for name, value in own.items()}
+    assert_array_equal(load(rewritten(tmp_path, **wide))(X).data, model(X).data)
+    changed = own | {"layers.2.base_layer.weight": own["layers.2.base_layer.weight"] + 1}
+    refuse(
+        rewritten(tmp_path, **changed),
+        r"layers\.2\.base_layer\.weight differs from the base's: it was trained on another",
+    )
+    refuse(
+        rewritten(tmp_path, **{"layers.2.base_layer.weight": np.ones((2, 3))}),
+        r"layers\.2\.base_layer\.weight has shape \(2, 3\), expected \(2, 4\)",
+    )
+    refuse(
+        rewritten(tmp_path, **{"layers.2.base_layer.weight": np.full((2, 4), np.nan)}),
+        r"layers\.2\.base_layer\.weight differs from the base's",
+    )
+    refuse(
+        rewritten(tmp_path, **{"layers.2.weight": own["layers.2.base_layer.weight"]}),
+        r"unexpected layers\.2\.weight",
+    )
+
+
+def test_a_folder_with_a_pickle_alone_says_what_to_do(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    refuse(tmp_path, r"holds adapter_model\.bin, a pickle.*PEFT.*save_pretrained")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Wrapped(ld.Module):
+    """A module whose parts have the names that PEFT has for its own."""
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.block = ld.Module()
+        self.block.original_module = ld.Linear(3, 3, rng=rng)
+        self.block.modules_to_save = ld.Linear(3, 2, rng=rng)
+
+    def forward(self, x):
+        return self.block.modules_to_save(self.block.original_module(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["original_module"], "modules_to_save": ["modules_to_save"]},
+        {"target_modules": ["modules_to_save"], "modules_to_save": ["original_module"]},
+        {"target_modules": ["original_module"], "bias": "all"},
+    ],
+    ids=str,
+)
+def test_modules_with_the_names_of_pefts_own_survive(options, tmp_path):
+    model = ld.get_peft_model(Wrapped(), ld.LoraConfig(r=2, **options))
+    for p in model.trainable_parameters():
+        p.data = p.data + np.float32(0.5)
+    model.save_adapter(tmp_path / "a.npz")
+    assert_array_equal(load(tmp_path / "a.npz", Wrapped())(X).data, model.eval()(X).data)
+
+
 # ----------------------------------------------------------------------------- damage
 
 

@@ -394,6 +394,48 @@ def test_the_report_reads_the_same(kind: str, capsys: pytest.CaptureFixture[str]
     assert said[0] == said[1]
 
 
+def test_the_output_layer_of_a_language_model_is_read_with_its_weight(tmp_path: Path) -> None:
+    """PEFT writes the weight of an adapted ``lm_head`` of a transformers model into the file."""
+    net, (x, _) = Speaker(), twins.data()
+    ours_net = TwinSpeaker()
+    ours_net.load_state_dict(twins.state(net))
+    theirs = twins.adapt(net, target_modules=["q", "lm_head"])
+    twins.train(theirs, 3).save_pretrained(str(tmp_path), save_embedding_layers=True)
+    assert "base_model.model.lm_head.base_layer.weight" in twins.on_disk(tmp_path)
+    twins.agree(twins.run(twins.load(ours_net, tmp_path), x), twins.run(theirs, x))
+    ours_net.lm_head.weight.data = ours_net.lm_head.weight.data * 2
+    with pytest.raises(ld.CheckpointError, match=r"lm_head\.base_layer\.weight differs from"):
+        twins.load(ours_net, tmp_path)
+
+
+class Speaker(torch.nn.Module):
+    """A net with an ``lm_head``, which it names as transformers models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.lm_head = torch.nn.Linear(7, 6), torch.nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.lm_head(self.q(x))
+
+    def get_input_embeddings(self):
+        return self.q
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+
+class TwinSpeaker(ld.Module):
+    """The same here."""
+
+    def __init__(self) -> None:
+        self.q, self.lm_head = ld.Linear(7, 6), ld.Linear(6, 5)
+
+    def forward(self, x):
+        return self.lm_head(self.q(x))
+
+
 # -------------------------------------------------------------------------------------- base models
 
 
