@@ -74,7 +74,8 @@ class Entry(NamedTuple):
 def save_model(file: str | Path, model: Module) -> None:
     """Write the parameters of ``model`` by name into an ``.npz`` or a ``.safetensors`` file.
 
-    The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).
+    The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).  Of a
+    PeftModel this is what acts now: the base and the active adapters.  ``save_adapter`` keeps the others.
 
     Raises
     ------
@@ -338,10 +339,15 @@ def _write(files: Mapping[Path, bytes]) -> None:
 
 
 def _npz(arrays: Mapping[str, Array]) -> bytes:
-    """Return an ``.npz`` file."""
-    named: dict[str, Any] = dict(arrays)
+    """Return an ``.npz`` file.
+
+    np.savez would take an array called "file" or "allow_pickle" for one of its own arguments.
+    """
     content = io.BytesIO()
-    np.savez(content, **named)
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return content.getvalue()
 
 

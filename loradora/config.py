@@ -289,6 +289,8 @@ class LoraConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._check_not_frozen(name)
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(f"LoraConfig has no option {name!r}")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -299,7 +301,7 @@ class LoraConfig:
         if "_frozen" in vars(self):
             raise AttributeError(
                 f"{name} of an adapter that is made cannot change: make another one with "
-                f"add_adapter(…, dataclasses.replace(config, {name}=…))"
+                f"add_adapter(name, dataclasses.replace(config, {name}=value))"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -367,7 +369,7 @@ def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
     if start in ("corda", "loftq") or start.startswith("pissa_niter_"):
         raise ValueError(
             f"{scheme!r} adapters act on another weight than the base's, and it is not in the file; "
-            "for 'pissa…' and 'corda', save them again in PEFT with "
+            "for PiSSA and CorDA, save them again in PEFT with "
             "path_initial_model_for_weight_conversion"
         )
     trained = {name: value for name, value in values.items() if name not in ONLY_AT_THE_START}

@@ -31,7 +31,7 @@ from loradora.combining import (
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
 from loradora.nn import Linear, Module, Rng, named_tensors
-from loradora.views import intact, own_copy, rebuild
+from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
 
 
@@ -266,7 +266,7 @@ class PeftModel(Module):
         self._plain = self._active = rebuild(base, lambda _: None)
         self._disabled = False
         self._adapters: dict[str, Adapter] = {}
-        self.active_adapters: list[str] = []
+        self._names: list[str] = []
         self.training = base.training
 
     # -- the model it is now
@@ -281,6 +281,16 @@ class PeftModel(Module):
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         return getattr(self.base_model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, unless it is one of the model inside: each adapter has a view of that."""
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if not own and hasattr(self.base_model, name):
+            raise AttributeError(
+                f"{name!r} is an attribute of the model inside, of which each adapter has a view: set it "
+                "before get_peft_model"
+            )
+        super().__setattr__(name, value)
 
     def named_parts(self) -> Iterator[tuple[str, Any]]:
         """Yield the view that acts now; the others are not part of the model while they do not act."""
@@ -322,6 +332,11 @@ class PeftModel(Module):
         return self._base
 
     @property
+    def active_adapters(self) -> list[str]:
+        """The names of the active adapters, a copy: :meth:`set_adapter` chooses others."""
+        return list(self._names)
+
+    @property
     def active_adapter(self) -> str:
         """The name of the active adapter, the first of several.
 
@@ -350,6 +365,7 @@ class PeftModel(Module):
 
         :meth:`set_adapter` inside ends it: what it activates stays active.
         """
+        take_modes(self._plain, self.base_model)
         before, self._disabled = self._disabled, True
         try:
             yield
@@ -389,7 +405,6 @@ class PeftModel(Module):
         configs = [adapter.config, *(a.config for a in self._adapters.values())]
         if len(configs) > 1 and any(config.bias != "none" for config in configs):
             raise ValueError("with bias='all' or 'lora_only' there can be only one adapter")
-        adapter.model.train(self.training)
         adapter.enable(False)
         self._adapters[adapter_name] = adapter
 
@@ -406,8 +421,8 @@ class PeftModel(Module):
         view = self._view_of(names)
         for name, adapter in self._adapters.items():
             adapter.enable(name in names and not adapter.config.inference_mode)
-        self._active, self._disabled, self.active_adapters = view, False, names
-        view.train(self.training)
+        take_modes(view, self.base_model)
+        self._active, self._disabled, self._names = view, False, names
 
     def _view_of(self, names: Sequence[str]) -> Module:
         """Return the view in which these adapters act together."""
@@ -441,7 +456,8 @@ class PeftModel(Module):
             if remaining:
                 self.set_adapter(remaining)
             else:
-                self._active, self.active_adapters = self._plain, []
+                take_modes(self._plain, self.base_model)
+                self._active, self._names = self._plain, []
             self._disabled = disabled
 
     def add_weighted_adapter(

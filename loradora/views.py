@@ -101,6 +101,19 @@ def _check_reach(part: Any) -> None:
         )
 
 
+def take_modes(view: Module, other: Module) -> None:
+    """Set each module of ``view`` to training or evaluation as it is in ``other``, at the same place.
+
+    What is not there, such as the parts of an adapted layer, takes the mode of what it lies in.
+    """
+    modes = {path: module.training for path, module in other.named_modules()}
+    for path, module in view.named_modules():
+        place = path
+        while place not in modes:
+            place = place.rpartition(".")[0]
+        module.training = modes[place]
+
+
 def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Module:
     """Return a copy with arrays of its own, of which those in ``trainable`` require a gradient.
 

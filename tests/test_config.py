@@ -492,3 +492,11 @@ def test_layers_get_the_options_of_the_config():
     ):
         found = layer_options(LoraConfig(**options), "q")
         assert found == plain | {n: v for n, v in options.items() if n != "use_dora"}
+
+
+def test_an_option_that_there_is_not_is_not_set_in_vain():
+    config = LoraConfig()
+    with pytest.raises(AttributeError, match="LoraConfig has no option 'lora_alhpa'"):
+        config.lora_alhpa = 64
+    config.lora_alpha = 64
+    assert config.lora_alpha == 64

@@ -1411,6 +1411,77 @@ def test_methods_that_are_attributes_are_those_of_the_view():
     assert not np.array_equal(out(model.eval()), base(X).data)
 
 
+# ----------------------------------------------------------------------------- modes and attributes
+
+
+class WithDropout(ld.Module):
+    def __init__(self):
+        self.q, self.drop, self.temperature = ld.Linear(4, 4, rng=0), ld.Dropout(0.5, rng=0), 1.0
+
+    def forward(self, x):
+        return self.drop(self.q(x)) / self.temperature
+
+
+def modes(model):
+    return {path: module.training for path, module in model.named_modules()}
+
+
+@every_method
+def test_each_module_keeps_its_mode_however_adapters_change(method):
+    base = WithDropout()
+    base.drop.eval()
+    model = adapted(method, base, target_modules=["q"], lora_dropout=0.5)
+    model.add_adapter("other", config(target_modules=["q"], lora_dropout=0.5))
+
+    def check(drop, rest):
+        found = modes(model)
+        assert found.pop("base_model.drop") is drop
+        assert set(found.values()) == {rest}
+
+    check(drop=False, rest=True)
+    for names in ("other", "default"):
+        model.set_adapter(names)
+        check(drop=False, rest=True)
+    model.eval()
+    model.base_model.drop.train()
+    model.set_adapter("other")
+    check(drop=True, rest=False)
+    with model.disable_adapter():
+        check(drop=True, rest=False)
+    model.delete_adapter("default")
+    model.delete_adapter("other")
+    check(drop=True, rest=False)
+
+
+def test_several_adapters_at_once_keep_the_mode_of_each_module():
+    model = adapted(base=WithDropout(), target_modules=["q"])
+    add(model, "other", target_modules=["q"])
+    model.eval()
+    model.set_adapter(["default", "other"])
+    assert set(modes(model).values()) == {False}
+    model.train()
+    assert set(modes(model).values()) == {True}
+
+
+@every_method
+def test_an_attribute_of_the_model_inside_is_not_set_in_vain(method):
+    model = adapted(method, WithDropout(), target_modules=["q"])
+    for name, value in {"temperature": 10.0, "q": ld.Linear(4, 4), "drop": None}.items():
+        with pytest.raises(AttributeError, match=f"'{name}' is an attribute of the model inside"):
+            setattr(model, name, value)
+    model.note = "mine"
+    assert model.note == "mine"
+
+
+def test_active_adapters_are_chosen_by_set_adapter_alone():
+    model = adapted()
+    add(model, "other")
+    with pytest.raises(AttributeError, match="active_adapters"):
+        model.active_adapters = ["other"]
+    model.active_adapters.append("other")
+    assert model.active_adapters == ["default"]
+
+
 # ----------------------------------------------------------------------------- half precision
 
 
