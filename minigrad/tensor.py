@@ -38,7 +38,15 @@ Operator: TypeAlias = "Callable[[Tensor, Operand], Tensor]"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_births = itertools.count()
+_next_birth = itertools.count().__next__
+
+
+def _call(f: Callable[..., Any], *args: Any) -> Any:
+    return f(*args)
+
+
+#: While an op runs, how to run another one meanwhile.
+_inside: contextvars.ContextVar[Any] = contextvars.ContextVar("_inside", default=None)
 
 
 class _Thread(threading.local):
@@ -46,16 +54,24 @@ class _Thread(threading.local):
 
     1/0 = inf is a value here, not an accident, so ops run with NumPy's floating-point warnings off.
     A prepared context costs a tenth of ``np.errstate``, which matters for small arrays.
+    A context cannot be entered twice, but an op may be called while another one runs: by its forward,
+    or by a signal handler or a finaliser.  There it is quiet already, and ``_inside`` says so.
     """
 
     def __init__(self) -> None:
         self.pauses = 0
         context = contextvars.copy_context()
         context.run(np.seterr, all="ignore")
+        context.run(_inside.set, _call)
         self.quietly = context.run
 
 
 _thread = _Thread()
+
+
+def _quietly(f: Callable[..., Any], *args: Any) -> Any:
+    """Return ``f(*args)``, computed without NumPy's floating-point warnings."""
+    return (_inside.get() or _thread.quietly)(f, *args)
 
 
 _LAZY = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
@@ -107,8 +123,11 @@ def record(op: Op[...], *args: Any) -> Tensor:
         if isinstance(a, Tensor):
             arrays_only = False
             inputs.append(a._data)
-            parents.append(a if a._requires_grad else None)
-            needed = needed or a._requires_grad
+            if a._requires_grad:
+                parents.append(a)
+                needed = True
+            else:
+                parents.append(None)
         else:
             inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
             parents.append(None)
@@ -118,7 +137,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
         _refuse_tensors(op, args)
 
     try:
-        y = _thread.quietly(op.forward, *inputs)
+        y = (_inside.get() or _thread.quietly)(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray:
@@ -134,7 +153,7 @@ def _tensor(data: Array, made: Made | None = None) -> Tensor:
     tensor._data = data
     tensor._made = made
     tensor._requires_grad = made is not None
-    tensor._birth = next(_births)
+    tensor._birth = _next_birth()
     tensor.grad = None
     return tensor
 
@@ -217,7 +236,7 @@ def _holds_tensor(a: Any) -> bool:
 
 def _cast(array: Array, dtype: npt.DTypeLike) -> Array:
     """Return ``array`` in another dtype; what is too large becomes infinity without a warning."""
-    return array if array.dtype == dtype else _thread.quietly(array.astype, dtype)
+    return array if array.dtype == dtype else _quietly(array.astype, dtype)
 
 
 def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
@@ -257,7 +276,7 @@ def _comparison(compare: np.ufunc) -> Callable[[Tensor, Operand], npt.NDArray[np
         b: Any = other._data if isinstance(other, Tensor) else other
         if type(b) not in _NUMBERS:
             b = _operand(ops.sub, 1, (self, b))
-        return np.asarray(_thread.quietly(compare, self._data, b))
+        return np.asarray(_quietly(compare, self._data, b))
 
     return compared
 
@@ -313,7 +332,7 @@ class Tensor:
             )
         self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
-        self._birth = next(_births)
+        self._birth = _next_birth()
         self._made = None
         self.grad: Array | None = None
 

@@ -1,5 +1,6 @@
 """The chain rule: what a graph remembers, when it forgets, and which work is not done."""
 
+import signal
 import threading
 import weakref
 
@@ -630,3 +631,53 @@ def test_a_gradient_is_never_the_callers_own_array():
     x.grad = None
     x.backward(x.detach())
     assert not np.shares_memory(x.grad, x.data)
+
+
+# ----------------------------------------------------------------------------- an op while an op runs
+
+
+def test_a_forward_may_call_an_op():
+    def doubled(a):
+        return (mg.Tensor(a) * 2).data
+
+    twice = mg.ops.Op(doubled, (lambda g, y, a: g * 2,))
+    x = leaf([1.0, 2.0])
+    twice(twice(x)).sum().backward()
+    assert_array_equal(x.grad, [4, 4])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+def test_a_signal_handler_may_call_an_op_while_an_op_runs():
+    def handler(*_):
+        answers.append((leaf(3.0) * 2 > 5).item())
+
+    def patient(a):
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while not answers:
+            pass
+        return a * 1
+
+    answers, before = [], signal.signal(signal.SIGALRM, handler)
+    try:
+        y = mg.ops.Op(patient, (lambda g, y, a: g,))(leaf(1.0))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert y.item() == 1
+    assert answers == [True]
+
+
+def test_a_finaliser_may_call_an_op_while_an_op_runs():
+    def generator():
+        try:
+            yield
+        finally:
+            answers.append((leaf(3.0) * 2).item())
+
+    def dropping(a):
+        waiting.clear()
+        return a * 1
+
+    answers, waiting = [], [generator()]
+    next(waiting[0])
+    assert mg.ops.Op(dropping, (lambda g, y, a: g,))(leaf(1.0)).item() == 1
+    assert answers == [6]
