@@ -29,7 +29,7 @@ import numpy as np
 from numpy import ndarray
 
 if TYPE_CHECKING:
-    from minigrad.ops import Array
+    from minigrad.ops import Array, Op
     from minigrad.tensor import Tensor
 
 
@@ -96,7 +96,7 @@ def sweep(
             if parent in cotangents:  # which holds the tensors of this walk, and so never None
                 a, c = parent._data, rule(g, y, *inputs)
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
-                    c = fit(c, a, record)
+                    c = fit(_checked(c, a, record, op, rules.index(rule)), a)
                 others = cotangents[parent]
                 # not +=, because c may be g itself, or an array that another tensor has
                 cotangents[parent] = c if others is None else others + c
@@ -124,14 +124,38 @@ def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequ
     return known
 
 
-def fit(g: Array, a: Array, record: bool) -> Array:
+def _checked(g: Array, a: Array, record: bool, op: Op[...], i: int) -> Array:
+    """Return what the rule of ``op`` for argument ``i`` has made for ``a``, as an array or a Tensor.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, nor a number, or not made of real numbers.
+    ValueError
+        If its shape is not one that ``a`` can be broadcast to.
+    """
+    if isinstance(g, (int, float, np.generic)) or (hasattr(g, "__array__") and not record):
+        g = np.asarray(g)  # a number, or a constant Tensor from a rule that calls an op
+    said = f"the rule of {op.name} for argument {i} returned a"
+    if not hasattr(g, "dtype"):
+        raise TypeError(f"{said} {type(g).__name__}, not an array")
+    if g.dtype.kind not in "fiub":
+        raise TypeError(f"{said}n array of dtype {g.dtype}, not of real numbers")
+    new = g.ndim - a.ndim
+    if new < 0 or any(n not in (1, length) for n, length in zip(a.shape, g.shape[new:])):
+        raise ValueError(
+            f"{said}n array of shape {g.shape}, which cannot be summed to {a.shape}, the "
+            "argument's own"
+        )
+    return g
+
+
+def fit(g: Array, a: Array) -> Array:
     """Return the cotangent ``g`` in the shape and dtype of its argument ``a``.
 
     A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
     axes that broadcasting put in front and those that it stretched from length 1.
     """
-    if not record and type(g) is not np.ndarray:
-        g = np.asarray(g)  # a NumPy scalar, or a constant Tensor from a rule that calls an op
     if g.shape != a.shape:
         new = g.ndim - a.ndim
         stretched = (i for i, n in enumerate(a.shape, new) if n == 1 != g.shape[i])

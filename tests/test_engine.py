@@ -1,5 +1,6 @@
 """The chain rule: what a graph remembers, when it forgets, and which work is not done."""
 
+import re
 import signal
 import threading
 import weakref
@@ -681,3 +682,50 @@ def test_a_finaliser_may_call_an_op_while_an_op_runs():
     next(waiting[0])
     assert mg.ops.Op(dropping, (lambda g, y, a: g,))(leaf(1.0)).item() == 1
     assert answers == [6]
+
+
+# ----------------------------------------------------------------------------- rules that are wrong
+
+# what a rule for arguments of shape (2, 3) returns, and what the report says of it
+NO_COTANGENT = {
+    "None": (lambda g: None, "returned a NoneType"),
+    "text": (lambda g: "g", "returned a str"),
+    "a list of rows": (lambda g: list(g), "returned a list"),
+    "a ragged list": (lambda g: [[1.0], [2.0, 3.0]], "returned a list"),
+    "complex numbers": (lambda g: np.asarray(g) * 1j, "dtype complex128"),
+    "objects": (lambda g: np.asarray(g).astype(object), "dtype object"),
+    "a number": (lambda g: 1.0, "shape ()"),
+    "one row": (lambda g: g[0], "shape (3,)"),
+    "one column": (lambda g: g[:, :1], "shape (2, 1)"),
+    "a transpose": (lambda g: g.T, "shape (3, 2)"),
+    "more entries": (lambda g: np.ones((2, 6)), "shape (2, 6)"),
+    "as many in one row": (lambda g: g.reshape(6), "shape (6,)"),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize(("wrong", "said"), NO_COTANGENT.values(), ids=NO_COTANGENT)
+def test_a_rule_that_returns_no_cotangent_is_named(wrong, said, create_graph):
+    def product(a, b):
+        return a * b
+
+    op = mg.ops.Op(product, (lambda g, y, a, b: g * b, lambda g, y, a, b: wrong(g)))
+    a, b = leaf(np.ones((2, 3))), leaf(np.ones((2, 3)))
+    y = op(a, b)
+    with pytest.raises((TypeError, ValueError), match="rule of product for argument 1") as report:
+        mg.grad(y.sum(), [a, b], create_graph=create_graph)
+    assert re.search(re.escape(said), str(report.value))
+    with pytest.raises((TypeError, ValueError), match="rule of product for argument 1"):
+        y.sum().backward()
+    assert a.grad is None
+    assert b.grad is None
+
+
+@pytest.mark.parametrize("cotangent", [2, 2.0, True, np.float32(2), np.array(2), mg.Tensor(2.0)])
+def test_a_rule_may_return_any_real_number_for_a_number(cotangent):
+    x = leaf(3.0)
+    y = mg.ops.Op(lambda a: a * 2, (lambda g, y, a: cotangent,))(x)
+    for create_graph in (False, True):
+        found = mg.grad(y, x, create_graph=create_graph)
+        assert found.item() == float(cotangent)
+        assert found.dtype == np.float64
