@@ -11,7 +11,7 @@ import numpy.typing as npt
 import minigrad as mg
 from loradora.nn import Module, check_positive
 from loradora.optim import Optimizer, Schedule, constant
-from minigrad.functional import check_labels
+from minigrad.ops import check_labels
 
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]

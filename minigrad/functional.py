@@ -6,11 +6,12 @@ Nothing here has a derivative of its own: the chain rule makes it from the rules
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_index
 
 from minigrad import ops
 from minigrad.tensor import Operand, Tensor, as_tensors
@@ -96,19 +97,7 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     shape, labels = np.shape(logits), np.asarray(labels)
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
-    if labels.size == 0:
-        labels = labels.astype(np.intp)  # an empty list is one of floats to NumPy
-    check_labels(labels, shape[1])
     return _reduce(ops.nll(logits, labels), reduction)
-
-
-def check_labels(labels: npt.NDArray[Any], classes: int) -> None:
-    """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
@@ -117,7 +106,7 @@ def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
-def concatenate(tensors: Sequence[Operand], axis: int | None = 0) -> Tensor:
+def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
     """Return the tensors one after the other along an existing axis; flattened first for None.
 
     Many are first joined in groups: in the backward pass the rule of each part is handed all the others,
@@ -133,9 +122,7 @@ def concatenate(tensors: Sequence[Operand], axis: int | None = 0) -> Tensor:
     >>> concatenate([[1.0, 2.0], [3.0]])
     Tensor([1., 2., 3.])
     """
-    if len(tensors) == 0:
-        raise ValueError("concatenate needs at least one tensor")
-    parts = as_tensors(tensors)
+    parts = _parts("concatenate", tensors)
     if axis is None:
         parts, axis = [t.reshape(-1) for t in parts], 0
     join, n = ops.OPS["concatenate"], 64
@@ -144,7 +131,7 @@ def concatenate(tensors: Sequence[Operand], axis: int | None = 0) -> Tensor:
     return join(axis, *parts)
 
 
-def stack(tensors: Sequence[Operand], axis: int = 0) -> Tensor:
+def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
     """Return the tensors, all of one shape, side by side along a new axis.
 
     Raises
@@ -158,9 +145,20 @@ def stack(tensors: Sequence[Operand], axis: int = 0) -> Tensor:
     Tensor([[1., 3.],
             [2., 4.]])
     """
-    parts = as_tensors(tensors)
+    parts = _parts("stack", tensors)
     shapes = [t.shape for t in parts]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack needs tensors of one shape, got {shapes}")
-    new = np.expand_dims(parts[0].data, axis).shape
+    axis = normalize_axis_index(axis, parts[0].ndim + 1, "stack")
+    new = (*shapes[0][:axis], 1, *shapes[0][axis:])
     return concatenate([t.reshape(new) for t in parts], axis)
+
+
+def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:
+    """Return what the function called ``name`` is to join, as Tensors."""
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} needs a sequence of tensors, not {type(tensors).__name__}")
+    parts = as_tensors(list(tensors))
+    if not parts:
+        raise ValueError(f"{name} needs at least one tensor")
+    return parts

@@ -32,6 +32,7 @@ import builtins
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeAlias, cast
@@ -408,6 +409,8 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 
     The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
     """
+    if np.ndim(x) == 0 or np.ndim(w) != 2:
+        raise ValueError(f"expected x (…, in) and w (out, in), got {np.shape(x)} and {np.shape(w)}")
     y = _times(x, w)
     return y if b is None else _add_into(y, b)
 
@@ -495,6 +498,10 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     y = np.zeros(shape, np.asarray(a).dtype)
     parts = index if isinstance(index, tuple) else (index,)
     if all(p is None or isinstance(p, (int, slice, EllipsisType)) for p in parts):
+        if np.ndim(a) > np.ndim(y[index]):  # an assignment would drop leading axes of length 1
+            raise ValueError(
+                f"{np.shape(a)} does not broadcast to {np.shape(y[index])}, the places"
+            )
         y[index] = a  # no entry twice
     else:
         np.add.at(y, index, a)
@@ -525,7 +532,7 @@ def _cut(g: Array, i: int, axis: int, arrays: tuple[Array, ...]) -> Array:
 @op(None, each=lambda i: lambda g, y, axis, *arrays: _cut(g, i, axis, arrays))
 def _concatenate(axis: int, *arrays: Array) -> Array:
     """Return the arrays, any number of them, one after the other along ``axis``."""
-    return np.concatenate(arrays, axis)
+    return np.concatenate(arrays, operator.index(axis))
 
 
 # ----------------------------------------------------------------------------- reductions
@@ -713,12 +720,24 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     return y
 
 
+def check_labels(labels: Array, classes: int) -> None:
+    """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
+
+
 def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
     """Return the index of each row's label in x (N, C), for labels (N,)."""
     if x.ndim != 2 or np.shape(labels) != x.shape[:1]:
         raise ValueError(
             f"expected one label for each row of (N, C), got {np.shape(labels)} for {x.shape}"
         )
+    # an empty list is one of floats to NumPy
+    labels = np.asarray(labels) if len(labels) else np.zeros(0, np.intp)
+    check_labels(labels, x.shape[1])
     return np.arange(x.shape[0]), labels
 
 
@@ -732,10 +751,16 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
 def nll_grad(x: Array, w: Array, labels: Array) -> Array:
     """Return w∘(softmax(x) − onehot(labels)) row by row, for x (N, C), w and labels (N,).
 
+    Labels are refused as by :func:`nll`.
+
     >>> nll_grad(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
     Tensor([[ 0.5, -0.5]])
     """
     at_labels = _at_labels(x, labels)
+    if np.shape(w) != x.shape[:1]:
+        raise ValueError(
+            f"expected one weight for each row of (N, C), got {np.shape(w)} for {x.shape}"
+        )
     powers = _below_largest(x, 1)
     np.exp(powers, out=powers)
     share = (w / powers.sum(axis=1))[:, None]
@@ -749,6 +774,8 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
 @op(lambda g, y, x, labels: nll_grad.of(x, g, labels), None)
 def nll(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
+
+    Labels that are not integers are a TypeError, those outside 0 … C − 1 an IndexError.
 
     >>> nll(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Tensor([0.69314718, 0.        ])

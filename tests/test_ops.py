@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import CASES, COMPOSED, Call
+from numpy.testing import assert_array_equal
+from strategies import CASES, COMPOSED, Call, arrays
 
 import minigrad as mg
 from minigrad import OPS, Tensor
@@ -276,6 +277,72 @@ def test_one_label_is_needed_for_each_row(name, arrays, labels):
         OPS[name](*arrays, np.array(labels, int))
 
 
+@pytest.mark.parametrize("labels", [[2, 0], (2, 0), np.array([2, 0], np.uint8)], ids=repr)
+def test_labels_may_be_any_sequence_of_integers(labels):
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    loss = mg.ops.nll(x, labels)
+    assert_array_equal(loss.data, mg.ops.nll(x, np.array([2, 0])).data)
+    onehot = np.eye(3)[[2, 0]]
+    np.testing.assert_allclose(mg.grad(loss.sum(), x).data, mg.softmax(x).data - onehot)
+
+
+def test_no_rows_need_no_labels():
+    x = Tensor(np.ones((0, 3)), requires_grad=True)
+    assert mg.ops.nll(x, []).shape == (0,)
+    assert mg.ops.nll_grad(x, np.ones(0), []).shape == (0, 3)
+
+
 def test_nll_grad_has_the_dtype_that_its_arguments_have_together():
     x, w = np.ones((1, 2), np.float32), np.ones(1)
     assert mg.ops.nll_grad(x, w, np.array([0])).dtype == np.float64
+
+
+# ----------------------------------------------------------------------------- odd shapes
+
+#: What a parameter may be, by its name: much of it does not fit.
+ODD_PARAMETERS = {
+    "axis": st.none() | st.integers(-2, 2) | st.sampled_from([(), (0,), (0, 1), (-1, 0), (0, 2)]),
+    "axis1": st.integers(-2, 2),
+    "axis2": st.integers(-2, 2),
+    "axes": st.none() | st.permutations(range(3)) | st.sampled_from([(0,), (1, 0), (-1, -2), ()]),
+    "keepdims": st.booleans(),
+    "ddof": st.integers(0, 2),
+    "dtype": st.sampled_from([np.float32, np.float64]),
+    "shape": st.sampled_from([(), (1,), (2,), (3, 2), (2, 3), (1, 6), (-1,), (2, 2, 3), 3, 6]),
+    "index": st.sampled_from([0, slice(1, None), ..., None, [1, 1], np.array([[0, 1]]), (0, 1)]),
+    "min": st.sampled_from([None, 0.5, np.full(3, 0.5), np.full((2, 1), 0.5)]),
+    "max": st.sampled_from([None, 2.0, np.full(3, 2.0), np.full((2, 1), 2.0)]),
+    "condition": st.sampled_from([True, [True, False, True], [[True], [False]]]),
+    "labels": st.sampled_from([[0], [0, 1], [1, 0, 1], 0, []]),
+}
+ODD_SHAPES = [(), (1,), (2,), (3,), (1, 3), (2, 3), (3, 2), (2, 1), (2, 2, 3), (2, 3, 2), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+@given(data=st.data())
+def test_what_a_forward_accepts_its_rules_can_handle(name, data):
+    """Any arrays with any parameters: the call is refused, or it can be differentiated twice."""
+    op = OPS[name]
+    names, optional = op._parameters
+    args, variables = [], []
+    for i, parameter in enumerate(names):
+        if parameter in optional and data.draw(st.booleans()):
+            break
+        if op.has_rule(i):
+            shape = data.draw(st.sampled_from(ODD_SHAPES))
+            args.append(Tensor(data.draw(arrays(shape, signed=False))[0], requires_grad=True))
+            variables.append(args[-1])
+        else:
+            args.append(data.draw(ODD_PARAMETERS[parameter]))
+    said = None
+    try:
+        y = op(*args)
+    except (ValueError, TypeError, IndexError) as refusal:
+        said = str(refusal)
+    if said is not None:
+        assert said.startswith(name)
+        return
+    gradients = mg.grad(y, variables, np.ones(y.shape), create_graph=True)
+    assert [g.shape for g in gradients] == [x.shape for x in variables]
+    slope = sum((g.sum() for g in gradients), sum((0 * x).sum() for x in variables))
+    assert [g.shape for g in mg.grad(slope, variables)] == [x.shape for x in variables]

@@ -4,6 +4,7 @@ import copy
 import inspect
 import operator
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -501,17 +502,44 @@ BAD = {
     "a keyword that is none": (lambda: mg.sum(V, dim=0), TypeError, "sum.* and dim by name"),
     "an argument given twice": (lambda: mg.sum(V, 0, axis=0), TypeError, "sum.* and axis by name"),
     "a Tensor as a parameter": (lambda: mg.sum(V, axis=V), TypeError, "sum .*Tensor"),
-    "concatenating nothing": (lambda: mg.concatenate([]), ValueError, "at least one"),
+    "linear without axes": (
+        lambda: mg.linear(2.0, W),
+        ValueError,
+        r"linear .*x \(…, in\) and w \(out, in\), got \(\) and \(2, 3\)",
+    ),
+    "linear by a stack": (
+        lambda: mg.linear(W, np.ones((2, 4, 3))),
+        ValueError,
+        r"linear .*got \(2, 3\) and \(2, 4, 3\)",
+    ),
+    "linear by one row": (lambda: mg.linear(W, V), ValueError, r"linear .*got \(2, 3\) and \(3,\)"),
+    "linear by a number": (
+        lambda: mg.linear(W, 2.0),
+        ValueError,
+        r"linear .*got \(2, 3\) and \(\)",
+    ),
+    "concatenating nothing": (lambda: mg.concatenate([]), ValueError, "concatenate .*at least one"),
+    "concatenating a number": (lambda: mg.concatenate(3), TypeError, "concatenate .*not int"),
+    "concatenating None": (lambda: mg.concatenate(None), TypeError, "concatenate .*not NoneType"),
     "concatenating vector and matrix": (
         lambda: mg.concatenate([V, W]),
         ValueError,
-        r"\(3,\), \(2, 3\)",
+        r"concatenate .*\(3,\), \(2, 3\)",
     ),
-    "concatenating along no axis": (lambda: mg.concatenate([V, V], 1), ValueError, "axis 1"),
-    "concatenating numbers": (lambda: mg.concatenate([1.0, 2.0]), ValueError, "zero-dimensional"),
+    "concatenating along no axis": (
+        lambda: mg.concatenate([V, V], 1),
+        ValueError,
+        "concatenate .*axis 1",
+    ),
+    "concatenating numbers": (
+        lambda: mg.concatenate([1.0, 2.0]),
+        ValueError,
+        "concatenate .*zero-dimensional",
+    ),
     "stacking nothing": (lambda: mg.stack([]), ValueError, "stack"),
     "stacking unequal shapes": (lambda: mg.stack([V, W]), ValueError, r"stack .*\(3,\), \(2, 3\)"),
-    "stacking along no axis": (lambda: mg.stack([V, V], 2), ValueError, "axis 2"),
+    "stacking along no axis": (lambda: mg.stack([V, V], 2), ValueError, "stack.*axis 2"),
+    "stacking a number": (lambda: mg.stack(3), TypeError, "stack .*not int"),
     "a label too large": (
         lambda: mg.cross_entropy(LOGITS, [0, 3]),
         IndexError,
@@ -520,6 +548,21 @@ BAD = {
     "a negative label": (lambda: mg.cross_entropy(LOGITS, [-1, 0]), IndexError, "label -1 "),
     "float labels": (lambda: mg.cross_entropy(LOGITS, [0.0, 1.0]), TypeError, "labels .*float64"),
     "bool labels": (lambda: mg.cross_entropy(LOGITS, [True, False]), TypeError, "labels .*bool"),
+    **{
+        f"{name} with {what}": (partial(op, *arrays, labels), error, f"{name} .*{message}")
+        for name, op, arrays in (
+            ("nll", mg.ops.nll, (LOGITS,)),
+            ("nll_grad", mg.ops.nll_grad, (LOGITS, np.ones(2))),
+        )
+        for what, labels, error, message in (
+            ("bool labels", np.array([True, False]), TypeError, "labels .*bool"),
+            ("a list of bools", [True, False], TypeError, "labels .*bool"),
+            ("float labels", np.array([0.0, 1.0]), TypeError, "labels .*float64"),
+            ("a label too large", np.array([0, 3]), IndexError, "label 3 .*3 classes"),
+            ("a negative label", [-1, 0], IndexError, "label -1 "),
+            ("a Tensor of labels", mg.Tensor([0.0, 1.0]), TypeError, "Tensor"),
+        )
+    },
     "labels in a Tensor": (
         lambda: mg.cross_entropy(LOGITS, mg.Tensor([0, 1])),
         TypeError,
@@ -600,6 +643,13 @@ def test_joining_checks_its_operands_as_arithmetic_does(wrong):
     for join in (mg.concatenate, mg.stack):
         with pytest.raises(TypeError, match="real numbers"):
             join([mg.Tensor([1.0]), wrong])
+
+
+def test_joining_takes_tensors_from_a_generator():
+    x = leaf(A)
+    for join in (mg.concatenate, mg.stack):
+        y = join(row * 2 for row in (x, x))
+        assert_array_equal(mg.grad(y.sum(), x).data, [4, 4, 4])
 
 
 def test_one_tensor_is_joined_like_several():
