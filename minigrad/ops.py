@@ -232,10 +232,6 @@ def log(a: Array) -> Array:
     return np.log(a)
 
 
-def _is_zero(a: Array) -> Array:
-    return (a >= 0) & (a <= 0)  # Tensors have no elementwise ==
-
-
 def _one_where(mask: Array, a: Array) -> Array:
     """Return ``a`` with 1 in the places of ``mask``, mostly none."""
     return where.of(mask, 1, a) if np.any(mask) else a
@@ -246,8 +242,8 @@ def _one_where(mask: Array, a: Array) -> Array:
 # as 1.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the
 # logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * _one_where(_is_zero(b) & ~((a > 0) | (a < 0)), a) ** (b - 1),
-    lambda g, y, a, b: g * y * log.of(_one_where(_is_zero(a) & (b >= 0), a)),
+    lambda g, y, a, b: g * b * _one_where((b == 0) & ~((a > 0) | (a < 0)), a) ** (b - 1),
+    lambda g, y, a, b: g * y * log.of(_one_where((a == 0) & (b >= 0), a)),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -298,8 +294,7 @@ def abs(a: Array) -> Array:
 
 def _larger(g: Array, a: Array, b: Array) -> Array:
     """Pass g where a > b (or not comparable: NaN), half of it at a tie, nothing where a < b."""
-    tied = (a <= b) & (a >= b)
-    return _keep(g, ~(a < b)) / np.add(1, tied, dtype=g.dtype)
+    return _keep(g, ~(a < b)) / np.add(1, a == b, dtype=g.dtype)
 
 
 @op(

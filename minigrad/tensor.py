@@ -18,6 +18,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Number
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -269,14 +270,34 @@ def _operator(op: Op[...]) -> tuple[Operator, Operator]:
     return on_the_left, on_the_right
 
 
-def _comparison(compare: np.ufunc) -> Callable[[Tensor, Operand], npt.NDArray[np.bool_]]:
+def _compared(compare: np.ufunc, *pair: Any) -> npt.NDArray[np.bool_]:
+    """Return what ``compare`` says of two operands, entry by entry."""
+
+    def plain(i: int) -> Any:
+        x = pair[i]
+        if isinstance(x, Tensor):
+            return x._data
+        return x if type(x) in _NUMBERS else _operand(ops.sub, i, pair)
+
+    return np.asarray(_quietly(compare, plain(0), plain(1)))
+
+
+def _comparison(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
     """Return the method that compares a Tensor with something else, entry by entry."""
 
     def compared(self: Tensor, other: Operand) -> npt.NDArray[np.bool_]:
-        b: Any = other._data if isinstance(other, Tensor) else other
-        if type(b) not in _NUMBERS:
-            b = _operand(ops.sub, 1, (self, b))
-        return np.asarray(_quietly(compare, self._data, b))
+        return _compared(compare, self, other)
+
+    return compared
+
+
+def _equality(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
+    """Return the like for == and !=, which may be asked of anything: None equals no Tensor."""
+
+    def compared(self: Tensor, other: object) -> Any:
+        if isinstance(other, (Number, list, tuple)) or hasattr(other, "__array__"):
+            return _compared(compare, self, other)
+        return NotImplemented
 
     return compared
 
@@ -301,6 +322,12 @@ class Tensor:
     ----------
     grad
         None, or an ndarray of this tensor's shape and dtype.  It adds up over backward passes.
+
+    Notes
+    -----
+    All comparisons go entry by entry and give arrays of bools, ``==`` too.  As a key of a dict or a
+    member of a set, a Tensor is itself, whatever its entries: it hashes by identity.  Look for one in a
+    list with ``is``, because ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.
 
     Examples
     --------
@@ -524,6 +551,9 @@ class Tensor:
     __le__ = _comparison(np.less_equal)
     __gt__ = _comparison(np.greater)
     __ge__ = _comparison(np.greater_equal)
+    __eq__ = _equality(np.equal)
+    __ne__ = _equality(np.not_equal)
+    __hash__ = object.__hash__  # a Tensor is itself as a key, whatever its entries
 
     def __getitem__(self, index: Any) -> Tensor:
         return record(ops.getitem, self, index)
@@ -584,7 +614,9 @@ class Tensor:
 Op.tensor = Tensor
 
 for _name, _method in vars(Tensor).items():  # help and pickle go by a method's own name
-    if getattr(_method, "__qualname__", "").startswith(("_operator.", "_comparison.")):
+    if getattr(_method, "__qualname__", "").startswith(
+        ("_operator.", "_comparison.", "_equality.")
+    ):
         _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
 

@@ -120,11 +120,35 @@ def test_signs_and_absolute_values():
     assert_array_equal(abs(x).data, [1, 2])
 
 
-COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+COMPARISONS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 @pytest.mark.parametrize("f", COMPARISONS.values(), ids=COMPARISONS)
-@pytest.mark.parametrize("other", [2, 2.0, np.array([1.0, 2.0, 4.0]), mg.Tensor([1.0, 2.0, 4.0])])
+@pytest.mark.parametrize(
+    "other",
+    [
+        2,
+        2.0,
+        True,
+        np.int64(2),
+        np.float64(2),
+        np.array(2.0),
+        np.array([1.0, 2.0, 4.0]),
+        np.array([1, 2, 4]),
+        [1.0, 2.0, 4.0],
+        (1, 2, 4),
+        mg.Tensor([1.0, 2.0, 4.0]),
+        np.array([[1.0], [2.0]]),
+    ],
+    ids=repr,
+)
 def test_comparisons_give_bool_arrays_from_both_sides(f, other):
     plain = np.asarray(other)
     for found, expected in (
@@ -137,17 +161,51 @@ def test_comparisons_give_bool_arrays_from_both_sides(f, other):
 
 def test_a_comparison_with_a_python_number_is_made_in_the_tensors_dtype():
     x = mg.Tensor(np.array([0.1], np.float32))
-    assert_array_equal(x <= 0.1, [True])
-    assert_array_equal(operator.le(0.1, x), [True])
+    for f in (operator.le, operator.eq):
+        for number in (0.1, np.float64(0.1), np.array(0.1)):
+            assert_array_equal(f(x, number), [True])
+            assert_array_equal(f(number, x), [True])
 
 
-def test_tensors_are_equal_to_themselves_only_and_hash_by_identity():
+def test_labels_can_be_compared_with_and_chosen_by():
+    t, labels = leaf([0.0, 1.0, 2.0, 0.0]), np.array([0, 1, 1, 1])
+    assert np.mean(t == labels) == 0.5
+    assert_array_equal(mg.where(t == 0, 9.0, t).data, [9, 1, 2, 9])
+    assert_array_equal(leaf([np.nan, np.inf]) == leaf([np.nan, np.inf]), [False, True])
+
+
+@pytest.mark.parametrize("other", [None, "a", b"a", {}, set(), object, ..., print], ids=repr)
+def test_what_is_no_number_and_no_array_is_equal_to_no_tensor(other):
+    for x in (leaf(A), leaf(2.0)):
+        assert (x == other) is (other == x) is False
+        assert (x != other) is (other != x) is True
+
+
+def test_what_cannot_be_compared_is_refused_and_not_called_unequal():
+    for wrong, error, message in (
+        (np.ones(7), ValueError, r"together with shapes .*\(7,\)"),
+        (leaf(np.ones(7)), ValueError, r"together with shapes .*\(7,\)"),
+        ([[1], [2, 3]], ValueError, "inhomogeneous"),
+        (1j, TypeError, "real numbers"),
+        (np.array(["a", "b", "c"]), TypeError, "real numbers"),
+        (np.array([None] * 3), TypeError, "real numbers"),
+        (["a", "b", "c"], TypeError, "real numbers"),
+        ([leaf(1.0)] * 3, TypeError, "list of Tensors"),
+    ):
+        for f in (operator.eq, operator.ne):
+            with pytest.raises(error, match=message):
+                f(leaf(A), wrong)
+            with pytest.raises(error, match=message):
+                f(wrong, leaf(A))
+
+
+def test_tensors_hash_by_identity_so_that_they_are_keys():
     x, same = leaf(A), leaf(A)
-    assert x == x
-    assert x != same
     assert len({x, same, x}) == 2
-    assert x in [same, x]
-    assert x not in [same]
+    assert {x: "x", same: "same"}[same] == "same"
+    assert hash(x) != hash(same)
+    assert x in {x}
+    assert same not in {x}
 
 
 def test_augmented_assignment_binds_the_name_to_a_new_tensor():
@@ -729,8 +787,13 @@ def test_comparing_and_joining_never_warn():
 
 
 def test_membership_is_that_of_the_array():
-    assert 2.0 in mg.Tensor([1.0, 2.0])
-    assert 3.0 not in mg.Tensor([1.0, 2.0])
+    x = mg.Tensor([1.0, 2.0])
+    assert 2.0 in x
+    assert 3.0 not in x
+    assert mg.Tensor(2.0) in x
+    assert mg.Tensor(3.0) not in x
+    assert mg.Tensor(2.0) in np.array([1.0, 2.0])
+    assert None not in x
 
 
 def test_a_number_too_large_for_a_float_is_refused_by_the_op():
@@ -749,6 +812,7 @@ def test_numbers_too_large_for_an_integer_of_numpy_can_be_compared_and_added(lar
     x = mg.Tensor([1.0])
     assert (x < large).item() == (large > 0)
     assert (x >= large).item() == (large < 0)
+    assert not (x == large).item()
     assert (x + large).item() == float(large)
 
 
@@ -774,7 +838,7 @@ def test_arguments_by_name_may_come_in_any_order_and_leave_some_out():
 
 
 def test_operators_go_by_their_own_names():
-    for name in ("__add__", "__rmatmul__", "__lt__"):
+    for name in ("__add__", "__rmatmul__", "__lt__", "__eq__", "__ne__"):
         method = getattr(mg.Tensor, name)
         assert (method.__name__, method.__qualname__) == (name, f"Tensor.{name}")
         assert pickle.loads(pickle.dumps(method)) is method
