@@ -17,6 +17,7 @@ import copy
 import inspect
 import itertools
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
 from typing import Any, TypeAlias, TypeVar, overload
@@ -329,6 +330,15 @@ class Tensor:
     member of a set, a Tensor is itself, whatever its entries: it hashes by identity.  Look for one in a
     list with ``is``, because ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.
 
+    Arrays and Tensors can be operands of one operator.  NumPy's functions know no gradients: called
+    with a Tensor, they refuse, and name the function of minigrad to use.  Those that only ask, as
+    ``np.argmax`` and ``np.allclose``, answer.  ``float(x)`` and ``math.exp(x)`` warn if ``x`` needs a
+    gradient; ``x.item()`` does not.
+
+    Whatever asks a Tensor for its array gets it, and the gradient ends there without a word, as in
+    ``np.asarray(x)``, ``np.array([x, y])``, ``np.mean([x, y])``, ``array[:] = x``, ``array.dot(x)``,
+    ``np.full(3, x)``, ``np.r_[x, y]`` and ``np.vectorize(f)(x)``.
+
     Examples
     --------
     >>> x = Tensor([3.0, 4.0], requires_grad=True)
@@ -347,9 +357,6 @@ class Tensor:
     )
 
     _made: Made | None
-
-    #: Makes ``ndarray + Tensor`` ask the Tensor (NEP 13) instead of looping over its entries.
-    __array_ufunc__ = None
 
     def __init__(self, data: npt.ArrayLike | Tensor, requires_grad: bool = False) -> None:
         array = as_reals(data)
@@ -463,6 +470,9 @@ class Tensor:
         """Return the array itself, without a copy."""
         return self._data
 
+    #: The name by which matplotlib and pandas ask for it.
+    to_numpy = numpy
+
     def item(self) -> float:
         """Return the only entry as a Python number."""
         return float(self._data.item())
@@ -473,6 +483,24 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self._data, dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **params: Any) -> Any:
+        """Answer NumPy in the place of ``ufunc`` (NEP 13); ``ndarray + Tensor`` comes this way."""
+        if method == "__call__" and not params:
+            if ufunc in _OPERATIONS:
+                return record(_OPERATIONS[ufunc], *inputs)
+            if ufunc in _COMPARISONS:
+                return _compared(ufunc, *inputs)
+        if ufunc in _WITHOUT_GRADIENT:
+            return getattr(ufunc, method)(*_plain(inputs), **_plain(params))
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        raise _refusal(name, " (and x = x + y instead of x += y)" if "out" in params else "")
+
+    def __array_function__(self, function: Any, types: Any, args: Any, params: Any) -> Any:
+        """Answer NumPy in the place of ``function``, which was given a Tensor (NEP 18)."""
+        if function in _WITHOUT_GRADIENT:
+            return function(*_plain(args), **_plain(params))
+        raise _refusal(f"{function.__module__}.{function.__name__}".removeprefix("numpy."))
 
     def __repr__(self) -> str:
         notes = f", shape={self.shape}" if self.size == 0 and self.ndim > 1 else ""
@@ -485,7 +513,14 @@ class Tensor:
         return format(self.item(), spec) if spec else repr(self)
 
     def __float__(self) -> float:
-        return float(self.item())
+        number = self.item()
+        if self._requires_grad and not _thread.pauses:
+            warnings.warn(
+                "the gradient ends where a tensor becomes a Python number: use minigrad's functions "
+                "(mg.exp, not math.exp), or .item() if the number is all you need",
+                stacklevel=2,
+            )
+        return number
 
     def __bool__(self) -> bool:
         return bool(self._data)
@@ -612,6 +647,90 @@ class Tensor:
 
 
 Op.tensor = Tensor
+
+
+# ----------------------------------------------------------------------------- what NumPy may do with it
+
+#: The functions of NumPy that Python's operators stand for.
+_OPERATIONS: dict[np.ufunc, Op[...]] = {
+    np.add: ops.add,
+    np.subtract: ops.sub,
+    np.multiply: ops.mul,
+    np.divide: ops.div,
+    np.power: ops.pow,
+    np.matmul: ops.matmul,
+    np.negative: ops.neg,
+    np.absolute: ops.abs,
+}
+_COMPARISONS = frozenset(
+    {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
+)
+
+#: Those whose result has no gradient that could be lost: a question, a place, a shape, a copy on disk.
+_WITHOUT_GRADIENT: frozenset[Any] = frozenset(
+    {
+        *(np.isnan, np.isinf, np.isfinite, np.signbit, np.isneginf, np.isposinf),
+        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isin, np.any, np.all),
+        *(np.isreal, np.iscomplex, np.isrealobj, np.iscomplexobj),
+        *(np.argmax, np.argmin, np.nanargmax, np.nanargmin, np.argsort, np.argpartition),
+        *(np.argwhere, np.nonzero, np.flatnonzero, np.count_nonzero),
+        *(np.searchsorted, np.digitize, np.lexsort),
+        *(np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like),
+        *(np.result_type, np.can_cast, np.min_scalar_type, np.common_type),
+        *(np.shares_memory, np.may_share_memory),
+        *(np.array2string, np.array_repr, np.array_str),
+        *(np.save, np.savez, np.savez_compressed, np.savetxt),
+    }
+)
+
+#: What minigrad calls otherwise than NumPy.
+_OWN_NAMES = {
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "power": "pow",
+    "negative": "neg",
+    "absolute": "abs",
+    "dot": "matmul",
+    "linalg.matmul": "matmul",
+    "linalg.norm": "norm",
+    "linalg.vector_norm": "norm",
+    "add.reduce": "sum",
+    "maximum.reduce": "max",
+    "minimum.reduce": "min",
+    "vstack": "concatenate",
+    "hstack": "concatenate",
+    "amax": "max",
+    "amin": "min",
+    "concat": "concatenate",
+    "permute_dims": "transpose",
+    "ravel": "reshape",
+    "squeeze": "reshape",
+    "expand_dims": "reshape",
+}
+
+
+def _plain(a: Any) -> Any:
+    """Return ``a`` with arrays in the place of Tensors, also in lists, tuples and dicts."""
+    if isinstance(a, dict):
+        return {name: _plain(value) for name, value in a.items()}
+    if isinstance(a, (list, tuple)):
+        return type(a)(map(_plain, a))
+    return a._data if isinstance(a, Tensor) else a
+
+
+def _refusal(name: str, hint: str = "") -> TypeError:
+    """Return the error for a function of NumPy that would return an array, and lose the gradient."""
+    import minigrad  # by now all of it is there
+
+    own = _OWN_NAMES.get(name, name)
+    instead = (
+        f"use mg.{own}{hint}"
+        if hasattr(minigrad, own)
+        else "there is no such operation here: make it of others, or pass .data if you need no gradient"
+    )
+    return TypeError(f"np.{name} would lose the gradient of a Tensor: {instead}")
+
 
 for _name, _method in vars(Tensor).items():  # help and pickle go by a method's own name
     if getattr(_method, "__qualname__", "").startswith(

@@ -2,13 +2,19 @@
 
 import copy
 import inspect
+import math
 import operator
 import pickle
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing.overrides import (
+    get_overridable_numpy_array_functions,
+    get_overridable_numpy_ufuncs,
+)
 
 import minigrad as mg
 from minigrad.engine import ancestry
@@ -223,14 +229,6 @@ def test_entries_cannot_be_assigned():
         leaf(A)[0] = 1
 
 
-@pytest.mark.parametrize(
-    "f", [np.exp, np.negative, lambda x: np.add(x, x)], ids=["exp", "negative", "add"]
-)
-def test_numpy_functions_refuse_rather_than_drop_the_gradient(f):
-    with pytest.raises(TypeError, match="Tensor"):
-        f(leaf(A))
-
-
 # ----------------------------------------------------------------------------- conversions
 
 
@@ -287,6 +285,224 @@ def test_asarray_gives_the_array():
 )
 def test_repr_shows_the_values_and_what_is_not_the_default(x, text):
     assert repr(x) == str(x) == f"{x}" == text
+
+
+# ----------------------------------------------------------------------------- NumPy's functions
+
+#: A call of NumPy with a vector u, and what is to be used instead (".data" where minigrad has nothing).
+LOSERS = {
+    "where": (lambda u: np.where(A > 1, u, 0), "mg.where"),
+    "where, chosen by": (lambda u: np.where(u > 1, 1.0, u), "mg.where"),
+    "concatenate": (lambda u: np.concatenate([A, u]), "mg.concatenate"),
+    "concat": (lambda u: np.concat((u, u)), "mg.concatenate"),
+    "stack": (lambda u: np.stack([A, u]), "mg.stack"),
+    "vstack": (lambda u: np.vstack([A, u]), "mg.concatenate"),
+    "clip": (lambda u: np.clip(u, 0, 1), "mg.clip"),
+    "a method of an array": (lambda u: A.clip(u), "mg.maximum"),
+    "dot": (lambda u: np.dot(A, u), "mg.matmul"),
+    "einsum": (lambda u: np.einsum("i,i", u, A), ".data"),
+    "outer": (lambda u: np.outer(u, u), ".data"),
+    "std": (lambda u: np.std(u), ".data"),
+    "var": (lambda u: np.var(u), "mg.var"),
+    "sum": (lambda u: np.sum(u), "mg.sum"),
+    "mean": (lambda u: np.mean(u, axis=0), "mg.mean"),
+    "max": (lambda u: np.max(u), "mg.max"),
+    "amin": (lambda u: np.amin(u), "mg.min"),
+    "prod": (lambda u: np.prod(u), ".data"),
+    "linalg.norm": (lambda u: np.linalg.norm(u), "mg.norm"),
+    "linalg.vector_norm": (lambda u: np.linalg.vector_norm(u), "mg.norm"),
+    "linalg.inv": (lambda u: np.linalg.inv(u[:, None] * u), ".data"),
+    "squeeze": (lambda u: np.squeeze(u), "mg.reshape"),
+    "ravel": (lambda u: np.ravel(u), "mg.reshape"),
+    "reshape": (lambda u: np.reshape(u, (3, 1)), "mg.reshape"),
+    "transpose": (lambda u: np.transpose(u), "mg.transpose"),
+    "permute_dims": (lambda u: np.permute_dims(u), "mg.transpose"),
+    "broadcast_to": (lambda u: np.broadcast_to(u, (2, 3)), "mg.broadcast_to"),
+    "atleast_1d": (lambda u: np.atleast_1d(u), ".data"),
+    "cumsum": (lambda u: np.cumsum(u), ".data"),
+    "copyto": (lambda u: np.copyto(A.copy(), u), ".data"),
+    "linspace": (lambda u: np.linspace(u, 3), ".data"),
+    "full_like": (lambda u: np.full_like(A, u), ".data"),
+    "interp": (lambda u: np.interp(A, A, fp=u), ".data"),
+    "fft.fft": (lambda u: np.fft.fft(u), ".data"),
+    "polyval": (lambda u: np.polyval([1, 2], u), ".data"),
+    "exp": (lambda u: np.exp(u), "mg.exp"),
+    "log": (lambda u: np.log(u), "mg.log"),
+    "sqrt": (lambda u: np.sqrt(u), "mg.sqrt"),
+    "tanh": (lambda u: np.tanh(u), "mg.tanh"),
+    "maximum": (lambda u: np.maximum(A, u), "mg.maximum"),
+    "sign": (lambda u: np.sign(u), ".data"),
+    "floor_divide": (lambda u: A // u, ".data"),
+    "remainder": (lambda u: A % u, ".data"),
+    "add, to be cast": (lambda u: np.add(u, u, dtype=np.float32), "mg.add"),
+    "multiply, somewhere": (lambda u: np.multiply(u, u, where=A > 1), "mg.mul"),
+    "divide, into an array": (lambda u: np.divide(u, u, out=A.copy()), "mg.div"),
+    "add, into a Tensor": (lambda u: np.add(A, A, out=u), "mg.add"),
+    "exp, into an array": (lambda u: np.exp(u, out=A.copy()), "mg.exp"),
+    "add.reduce": (lambda u: np.add.reduce(u), "mg.sum"),
+    "add.at": (lambda u: np.add.at(A.copy(), [0, 1, 2], u), ".data"),
+    "multiply.outer": (lambda u: np.multiply.outer(u, u), ".data"),
+    "a function of one's own": (lambda u: np.frompyfunc(abs, 1, 1)(u), ".data"),
+}
+
+
+@pytest.mark.parametrize("make", [leaf, mg.Tensor], ids=["leaf", "constant"])
+@pytest.mark.parametrize(("call", "instead"), LOSERS.values(), ids=LOSERS)
+def test_a_function_of_numpy_that_would_lose_the_gradient_names_another(call, instead, make):
+    with pytest.raises(TypeError, match=rf"would lose the gradient .*{re.escape(instead)}\b"):
+        call(make(A))
+
+
+def test_an_array_does_not_become_a_tensor_in_place():
+    for f in (operator.iadd, operator.imul, operator.itruediv, operator.ipow):
+        array = A.copy()
+        with pytest.raises(TypeError, match=r"x = x \+ y instead of x \+= y"):
+            f(array, leaf(B))
+        assert_array_equal(array, A)
+
+
+def test_no_function_of_numpy_takes_a_tensor_but_those_that_lose_nothing():
+    """Whatever NumPy asks about, it is refused, or its result cannot have a gradient."""
+    x, refused = leaf(A), 0
+    for function in get_overridable_numpy_array_functions():
+        try:
+            x.__array_function__(function, (mg.Tensor,), (x,), {})
+        except TypeError as refusal:
+            refused += "would lose the gradient" in str(refusal)
+            continue
+        except (ValueError, AttributeError):  # called with too little
+            continue
+    for function in get_overridable_numpy_ufuncs():
+        try:
+            y = x.__array_ufunc__(function, "__call__", *[x] * function.nin)
+        except TypeError as refusal:
+            refused += "would lose the gradient" in str(refusal)
+        else:
+            assert isinstance(y, mg.Tensor) or y.dtype == bool, function
+    assert refused > 250
+
+
+# functions that only ask: the answer for an array is that for the Tensor
+ASKING = {
+    "shape": np.shape,
+    "ndim": np.ndim,
+    "size": np.size,
+    "isfinite": np.isfinite,
+    "isnan, into an array": lambda x: np.isnan(x, out=np.empty(np.shape(x), bool)),
+    "allclose": lambda x: np.allclose(x, x, rtol=1e-3),
+    "isclose": lambda x: np.isclose(A, x),
+    "array_equal": lambda x: np.array_equal(x, A),
+    "argmax": lambda x: np.argmax(x, axis=0),
+    "argsort": np.argsort,
+    "nonzero": np.nonzero,
+    "count_nonzero": np.count_nonzero,
+    "searchsorted": lambda x: np.searchsorted(A, x),
+    "lexsort": lambda x: np.lexsort([x, x]),
+    "any": lambda x: np.any(x),
+    "all": np.all,
+    "zeros_like": np.zeros_like,
+    "result_type": lambda x: np.result_type(x, np.float32),
+    "iscomplexobj": np.iscomplexobj,
+    "array2string": lambda x: np.array2string(x, precision=1),
+    "less": lambda x: np.less(2.0, x),
+    "not_equal": lambda x: np.not_equal(x, A),
+}
+
+
+@pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
+def test_a_function_of_numpy_that_only_asks_is_answered(ask):
+    found, expected = ask(leaf(A)), ask(A)
+    assert type(found) is type(expected)
+    assert_array_equal(found, expected)
+
+
+def test_tensors_can_be_saved_by_numpy(tmp_path):
+    np.save(tmp_path / "a.npy", leaf(A))
+    np.savez(tmp_path / "b.npz", a=leaf(A), b=B)
+    np.savetxt(tmp_path / "c.txt", leaf(A))
+    assert_array_equal(np.load(tmp_path / "a.npy"), A)
+    assert_array_equal(np.load(tmp_path / "b.npz")["a"], A)
+    assert_array_equal(np.loadtxt(tmp_path / "c.txt"), A)
+
+
+def test_operators_called_by_their_names_in_numpy_keep_the_gradient():
+    x = leaf(A)
+    for y, slope in (
+        (np.add(B, x), 1),
+        (np.subtract(x, B), 1),
+        (np.multiply(x, x), 2 * A),
+        (np.true_divide(x, B), 1 / B),
+        (np.power(x, 2), 2 * A),
+        (np.matmul(x, B), B),
+        (np.negative(x), -1),
+        (np.absolute(x), 1),
+    ):
+        assert_array_equal(mg.grad(y.sum(), x).data, np.full(3, slope))
+
+
+def test_arrays_and_tensors_are_compared_by_numpys_testing():
+    np.testing.assert_allclose(leaf(A), A)
+    np.testing.assert_array_equal(leaf(A), leaf(A))
+    np.testing.assert_array_less(leaf(A), leaf(A + 1))
+    np.testing.assert_almost_equal(leaf(A), A)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(leaf(A), B)
+
+
+# what makes a Python number of a Tensor
+NUMBERS = {
+    "float": (float, 2.0),
+    "math.exp": (math.exp, math.exp(2)),
+    "%": (lambda x: "%.1f" % x, "2.0"),  # noqa: UP031
+    "complex": (complex, 2 + 0j),
+    "an entry of an array": (lambda x: _set(np.zeros(1), x), 2.0),
+    "an array of numbers": (lambda x: np.array([x])[0], 2.0),
+    "np.fromiter": (lambda x: np.fromiter([x], float)[0], 2.0),
+    "math.fsum": (lambda x: math.fsum([x]), 2.0),
+}
+
+
+def _set(array, x):
+    array[0] = x
+    return array[0]
+
+
+@pytest.mark.parametrize(("convert", "number"), NUMBERS.values(), ids=NUMBERS)
+def test_where_a_tensor_becomes_a_python_number_its_gradient_ends_with_a_warning(convert, number):
+    for x in (leaf(2.0), leaf(1.0) * 2):
+        with pytest.warns(UserWarning, match=r"gradient ends .*mg\.exp.*\.item\(\)"):
+            assert convert(x) == number
+    with mg.no_grad():
+        assert convert(leaf(2.0)) == number
+    assert convert(mg.Tensor(2.0)) == number
+
+
+def test_item_and_format_do_not_warn():
+    x = leaf(2.0)
+    assert (x.item(), f"{x:.1f}", f"{x.item()}", bool(x)) == (2.0, "2.0", "2.0", True)
+
+
+PLOTS = {
+    "plot": lambda ax, x, y: ax.plot(x, y),
+    "plot of one": lambda ax, x, y: ax.plot(y),
+    "scatter": lambda ax, x, y: ax.scatter(x, y),
+    "bar": lambda ax, x, y: ax.bar(A, y.detach()),
+    "hist": lambda ax, x, y: ax.hist(y),
+    "imshow": lambda ax, x, y: ax.imshow(x[:, None] * y),
+    "errorbar": lambda ax, x, y: ax.errorbar(x, y, yerr=0.1),
+    "fill_between": lambda ax, x, y: ax.fill_between(x, y - 1, y + 1),
+    "semilogy": lambda ax, x, y: ax.semilogy(x, y),
+    "step": lambda ax, x, y: ax.step(x, y),
+    "contourf": lambda ax, x, y: ax.contourf(x[:, None] * y),
+}
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+def test_tensors_can_be_plotted(plot):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    x = leaf(A)
+    plot(figure.add_subplot(), x, x * 2)
+    figure.canvas.draw()
 
 
 # ----------------------------------------------------------------------------- copies
