@@ -1,6 +1,7 @@
-"""Sums of adapters: LoRAs that act together, and LoRAs that are added up into one.
+"""Several adapters: those that act together, and LoRAs that are added up into one.
 
-The corrections of several LoRAs of one layer add up, and their weighted sum is again a product,
+Adapters of different layers do not meet, whatever they are.  The corrections of several LoRAs of one
+layer add up, and their weighted sum is again a product,
 
     Σ wᵢ sᵢ Bᵢ Aᵢ = B A        with the Aᵢ below each other in A, the wᵢ sᵢ Bᵢ side by side in B,
 
@@ -10,9 +11,10 @@ singular values ("svd").  DoRAs do not add up, because each rescales the weight 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,22 +39,32 @@ Factors: TypeAlias = tuple[Array, Array]
 
 
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
-    """Check that all that adapters of this config and class do is to add s B A to each weight.
+    """Check that all that an adapter of this config and class does is to add s B A to each weight.
 
     Raises
     ------
     ValueError
         If it is not, with the reason.
     """
+    trains_more = config.bias != "none" or config.modules_to_save
+    reason = MORE if trains_more else why_not_added(config, layer)
+    if reason:
+        raise ValueError(reason)
+
+
+MORE = "adapters that train biases or whole modules do not add up"
+
+
+def why_not_added(config: LoraConfig, layer: type[LowRankLinear]) -> str:
+    """Return why a layer of this config and class does not add s B A to its weight, or "" if it does."""
     if config.use_dora:
-        raise ValueError("DoRA adapters do not add up: each rescales the weight of the base")
+        return "DoRA adapters do not add up: each rescales the weight of the base"
     own = own_formula(layer)
     if own:
-        raise ValueError(f"{layer.__name__} has {own[0]!r} of its own, and need not add up")
-    if config.bias != "none" or config.modules_to_save or config.lora_bias:
-        raise ValueError("adapters that train biases or whole modules do not add up")
+        return f"{layer.__name__} has {own[0]!r} of its own, and need not add up"
     if config.init_lora_weights in ("pissa", "olora"):
-        raise ValueError(f"{config.init_lora_weights!r} adapters change W0 and do not add up")
+        return f"{config.init_lora_weights!r} adapters change W0 and do not add up"
+    return MORE if config.lora_bias else ""
 
 
 def own_formula(kind: type[LowRankLinear]) -> list[str]:
@@ -99,18 +111,58 @@ class LoRASum(Adapted):
         return self.base_layer.bias
 
 
-def together(base: Module, adapters: Sequence[Layers]) -> Module:
-    """Return a view of ``base`` in which the LoRAs of all the adapters act at once."""
+class Acting(NamedTuple):
+    """What acts of an adapter.
+
+    Attributes
+    ----------
+    config
+        The config of the adapter.
+    parts
+        Its adapted layers, and its modules that train whole, by path.
+    """
+
+    config: LoraConfig
+    parts: Mapping[str, Module]
+
+
+def together(base: Module, adapters: Sequence[Acting]) -> Module:
+    """Return a view of ``base`` in which all the adapters act at once.
+
+    Where one acts alone, it may be of any kind.  Where several do, their corrections add up.
+
+    Raises
+    ------
+    ValueError
+        If several act on a module where they do not add up, naming it and the reason.
+    """
     modules = dict(base.named_modules())
-    stacks: dict[int, list[LowRankLinear]] = {}
-    for layers in adapters:
-        for path, layer in layers.items():
-            stacks.setdefault(id(modules[path]), []).append(layer)
+    for one, other in itertools.permutations(adapters, 2):
+        _check_shared(modules, one, other)
+    stacks: dict[int, list[Any]] = {}
+    for _, parts in adapters:
+        for path, part in parts.items():
+            stacks.setdefault(id(modules[path]), []).append(part)
 
     def replace(module: Module) -> Module | None:
-        return LoRASum(stacks[id(module)]) if id(module) in stacks else None
+        parts = stacks.get(id(module), [None])
+        return LoRASum(parts) if len(parts) > 1 else parts[0]
 
     return rebuild(base, replace)
+
+
+def _check_shared(modules: Mapping[str, Module], one: Acting, other: Acting) -> None:
+    """Raise ValueError if the first of two adapters does not add up with the second somewhere."""
+    others = {id(modules[path]): path for path in other.parts}
+    for path, part in one.parts.items():
+        if not isinstance(part, LowRankLinear):
+            inside = (others.get(id(m)) for _, m in modules[path].named_modules())
+            for shared in filter(None, inside):
+                raise ValueError(
+                    f"{shared} cannot be of two adapters, because {path} trains whole in one adapter"
+                )
+        elif id(modules[path]) in others and why_not_added(one.config, type(part)):
+            raise ValueError(f"{path}: {why_not_added(one.config, type(part))}")
 
 
 # ----------------------------------------------------------------------------- added up into one

@@ -99,7 +99,7 @@ class LoraConfig:
         One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score,
         and QUESTION_ANS those named qa_outputs.
     inference_mode
-        The adapter is frozen.
+        The adapter is frozen until ``set_adapter`` activates it to be trained.
     auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
         What PEFT notes in the file; kept for it.
 

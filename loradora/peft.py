@@ -20,6 +20,7 @@ import numpy.typing as npt
 from loradora import checkpoint
 from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import (
+    Acting,
     check_adds_up,
     check_weights,
     config_for,
@@ -95,6 +96,7 @@ class Adapter:
             return self.layer(module, **options, rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
+        self._whole = [path for path, m in base.named_modules() if id(m) in found.whole]
         self.model = rebuild(base, replace)
         for path, module in whole.items():
             if not config.inference_mode and not module.trainable_parameters():
@@ -170,6 +172,11 @@ class Adapter:
     def constants(self) -> dict[str, Tensor]:
         """Return the tensors that are no part of it, but of the base, by their names in files."""
         return {name: self._tensors[name] for name in self._constants}
+
+    def parts(self) -> dict[str, Module]:
+        """Return what acts in the place of modules of the base, by path."""
+        modules = dict(self.model.named_modules())
+        return {**{path: modules[path] for path in self._whole}, **self.layers()}
 
     def layers(self) -> dict[str, LowRankLinear]:
         """Return the adapted layers by path; a tied layer once, under its first."""
@@ -255,7 +262,7 @@ class PeftModel(Module):
         with intact(base):
             self._start(base)
             self.add_adapter(adapter_name, config, **options)
-            self.set_adapter(adapter_name)
+            self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
     def _start(self, base: Module) -> None:
         """Begin without an adapter."""
@@ -408,19 +415,29 @@ class PeftModel(Module):
         adapter.enable(False)
         self._adapters[adapter_name] = adapter
 
-    def set_adapter(self, adapter_names: str | Sequence[str]) -> None:
-        """Activate an adapter, or several LoRAs whose corrections add up; only they are trainable.
+    def set_adapter(
+        self, adapter_names: str | Sequence[str], *, inference_mode: bool = False
+    ) -> None:
+        """Activate an adapter, or several at once; they alone become trainable.
+
+        Parameters
+        ----------
+        adapter_names
+            One name, or several.  Those that act on the same layer must be LoRAs, whose corrections
+            add up.
+        inference_mode
+            Freeze them, too.
 
         Raises
         ------
         ValueError
-            For unknown names, or several adapters that do not simply add up: DoRA, a variant with
-            a formula of its own, trained biases, modules_to_save.
+            For unknown names, and for adapters that meet in a layer where they do not add up: a
+            DoRA, a variant with a formula of its own, a module that trains whole.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         view = self._view_of(names)
         for name, adapter in self._adapters.items():
-            adapter.enable(name in names and not adapter.config.inference_mode)
+            adapter.enable(name in names and not inference_mode)
         take_modes(view, self.base_model)
         self._active, self._disabled, self._names = view, False, names
 
@@ -433,14 +450,13 @@ class PeftModel(Module):
             raise ValueError(f"an adapter is named twice: {', '.join(names)}")
         if len(chosen) == 1:
             return chosen[0].model
-        for adapter in chosen:
-            check_adds_up(adapter.config, adapter.layer)
-        return together(self._plain, [adapter.layers() for adapter in chosen])
+        return together(self._plain, [Acting(a.config, a.parts()) for a in chosen])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
 
-        Without the last one the model computes what the base does.
+        What is active then is frozen if what was active before was.  Without the last adapter the model
+        computes what the base does.
 
         Raises
         ------
@@ -448,13 +464,14 @@ class PeftModel(Module):
             For an unknown name.
         """
         self._get(adapter_name)
+        frozen = not self._active.trainable_parameters()
         del self._adapters[adapter_name]
         if adapter_name in self.active_adapters:
             disabled = self._disabled
             remaining = [name for name in self.active_adapters if name != adapter_name]
             remaining = remaining or list(self._adapters)[:1]
             if remaining:
-                self.set_adapter(remaining)
+                self.set_adapter(remaining, inference_mode=frozen)
             else:
                 take_modes(self._plain, self.base_model)
                 self._active, self._names = self._plain, []
@@ -571,14 +588,17 @@ class PeftModel(Module):
         ------
         ValueError
             If an adapter holds NaN or infinity, or makes them, naming the tensors; and as for
-            :meth:`set_adapter`.
+            :meth:`set_adapter`.  What is not merged is not looked at.
         """
+        names = self.active_adapters if adapter_names is None else adapter_names
         view = self.base_model if adapter_names is None else self._view_of(adapter_names)
+        own = {id(p) for name in names for p in self._adapters[name].saved.values()}
 
         def merged(module: Module) -> Module | None:
             return module.merge(safe_merge) if isinstance(module, Adapted) else None
 
-        bad = [name for name, p in view.named_parameters() if not np.isfinite(p.data).all()]
+        tensors = [(name, p) for name, p in view.named_parameters() if id(p) in own]
+        bad = [name for name, p in tensors if not np.isfinite(p.data).all()]
         if safe_merge and bad:
             raise ValueError(f"cannot merge: NaN or infinity in {', '.join(bad)}")
         return own_copy(rebuild(view, merged), self._trainable)
@@ -717,7 +737,7 @@ class PeftModel(Module):
         adapter_name
             The name to give it.
         is_trainable
-            Make the adapter trainable.
+            Make the adapter trainable.  (:meth:`set_adapter` does so later.)
         allow_nan
             Accept NaN and infinity.
         rng
@@ -738,7 +758,7 @@ class PeftModel(Module):
         with intact(base):
             model._start(base)
             model.load_adapter(source, adapter_name, is_trainable, **options)
-            model.set_adapter(adapter_name)
+            model.set_adapter(adapter_name, inference_mode=not is_trainable)
         return model
 
     def __repr__(self) -> str:

@@ -598,8 +598,10 @@ def test_30_requires_grad_follows_the_active_adapter(options, tmp_path):
     model.add_adapter("other", config(**options))
     assert trainable(model) == own
     model.load_adapter(tmp_path / "a.npz", "loaded")
-    model.set_adapter("loaded")
+    model.set_adapter("loaded", inference_mode=True)
     assert trainable(model) == set()
+    model.set_adapter("loaded")
+    assert trainable(model) == own
     model.load_adapter(tmp_path / "a.npz", "again", is_trainable=True)
     model.set_adapter("again")
     assert trainable(model) == own

@@ -429,11 +429,36 @@ def test_training_one_adapter_leaves_the_other():
     assert_array_equal(out(model), expected)
 
 
-def test_an_adapter_made_for_inference_stays_frozen():
+def test_an_adapter_made_for_inference_is_frozen_until_it_is_activated_to_be_trained():
     model = adapted(inference_mode=True, trained=False)
     assert model.trainable_parameters() == []
     model.set_adapter("default")
+    assert len(model.trainable_parameters()) == 8
+    model.set_adapter("default", inference_mode=True)
     assert model.trainable_parameters() == []
+
+
+def test_an_adapter_that_is_activated_to_be_trained_trains(tmp_path):
+    adapted().save_adapter(tmp_path / "a.npz")
+    model = ld.PeftModel.from_pretrained(Net(), tmp_path / "a.npz")
+    model.load_adapter(tmp_path / "a.npz", "other")
+    before = out(model)
+    assert model.trainable_parameters() == []
+    model.set_adapter("other")
+    step(model)
+    assert not np.array_equal(out(model), before)
+    model.set_adapter("default", inference_mode=True)
+    assert_array_equal(out(model), before)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_becomes_active_by_a_deletion_trains_if_what_was_deleted_did(frozen):
+    model = add(add(adapted(), "b"), "c")
+    model.set_adapter(["default", "b"], inference_mode=frozen)
+    for name in ("default", "b"):
+        with model.disable_adapter():
+            model.delete_adapter(name)
+        assert bool(model.trainable_parameters()) is not frozen
 
 
 def test_two_active_loras_train_together():
@@ -451,7 +476,6 @@ def test_two_active_loras_train_together():
 
 NOT_A_SUM = {
     "DoRA": ({"use_dora": True}, "DoRA adapters do not add up"),
-    "whole modules": ({"modules_to_save": ["head.0"]}, "biases or whole modules do not add up"),
     "lora_bias": ({"lora_bias": True}, "biases or whole modules do not add up"),
     "pissa": ({"init_lora_weights": "pissa"}, "'pissa' adapters change W0"),
 }
@@ -462,13 +486,103 @@ def test_adapters_that_do_not_add_up_are_not_added_up(kind):
     options, message = NOT_A_SUM[kind]
     model = add(adapted(), "other", trained=False, **options)
     expected = out(model)
-    with pytest.raises(ValueError, match=message):
-        model.set_adapter(["default", "other"])
+    for attempt in (model.set_adapter, lambda names: model.merge_and_unload(adapter_names=names)):
+        with pytest.raises(ValueError, match=rf"^blocks\.0\.q: .*{message}"):
+            attempt(["default", "other"])
     for names, weights in ((["default", "other"], [1, 1]), (["other"], [0.5])):
         with pytest.raises(ValueError, match=message):
             model.add_weighted_adapter(names, weights, "sum")
     assert model.active_adapters == ["default"]
     assert list(model.peft_config) == ["default", "other"]
+    assert_array_equal(out(model), expected)
+
+
+def test_adapters_that_train_whole_modules_are_not_added_up():
+    model = add(adapted(), "other", modules_to_save=["head.0"])
+    for names, weights in ((["default", "other"], [1, 1]), (["other"], [0.5])):
+        with pytest.raises(ValueError, match="biases or whole modules do not add up"):
+            model.add_weighted_adapter(names, weights, "sum")
+
+
+#: What only one adapter can do to a layer.
+ALONE = {
+    "DoRA": {"use_dora": True},
+    "DoRA by column": {"use_dora": True, "norm_axis": 0},
+    "lora_bias": {"lora_bias": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "another formula": {},
+    "a whole module": {},
+}
+
+
+def alone(kind, layer, beside):
+    """Return the options of an adapter that does this to one layer, and its class."""
+    options = {"target_modules": [layer], **ALONE[kind]}
+    if kind == "a whole module":
+        options = {"target_modules": [beside], "modules_to_save": [layer]}
+    return options, GatedLinear if kind == "another formula" else None
+
+
+@pytest.mark.parametrize("first", ALONE)
+@pytest.mark.parametrize("second", ALONE)
+def test_adapters_of_different_layers_act_together_whatever_they_are(first, second, tmp_path):
+    one, other = alone(first, "1.q", "1.v"), alone(second, "head.2", "head.0")
+    (one, other), kinds = zip(one, other)
+    base = Net()
+    model = randomized(ld.get_peft_model(base, config(**one), layer=kinds[0]))
+    model.add_adapter("other", config(**other), layer=kinds[1])
+    model.set_adapter("other")
+    randomized(model)
+    parts = [model.merge_and_unload(adapter_names=[n]) for n in ("default", "other")]
+    expected = base.state_dict()  # of which each adapter has changed another part
+    for merged in parts:
+        for name, value in merged.state_dict().items():
+            if not np.array_equal(value, base.state_dict()[name]):
+                assert_array_equal(expected[name], base.state_dict()[name])
+                expected[name] = value
+    both = Net()
+    both.load_state_dict(expected)
+
+    model.set_adapter(["default", "other"])
+    assert_allclose(out(model), out(both), rtol=1e-4, atol=1e-4)
+    assert_allclose(out(model.merge_and_unload()), out(both), rtol=1e-4, atol=1e-4)
+    trained = [p for a in model._adapters.values() for p in a.trained]
+    assert {id(p) for p in trained} == {id(p) for p in model.trainable_parameters()}
+    before = [p.data for p in trained]
+    step(model)
+    assert sum(not np.array_equal(p.data, b) for p, b in zip(trained, before)) > len(trained) / 2
+    live = out(model)
+    for name in ("default", "other"):
+        model.save_adapter(tmp_path / f"{name}.npz", name)
+    loaded = ld.PeftModel.from_pretrained(base, tmp_path / "default.npz", layer=kinds[0])
+    loaded.load_adapter(tmp_path / "other.npz", "other", layer=kinds[1])
+    loaded.set_adapter(["default", "other"])
+    assert_array_equal(out(loaded), live)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.set_adapter("default")
+        copied.set_adapter(["other", "default"])
+        assert_array_equal(out(copied), live)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({}, {"modules_to_save": ["blocks.0"], "target_modules": ["1.q"]}, r"blocks\.0\.q"),
+        ({"modules_to_save": ["head"]}, {"target_modules": ["head.2"]}, r"head\.2"),
+        ({"modules_to_save": ["head"]}, {"modules_to_save": ["head"]}, "head"),
+        ({"modules_to_save": ["head"]}, {"modules_to_save": ["head.2"]}, r"head\.2"),
+        ({"target_modules": ["tied.q"]}, {"modules_to_save": ["blocks.0.q"]}, r"blocks\.0\.q"),
+    ],
+    ids=str,
+)
+def test_what_trains_whole_is_of_one_adapter_alone(one, other, message):
+    model = adapted(**one)
+    add(model, "other", **{"target_modules": ["blocks.1.v"]} | other)
+    expected = out(model)
+    for names in (["default", "other"], ["other", "default"]):
+        with pytest.raises(ValueError, match=rf"{message}.*trains whole .*one adapter"):
+            model.set_adapter(names)
+    assert model.active_adapters == ["default"]
     assert_array_equal(out(model), expected)
 
 
@@ -630,6 +744,27 @@ def test_a_merge_looks_at_biases_whole_modules_and_the_result(value):
             p.data = np.full_like(p.data, 1e30)
     with pytest.raises(ValueError, match="cannot merge: weight holds NaN or infinity"):
         model.merge_and_unload()
+
+
+def test_a_merge_does_not_look_at_what_it_leaves_alone():
+    base = Net()
+    base.scale.data[0] = -np.inf  # a mask, say
+    base.head[2].bias.data[0] = np.nan
+    model = adapted(base=base)
+    merged = model.merge_and_unload()
+    assert_array_equal(merged.scale.data, base.scale.data)
+    add(model, "other", modules_to_save=["head"])
+    model.set_adapter("default")
+    model.merge_and_unload()
+    with pytest.raises(ValueError, match=r"NaN or infinity in head\.2\.bias"):
+        model.merge_and_unload(adapter_names=["other"])
+    with pytest.raises(ValueError, match=r"NaN or infinity in head\.2\.bias"):
+        model.merge_and_unload(adapter_names=["default", "other"])
+    with model.disable_adapter():
+        model.merge_and_unload()
+    adapted_there = adapted(base=base, target_modules=["head.2"])
+    with pytest.raises(ValueError, match=r"base_layer\.bias holds NaN or infinity"):
+        adapted_there.merge_and_unload()
 
 
 # ----------------------------------------------------------------------------- DoRA's norm

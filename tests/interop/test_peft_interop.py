@@ -287,6 +287,38 @@ def test_sums_of_adapters_are_pefts(tmp_path: Path) -> None:
         twins.agree(twins.run(ours, x), twins.run(theirs, x))
 
 
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"use_dora": True, "target_modules": ["0"]}, {"use_dora": True, "target_modules": ["2"]}),
+        ({"use_dora": True, "target_modules": ["0"]}, {"target_modules": ["2"]}),
+        ({"modules_to_save": ["4"]}, {}),
+        ({"target_modules": ["0"], "modules_to_save": ["4"]}, {"target_modules": ["2"]}),
+    ],
+    ids=str,
+)
+def test_adapters_of_different_layers_act_together_as_in_peft(
+    options, other, tmp_path: Path
+) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    random = {"init_lora_weights": False}
+    ours, theirs = pair(net, tmp_path, options | random, other | random)
+    for model in (ours, theirs.base_model):
+        model.set_adapter(["default", "other"])
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_activating_an_adapter_trains_it_as_in_peft(inference_mode: bool, tmp_path: Path) -> None:
+    net = twins.net()
+    twins.adapt(net).save_pretrained(str(tmp_path))
+    for base in (net, twins.twin(net)):
+        for model in (twins.load(base, tmp_path), twins.adapt(base, inference_mode=True)):
+            assert not any(p.requires_grad for p in model.parameters())
+            model.set_adapter("default", inference_mode=inference_mode)
+            assert any(p.requires_grad for p in model.parameters()) is not inference_mode
+
+
 RANKS = {
     "one layer has a higher rank": ({"rank_pattern": {"0": 5}}, {"r": 2}),
     "one adapter has a higher rank elsewhere": ({"r": 2}, {"r": 4, "target_modules": ["2", "4"]}),
