@@ -84,28 +84,27 @@ class Adapter:
         self.autocast_adapter_dtype = autocast_adapter_dtype
         cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
         paths = {id(module): path for path, module in base.named_modules()}
-        whole: dict[str, Module] = {}
+        self._whole: dict[str, Module] = {}
 
         def replace(module: Module) -> Module | None:
             if id(module) in found.whole:
                 path = paths[id(module)]
-                return whole.setdefault(path, own_copy(module, trainable, path))
+                return self._whole.setdefault(path, own_copy(module, trainable, path))
             if not isinstance(module, Linear) or id(module) not in found.targets:
                 return None
             options = layer_options(config, found.targets[id(module)]) | cast
             return self.layer(module, **options, rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change
-        self._whole = [path for path, m in base.named_modules() if id(m) in found.whole]
         self.model = rebuild(base, replace)
-        for path, module in whole.items():
+        for path, module in self._whole.items():
             if not config.inference_mode and not module.trainable_parameters():
                 raise ValueError(f"modules_to_save: nothing in {path} requires a gradient")
         self._free_biases()
         modules = dict(self.model.named_modules())
         names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
-        own |= {id(p) for module in whole.values() for p in module.parameters()}
+        own |= {id(p) for module in self._whole.values() for p in module.parameters()}
         self.saved = {
             _file_key(modules, name, names): p
             for name, p in self.model.named_parameters()
@@ -175,8 +174,7 @@ class Adapter:
 
     def parts(self) -> dict[str, Module]:
         """Return what acts in the place of modules of the base, by path."""
-        modules = dict(self.model.named_modules())
-        return {**{path: modules[path] for path in self._whole}, **self.layers()}
+        return {**self._whole, **self.layers()}
 
     def layers(self) -> dict[str, LowRankLinear]:
         """Return the adapted layers by path; a tied layer once, under its first."""

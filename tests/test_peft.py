@@ -1617,6 +1617,15 @@ def test_active_adapters_are_chosen_by_set_adapter_alone():
     assert model.active_adapters == ["default"]
 
 
+def test_a_tied_module_that_trains_whole_acts_beside_another_adapter():
+    model = adapted(base=Net(), target_modules=["v"], modules_to_save=["blocks.0.q", "tied.q"])
+    add(model, "other", target_modules=["blocks.1.q"])
+    model.set_adapter(["default", "other"])
+    assert type(model.blocks[0].q) is ld.Linear
+    assert model.blocks[0].q is model.tied.q
+    assert_allclose(model.merge_and_unload()(X).data, out(model.eval()), rtol=1e-5, atol=1e-6)
+
+
 # ----------------------------------------------------------------------------- half precision
 
 
