@@ -6,12 +6,14 @@ layer add up, and their weighted sum is again a product,
     Σ wᵢ sᵢ Bᵢ Aᵢ = B A        with the Aᵢ below each other in A, the wᵢ sᵢ Bᵢ side by side in B,
 
 whose rank is the sum of theirs ("cat").  Its best approximation of a lower rank is made of its largest
-singular values ("svd").  DoRAs do not add up, because each rescales the weight of the base.
+singular values ("svd").  PEFT also has a mixture of the factors themselves ("linear"), which is not
+that sum.  DoRAs do not add up, because each rescales the weight of the base.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -174,8 +176,8 @@ def check_weights(
     """Raise ValueError unless these can be the arguments of :func:`weighted_sum`."""
     if len(names) != len(weights) or not names:
         raise ValueError(f"expected one weight per adapter, got {names} and {weights}")
-    if kind not in ("cat", "svd"):
-        raise ValueError(f"combination_type must be 'cat' or 'svd', not {kind!r}")
+    if kind not in ("cat", "svd", "linear"):
+        raise ValueError(f"combination_type must be 'cat', 'svd' or 'linear', not {kind!r}")
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"weights must be finite, not {list(weights)}")
     if svd_rank is not None:
@@ -187,7 +189,7 @@ def check_weights(
 def weighted_sum(
     weights: Sequence[float], adapters: Sequence[Layers], kind: str, svd_rank: int
 ) -> dict[str, Factors]:
-    """Return A and B with B A = Σ wᵢ sᵢ Bᵢ Aᵢ for every layer that one of the adapters has, by path.
+    """Return A and B for every layer that one of the adapters has, by path.
 
     Parameters
     ----------
@@ -196,17 +198,44 @@ def weighted_sum(
     adapters
         Their layers.
     kind
-        "cat" is exact; "svd" is the best approximation of rank ``svd_rank``.
+        "cat": B A = Σ wᵢ sᵢ Bᵢ Aᵢ exactly; "svd": its best approximation of rank ``svd_rank``;
+        "linear": A and B are sums of the Aᵢ and Bᵢ, and B A is another matrix.
     svd_rank
         Of "svd", in every layer that is not too small for it.
+
+    Raises
+    ------
+    ValueError
+        For ranks that differ in a layer, with "linear".
     """
     factors = {}
     for path in dict.fromkeys(path for layers in adapters for path in layers):
         parts = [(w, layers[path]) for w, layers in zip(weights, adapters) if path in layers]
-        A = np.concatenate([layer.A.data for _, layer in parts])
-        B = np.concatenate([w * layer.scaling * layer.B.data for w, layer in parts], axis=1)
-        factors[path] = (A, B) if kind == "cat" else _truncated(A, B, svd_rank)
+        ranks = [layer.r for _, layer in parts]
+        if kind == "linear" and len(set(ranks)) > 1:
+            raise ValueError(
+                f"'linear' needs equal ranks in {path}, not {', '.join(map(str, ranks))}"
+            )
+        scaled = [(w * layer.scaling, layer.A.data, layer.B.data) for w, layer in parts]
+        A, B = _mixed(scaled) if kind == "linear" else _side_by_side(scaled)
+        factors[path] = _truncated(A, B, svd_rank) if kind == "svd" else (A, B)
     return factors
+
+
+#: Of one layer: w s, A and B of each adapter.
+Scaled: TypeAlias = Sequence[tuple[float, Array, Array]]
+
+
+def _side_by_side(parts: Scaled) -> Factors:
+    """Return the Aᵢ below each other, and the wᵢ sᵢ Bᵢ side by side."""
+    A = np.concatenate([A for _, A, _ in parts])
+    return A, np.concatenate([ws * B for ws, _, B in parts], axis=1)
+
+
+def _mixed(parts: Scaled) -> Factors:
+    """Return Σ ±√|wᵢ sᵢ| Aᵢ and Σ √|wᵢ sᵢ| Bᵢ, whose product has terms ±√|wᵢ sᵢ wⱼ sⱼ| Bᵢ Aⱼ, too."""
+    A = np.sum([math.copysign(math.sqrt(abs(ws)), ws) * A for ws, A, _ in parts], axis=0)
+    return A, np.sum([math.sqrt(abs(ws)) * B for ws, _, B in parts], axis=0)
 
 
 def largest_rank(configs: Iterable[LoraConfig]) -> int:

@@ -495,7 +495,9 @@ class PeftModel(Module):
             The name of the sum.
         combination_type
             "cat", the default, is exact, its ranks add up; "svd", PEFT's default, is the best
-            approximation of rank ``svd_rank``.
+            approximation of rank ``svd_rank``; "linear" mixes the factors instead, with
+            A = Σ ±√|wᵢ sᵢ| Aᵢ and B = Σ √|wᵢ sᵢ| Bᵢ, as in PEFT.  Its B A is *not* the sum: it also
+            pairs the B of each adapter with the A of every other.
         svd_rank
             Of "svd"; by default the largest rank that the configs of the adapters name, for whatever
             layer.  A layer that is too small for it gets what it can hold.
@@ -503,8 +505,8 @@ class PeftModel(Module):
         Raises
         ------
         ValueError
-            For unknown names, another combination ("linear" averages the factors A and B,
-            which is not the sum of their products), or adapters that do not simply add up.
+            For unknown names, another combination, adapters that do not simply add up, or ranks
+            that differ in a layer, with "linear".
         """
         check_weights(adapters, weights, combination_type, svd_rank)
         self._check_new(adapter_name)

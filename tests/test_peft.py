@@ -673,6 +673,42 @@ def test_an_svd_has_the_same_rank_in_every_layer_that_can_hold_it():
     assert (found["base_model.tied.q"], found["base_model.head.2"]) == (4, 3)
 
 
+@pytest.mark.parametrize("weights", [[1, 1], [0.5, -2], [-1, -3], [0, 1]], ids=str)
+@pytest.mark.parametrize("alpha", [5, -5])
+def test_a_linear_combination_mixes_the_factors(weights, alpha):
+    """√|w s| of each, with the sign in A: cross terms and all."""
+    model = add(adapted(), "other", lora_alpha=alpha, target_modules=["q", "head.0"])
+    model.add_weighted_adapter(["default", "other"], weights, "mixed", "linear")
+    parts = [model._adapters[name].layers() for name in ("default", "other", "mixed")]
+    one, other, mixed = (layers["blocks.1.q"] for layers in parts)
+    A, B = 0, 0
+    for w, layer in zip(weights, (one, other)):
+        root = np.sqrt(abs(w * layer.scaling))
+        A, B = A + np.sign(w * layer.scaling) * root * layer.A.data, B + root * layer.B.data
+    assert mixed.scaling == 1
+    assert mixed.A.dtype == mixed.B.dtype == np.float32
+    assert_allclose(mixed.A.data, A, atol=1e-6)
+    assert_allclose(mixed.B.data, B, atol=1e-6)
+    found = correction(model, "mixed")
+    for path, name, w in (("blocks.1.v", "default", weights[0]), ("head.0", "other", weights[1])):
+        alone = correction(model, name)[f"{path}.weight"]  # where one acts alone, it is exact
+        assert_allclose(found[f"{path}.weight"], w * alone, atol=2e-6)
+
+
+def test_a_linear_combination_needs_equal_ranks_where_adapters_meet():
+    model = add(adapted(r=2), "other", r=3, target_modules=["q", "head.0"])
+    add(model, "elsewhere", r=3, target_modules=["head.0"])
+    message = r"'linear' needs equal ranks in blocks\.0\.q, not 2, 3"
+    with pytest.raises(ValueError, match=message):
+        model.add_weighted_adapter(["default", "other"], [1, 1], "mixed", "linear")
+    assert list(model.peft_config) == ["default", "other", "elsewhere"]
+    model.add_weighted_adapter(["default", "elsewhere"], [1, 1], "mixed", "linear")
+    model.set_adapter(["default", "elsewhere"])
+    expected = out(model)
+    model.set_adapter("mixed")
+    assert_allclose(out(model), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_sum_keeps_to_the_layers_of_its_parts():
     """A top-level "q" must not bring in "layer.q", which ends in the same part."""
 
@@ -695,7 +731,8 @@ BAD_SUMS = [
     ((["default"], [1, 2], "sum"), {}, "expected one weight per adapter"),
     (([], [], "sum"), {}, "expected one weight per adapter"),
     ((["default"], [float("nan")], "sum"), {}, "weights must be finite"),
-    ((["default"], [1], "sum", "linear"), {}, "must be 'cat' or 'svd', not 'linear'"),
+    ((["default"], [1], "sum", "ties"), {}, "must be 'cat', 'svd' or 'linear', not 'ties'"),
+    ((["default"], [1], "sum", "linear"), {"svd_rank": 2}, "svd_rank=2 goes with combination_type"),
     ((["default"], [2], "sum", "svd"), {"svd_rank": 0}, "svd_rank must be at least 1, not 0"),
     ((["default"], [2], "sum", "svd"), {"svd_rank": -1}, "svd_rank must be at least 1, not -1"),
     ((["default"], [2], "sum", "cat"), {"svd_rank": 2}, "svd_rank=2 goes with combination_type"),

@@ -341,6 +341,20 @@ def test_truncated_sums_of_adapters_are_pefts(ranks: str, svd_rank: int, tmp_pat
     twins.agree(twins.run(ours, x), twins.run(theirs, x), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("weights", [[0.5, 2.0], [0.7, -1.5], [-1.0, -0.3]], ids=str)
+def test_linear_combinations_are_pefts(weights: list[float], tmp_path: Path) -> None:
+    net, (x, _) = twins.net(), twins.data()
+    random = {"init_lora_weights": False}
+    other = {"lora_alpha": -4, "target_modules": ["2", "4"]}
+    ours, theirs = pair(net, tmp_path, random, other | random)
+    for model in (ours, theirs):
+        model.add_weighted_adapter(
+            ["default", "other"], weights, "mixed", combination_type="linear"
+        )
+        model.set_adapter("mixed")
+    twins.agree(twins.run(ours, x), twins.run(theirs, x))
+
+
 def pair(net, folder: Path, options, other):
     """Return models of ours and PEFT's with the same two adapters."""
     theirs = twins.adapt(net, **options)
