@@ -27,5 +27,7 @@ from loradora.optim import AdamW as AdamW
 from loradora.optim import lora_plus as lora_plus
 from loradora.peft import PeftModel as PeftModel
 from loradora.peft import get_peft_model as get_peft_model
+from loradora.peft import get_peft_model_state_dict as get_peft_model_state_dict
+from loradora.peft import set_peft_model_state_dict as set_peft_model_state_dict
 from loradora.train import evaluate as evaluate
 from loradora.train import fit as fit

@@ -167,7 +167,7 @@ def save_folder(
     tensors = {PREFIX + k: v for k, v in arrays.items()}
     noted = {SCALINGS: json.dumps(scalings)}
     data = _safetensors_file(tensors, "save_adapter() writes .npz without it", noted)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     files = {folder / WEIGHTS: data, folder / CONFIG: _config_text(config).encode()}
     if not (folder / "README.md").exists():
         files[folder / "README.md"] = README.encode()
@@ -198,14 +198,31 @@ def load(source: str | Path) -> AdapterFile:
             raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
     config = _parsed(path, CONFIG, text, lambda values: LoraConfig.from_dict(as_trained(values)))
     scalings = _parsed(path, SCALINGS, metadata.get(SCALINGS, "{}"), dict)
+    return AdapterFile(config, _without_prefix(path, entries), scalings)
+
+
+def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike]) -> AdapterFile:
+    """Return tensors by their full names as if they were read from a file.
+
+    Raises
+    ------
+    CheckpointError
+        For names without PEFT's prefix.
+    """
+    arrays = {key: np.asarray(value) for key, value in state.items()}
+    entries = {
+        key: Entry(a.shape, a.dtype, partial(np.ascontiguousarray, a)) for key, a in arrays.items()
+    }
+    return AdapterFile(config, _without_prefix(source, entries), {})
+
+
+def _without_prefix(source: str | Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     foreign = [key for key in entries if not key.startswith(PREFIX)]
     if foreign:
         raise CheckpointError(
-            f"{path}: tensors without the prefix {PREFIX!r}: {', '.join(foreign)}"
+            f"{source}: tensors without the prefix {PREFIX!r}: {', '.join(foreign)}"
         )
-    return AdapterFile(
-        config, {key.removeprefix(PREFIX): e for key, e in entries.items()}, scalings
-    )
+    return {key.removeprefix(PREFIX): entry for key, entry in entries.items()}
 
 
 def check(
@@ -264,9 +281,21 @@ def check_name(name: str) -> None:
         raise ValueError(f"an adapter's name becomes a folder: it cannot be {name!r}")
 
 
-def _config_text(config: LoraConfig) -> str:
-    """Return the JSON of a config as PEFT saves it: ready for inference."""
-    return json.dumps({**config.to_dict(), "inference_mode": True}, indent=2) + "\n"
+def save_config(folder: Path, config: LoraConfig) -> None:
+    """Write a config alone, as ``adapter_config.json`` into ``folder``."""
+    _make(folder)
+    _write({folder / CONFIG: _config_text(config, config.inference_mode).encode()})
+
+
+def load_config(folder: Path) -> LoraConfig:
+    """Return the config in ``folder``; CheckpointError for one that is missing or not valid."""
+    config: LoraConfig = _parsed(folder, CONFIG, _read(folder / CONFIG), LoraConfig.from_dict)
+    return config
+
+
+def _config_text(config: LoraConfig, inference_mode: bool = True) -> str:
+    """Return the JSON of a config, by default as PEFT saves it with an adapter: ready for inference."""
+    return json.dumps({**config.to_dict(), "inference_mode": inference_mode}, indent=2) + "\n"
 
 
 def _parsed(path: Path, name: str, text: str | bytes, make: Callable[[Any], Any]) -> Any:
@@ -300,6 +329,12 @@ def _reported(what: str) -> Iterator[None]:
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CheckpointError(f"{what}: {reason}") from error
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, if it is not there."""
+    with _reported(f"cannot make {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write(files: Mapping[Path, bytes]) -> None:

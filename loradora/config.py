@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -340,6 +341,38 @@ class LoraConfig:
         if unknown:
             warnings.warn(f"unknown keys in the adapter config: {unknown}", stacklevel=2)
         return cls(**{name: value for name, value in values.items() if name not in unknown})
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``adapter_config.json`` into a directory, which is made if it is not there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a config that is no longer valid, because an option was assigned to.
+        CheckpointError
+            If the file cannot be written; an old one stays as it was.
+        """
+        from loradora import checkpoint  # which imports this module
+
+        checkpoint.save_config(Path(directory), dataclasses.replace(self))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> LoraConfig:
+        """Return the config in the ``adapter_config.json`` of a directory.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing or damaged, or sets what is not implemented here, with the reason.
+
+        Warns
+        -----
+        UserWarning
+            For keys that neither side knows (a newer file).
+        """
+        from loradora import checkpoint  # which imports this module
+
+        return checkpoint.load_config(Path(directory))
 
 
 #: Options of PEFT that matter only while a LoRA is made.

@@ -172,6 +172,14 @@ class Adapter:
         """Return the tensors that are no part of it, but of the base, by their names in files."""
         return {name: self._tensors[name] for name in self._constants}
 
+    def load(self, source: str | Path, file: checkpoint.AdapterFile, allow_nan: bool) -> None:
+        """Set its tensors to those of a file, if that fits; else CheckpointError, listing why not."""
+        arrays = checkpoint.check(
+            source, file, self.saved, self.constants(), self.scalings(), allow_nan
+        )
+        for key, p in self.saved.items():
+            p.data = arrays[key]
+
     def parts(self) -> dict[str, Module]:
         """Return what acts in the place of modules of the base, by path."""
         return {**self._whole, **self.layers()}
@@ -700,11 +708,7 @@ class PeftModel(Module):
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
         adapter.config = config
-        arrays = checkpoint.check(
-            source, file, adapter.saved, adapter.constants(), adapter.scalings(), allow_nan
-        )
-        for key, p in adapter.saved.items():
-            p.data = arrays[key]
+        adapter.load(source, file, allow_nan)
         self._keep(adapter_name, adapter)
         if not is_trainable:
             self.eval()
@@ -831,6 +835,66 @@ def get_peft_model(
         layer=layer,
         autocast_adapter_dtype=autocast_adapter_dtype,
     )
+
+
+def get_peft_model_state_dict(
+    model: PeftModel, adapter_name: str = "default"
+) -> dict[str, npt.NDArray[Any]]:
+    """Return a copy of the tensors of an adapter, by the names that PEFT gives them.
+
+    They are those of a file, without the config.  :func:`set_peft_model_state_dict` puts them into a
+    model that has an adapter of the same config.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no PeftModel.
+    ValueError
+        For an unknown name, and for an adapter that its tensors alone would not bring back, as in
+        :meth:`PeftModel.save_pretrained`.
+    """
+    arrays = _arrays(adapter_name, _adapter(model, adapter_name))
+    return {checkpoint.PREFIX + key: array.copy() for key, array in arrays.items()}
+
+
+def set_peft_model_state_dict(
+    model: PeftModel,
+    state: Mapping[str, npt.ArrayLike],
+    adapter_name: str = "default",
+    *,
+    allow_nan: bool = False,
+) -> None:
+    """Set the tensors of an adapter, in their own dtypes; all of them or none.
+
+    Parameters
+    ----------
+    model
+        A model with the adapter.
+    state
+        Tensors by the names that PEFT gives them, as from :func:`get_peft_model_state_dict`.
+    adapter_name
+        The name of the adapter.
+    allow_nan
+        Accept NaN and infinity.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no PeftModel.
+    CheckpointError
+        Listing everything that is missing, unexpected, misshapen, no float or not finite.
+    ValueError
+        For an unknown name.
+    """
+    adapter = _adapter(model, adapter_name)
+    source = f"the state for {adapter_name!r}"
+    adapter.load(source, checkpoint.as_file(source, adapter.config, state), allow_nan)
+
+
+def _adapter(model: PeftModel, name: str) -> Adapter:
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"expected a PeftModel, got {type(model).__name__}")
+    return model._get(name)
 
 
 def _check_peft_can_read(name: str, adapter: Adapter) -> None:

@@ -392,6 +392,105 @@ def test_whatever_leaves_the_function_of_an_adapter_to_its_tensors_is_saved(kind
     assert_array_equal(load(tmp_path / "a.npz")(X).data, model(X).data)
 
 
+# ----------------------------------------------------------------------------- without a file
+
+
+@every_kind
+def test_a_state_is_what_a_file_holds(kind, tmp_path):
+    model = trained(kind)
+    state = ld.get_peft_model_state_dict(model)
+    model.save_adapter(tmp_path / "a.npz")
+    arrays = read(tmp_path / "a.npz")
+    del arrays[CONFIG]
+    assert {n: a.tobytes() for n, a in state.items()} == {n: a.tobytes() for n, a in arrays.items()}
+
+    options = {"r": 2, "target_modules": ["0", "2"]} | KINDS[kind]
+    other = ld.get_peft_model(base(), ld.LoraConfig(**options), "other").eval()
+    ld.set_peft_model_state_dict(other, state, "other")
+    assert_array_equal(other(X).data, model(X).data)
+    assert state_of(other) == state_of(model)
+    expected = model(X).data
+    for array in state.values():
+        array += 1  # it is a copy
+    assert_array_equal(model(X).data, expected)
+    assert_array_equal(other(X).data, expected)
+
+
+WRONG_STATES = {
+    "a tensor is missing": (
+        lambda s: s.pop(PREFIX + A),
+        r"missing layers\.0\.lora_A\.weight \(2, 3\)",
+    ),
+    "one is too much": (
+        lambda s: s.update({PREFIX + M: np.ones(4)}),
+        r"unexpected layers\.0\.lora_m",
+    ),
+    "no prefix": (
+        lambda s: s.update({A: s.pop(PREFIX + A)}),
+        f"without the prefix '{PREFIX}': {A}",
+    ),
+    "another shape": (
+        lambda s: s.update({PREFIX + A: s[PREFIX + A].T}),
+        r"lora_A\.weight has shape \(3, 2\), expected \(2, 3\)",
+    ),
+    "integers": (
+        lambda s: s.update({PREFIX + A: np.ones((2, 3), int)}),
+        "has dtype int64, expected",
+    ),
+    "NaN": (
+        lambda s: s.update({PREFIX + A: np.full((2, 3), np.nan)}),
+        r"NaN or infinity in layers\.0\.lora_A\.weight \(see allow_nan\)",
+    ),
+    "too large": (
+        lambda s: s.update({PREFIX + A: np.full((2, 3), 1e300)}),
+        "NaN or infinity in lay",
+    ),
+    "another base": (
+        lambda s: s.update({PREFIX + "layers.0.base_layer.weight": np.ones((4, 3))}),
+        r"layers\.0\.base_layer\.weight differs from the base's",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_a_state_is_checked_as_a_file_is(wrong):
+    change, message = WRONG_STATES[wrong]
+    model = trained()
+    state = ld.get_peft_model_state_dict(model)
+    change(state)
+    before = state_of(model)
+    with pytest.raises(CheckpointError, match=f"the state for 'default': .*{message}"):
+        ld.set_peft_model_state_dict(model, state)
+    assert state_of(model) == before
+
+
+def test_a_state_may_hold_nan_if_asked_for_and_is_cast_to_the_layer():
+    model = trained()
+    state = ld.get_peft_model_state_dict(model)
+    state[PREFIX + A] = np.full((2, 3), np.nan)
+    state[PREFIX + B] = mg.Tensor(np.ones((4, 2)))
+    ld.set_peft_model_state_dict(model, state, allow_nan=True)
+    assert np.isnan(of(model).A.data).all()
+    assert_array_equal(of(model).B.data, np.ones((4, 2), np.float32))
+
+
+def test_a_state_is_of_an_adapter_that_there_is_and_of_all_that_ran():
+    model = trained()
+    for attempt in (
+        lambda: ld.get_peft_model_state_dict(model, "nobody"),
+        lambda: ld.set_peft_model_state_dict(model, {}, "nobody"),
+    ):
+        with pytest.raises(ValueError, match="no adapter named 'nobody'"):
+            attempt()
+    of(model).scaling = 1.0
+    with pytest.raises(ValueError, match=r"layers\.0\.scaling is 1\.0"):
+        ld.get_peft_model_state_dict(model)
+    with pytest.raises(TypeError, match="expected a PeftModel, got MLP"):
+        ld.get_peft_model_state_dict(base())
+    with pytest.raises(TypeError, match="expected a PeftModel, got MLP"):
+        ld.set_peft_model_state_dict(base(), {})
+
+
 # ----------------------------------------------------------------------------- what is on disk
 
 KEYS = {
@@ -852,6 +951,60 @@ def test_safetensors_that_hold_no_floats_are_refused(dtype, tmp_path, safetensor
     refuse(tmp_path, f"{A} has dtype {name}, expected a float dtype")
 
 
+# ----------------------------------------------------------------------------- a config alone
+
+
+@every_kind
+def test_a_config_is_saved_alone_and_read_alone(kind, tmp_path):
+    config = ld.LoraConfig(r=2, **{"target_modules": ["0", "2"]} | KINDS[kind])
+    config.save_pretrained(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path / "new" / "folder") == [CONFIG]
+    assert ld.LoraConfig.from_pretrained(tmp_path / "new" / "folder") == config
+
+
+def test_the_config_of_a_folder_is_read_and_that_of_an_adapter_saved(tmp_path, safetensors):
+    model = trained("rsDoRA")
+    model.save_pretrained(tmp_path)
+    config = ld.LoraConfig.from_pretrained(str(tmp_path))
+    assert (config.use_dora, config.use_rslora, config.inference_mode) == (True, True, True)
+    model.peft_config["default"].save_pretrained(tmp_path)
+    assert not ld.LoraConfig.from_pretrained(tmp_path).inference_mode  # as it was, here as in PEFT
+
+
+def test_a_config_that_is_not_valid_is_neither_saved_nor_read(tmp_path):
+    config = ld.LoraConfig(target_modules=["0"])
+    config.save_pretrained(tmp_path)
+    before = (tmp_path / CONFIG).read_bytes()
+    config.r = 0
+    with pytest.raises(ValueError, match="r must be at least 1, not 0"):
+        config.save_pretrained(tmp_path)
+    assert (tmp_path / CONFIG).read_bytes() == before
+    for text, message in (
+        (json.dumps({"peft_type": "LORA", "r": -1}), "r must be at least 1"),
+        (json.dumps({"peft_type": "LORA", "init_lora_weights": "eva"}), "must be one of"),
+        (json.dumps({"peft_type": "LOHA"}), "peft_type must be 'LORA'"),
+        ('{"peft_type": "LORA", "r": 1, "r": 2}', "a key occurs twice"),
+        ("[]", "expected an object"),
+        ("{", "Expecting"),
+    ):
+        (tmp_path / CONFIG).write_text(text)
+        with pytest.raises(CheckpointError, match=f"{CONFIG} in .*{message}"):
+            ld.LoraConfig.from_pretrained(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "newer": 1}))
+    with pytest.warns(UserWarning, match=r"unknown keys in the adapter config: \['newer'\]"):
+        ld.LoraConfig.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"cannot read .*{CONFIG}: No such file"):
+        ld.LoraConfig.from_pretrained(tmp_path / "none")
+
+
+def test_a_file_in_the_place_of_a_folder_is_left_alone(tmp_path, safetensors):
+    (tmp_path / "a").write_text("mine")
+    for save in (trained().save_pretrained, ld.LoraConfig().save_pretrained):
+        with pytest.raises(CheckpointError, match=r"cannot make .*a: File exists"):
+            save(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
 # ----------------------------------------------------------------------------- the file system
 
 
@@ -918,23 +1071,26 @@ def failing_sync(monkeypatch):
 
 
 @pytest.mark.parametrize("fail", [failing_replace, failing_write, failing_sync])
-@pytest.mark.parametrize("save", ["save_adapter", "save_model"])
+@pytest.mark.parametrize("save", ["save_adapter", "save_model", "a config"])
 def test_a_save_that_fails_midway_leaves_the_old_file_and_no_other(
     fail, save, tmp_path, monkeypatch
 ):
     def write(model):
         if save == "save_model":
             ld.save_model(tmp_path / "a.npz", model)
-        else:
+        elif save == "save_adapter":
             model.save_adapter(tmp_path / "a.npz")
+        else:
+            model.peft_config["default"].save_pretrained(tmp_path)
 
     write(trained())
-    old = (tmp_path / "a.npz").read_bytes()
+    (name,) = os.listdir(tmp_path)
+    old = (tmp_path / name).read_bytes()
     fail(monkeypatch)
     with pytest.raises(OSError, match=r"No space left|Input/output"):
         write(trained("DoRA"))
-    assert (tmp_path / "a.npz").read_bytes() == old
-    assert os.listdir(tmp_path) == ["a.npz"]
+    assert (tmp_path / name).read_bytes() == old
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("fail", [failing_replace, failing_write, failing_sync])

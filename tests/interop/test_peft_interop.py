@@ -24,6 +24,10 @@ both_methods = pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "
 both_dtypes = pytest.mark.parametrize("dtype", twins.TOLERANCE)
 
 
+#: How the names of biases end that PEFT writes again, with bias="all".
+TWICE = (".modules_to_save.bias", ".original_module.bias")
+
+
 def merged_alike(ours, theirs) -> None:
     twins.agree(ours.merge_and_unload().state_dict(), twins.state(theirs.merge_and_unload()))
 
@@ -62,8 +66,7 @@ def test_our_folder_is_like_one_of_pefts(kind: str, tmp_path: Path) -> None:
     twins.adapt(net, **options).save_pretrained(str(tmp_path / "theirs"))
 
     ours, theirs = twins.on_disk(tmp_path / "ours"), twins.on_disk(tmp_path / "theirs")
-    twice = (".modules_to_save.bias", ".original_module.bias")  # PEFT's with bias="all"
-    theirs = {key: array for key, array in theirs.items() if not key.endswith(twice)}
+    theirs = {key: array for key, array in theirs.items() if not key.endswith(TWICE)}
     assert [(key, a.shape, a.dtype) for key, a in ours.items()] == [
         (key, a.shape, a.dtype) for key, a in theirs.items()
     ]
@@ -224,6 +227,43 @@ def test_a_half_precision_file_of_peft_works_here(
 # ------------------------------------------------------------------------------- names of adapters
 
 NAMES = ["other", "default2", "other_default", "foodefault_bar", "efaul", "lora_A", "weight"]
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_state_travels_without_a_file(kind: str, name: str) -> None:
+    net, options = twins.net(), twins.COMMON | twins.KINDS[kind]
+    theirs = peft.get_peft_model(twins.net(), peft.LoraConfig(**options), name)
+    ours = ld.get_peft_model(twins.twin(net), ld.LoraConfig(**options), name)
+    state = {
+        n: t.numpy()
+        for n, t in peft.get_peft_model_state_dict(
+            twins.train(theirs, 2), adapter_name=name
+        ).items()
+    }
+    ld.set_peft_model_state_dict(ours, state, name)
+    again = ld.get_peft_model_state_dict(ours, name)
+    twins.agree(again, {key: state[key] for key in again}, tolerance=0)
+    assert {key for key in state if not key.endswith(TWICE)} == set(again)
+    if "bias all" not in kind:  # PEFT asks for the biases under its inner names, too
+        fresh = peft.get_peft_model(twins.net(), peft.LoraConfig(**options), name)
+        tensors = {key: torch.from_numpy(array) for key, array in again.items()}
+        assert not peft.set_peft_model_state_dict(fresh, tensors, name).unexpected_keys
+        twins.agree(twins.run(fresh.eval(), twins.data()[0]), twins.run(theirs, twins.data()[0]))
+
+
+@every_kind
+def test_a_config_alone_travels_both_ways(kind: str, tmp_path: Path) -> None:
+    options = twins.COMMON | twins.KINDS[kind]
+    ours, theirs = ld.LoraConfig(**options), peft.LoraConfig(**options)
+    ours.save_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    assert peft.LoraConfig.from_pretrained(str(tmp_path / "ours")).to_dict() == theirs.to_dict()
+    again = ld.LoraConfig.from_pretrained(tmp_path / "theirs").to_dict()
+    expected = ours.to_dict()
+    for name in ("target_modules", "exclude_modules"):  # which PEFT writes in the order of a set
+        assert sorted(again.pop(name) or ()) == sorted(expected.pop(name) or ())
+    assert again == expected
 
 
 @both_methods
