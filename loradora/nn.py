@@ -134,7 +134,7 @@ class Module:
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return a copy of every parameter by name."""
-        return {name: p.data.copy() for name, p in self.named_parameters()}
+        return {name: np.array(p.data) for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.

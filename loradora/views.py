@@ -121,7 +121,7 @@ def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Modu
     """
     new = copy.deepcopy(module)
     for p in new.parameters():
-        p.data = p.data.copy()  # writable
+        p.data = np.array(p.data)  # writable
     for name, p in named_tensors(new):
         p.requires_grad = (f"{path}.{name}" if path else name) in trainable
     return new

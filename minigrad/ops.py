@@ -405,7 +405,9 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
     """
     if np.ndim(x) == 0 or np.ndim(w) != 2:
-        raise ValueError(f"expected x (..., in) and w (out, in), got {np.shape(x)} and {np.shape(w)}")
+        raise ValueError(
+            f"expected x (..., in) and w (out, in), got {np.shape(x)} and {np.shape(w)}"
+        )
     y = _times(x, w)
     return y if b is None else _add_into(y, b)
 

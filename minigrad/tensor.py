@@ -385,7 +385,7 @@ class Tensor:
     @data.setter
     def data(self, value: npt.ArrayLike) -> None:
         array = np.asarray(value)
-        self.assign(array if array is self._data else array.copy())
+        self.assign(array if array is self._data else np.array(array))
 
     def assign(self, array: Array) -> None:
         """Set a leaf to ``array`` itself, not to a copy: do not write to it any more.
@@ -745,7 +745,7 @@ def _rebuild(
     tensor = object.__new__(cls)
     Tensor.__init__(tensor, (), requires_grad)
     # not always a copy: tensors that share an array go on sharing it in a deep copy or a pickle
-    tensor._data = data.copy() if writeable else data
+    tensor._data = np.array(data) if writeable else data
     tensor._data.setflags(write=writeable)
     tensor.grad = grad
     return tensor

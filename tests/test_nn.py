@@ -490,3 +490,19 @@ def test_a_dropout_rate_is_checked_whenever_it_is_set(p, error):
     with pytest.raises(error, match="the dropout rate must"):
         dropout.p = p
     assert dropout.p == 0.5
+
+
+def test_the_layout_of_an_array_is_kept_because_sums_depend_on_it(tmp_path):
+    def made():
+        return ld.Sequential(ld.Linear(3, 4, bias=False, rng=0))
+
+    one, other = made(), made()
+    one[0].weight.data = np.asfortranarray(one[0].weight.data)
+    other.load_state_dict(one.state_dict())
+    ld.save_model(tmp_path / "m.npz", one)
+    read = made()
+    ld.load_model(tmp_path / "m.npz", read)
+    adapted = ld.get_peft_model(one, ld.LoraConfig(r=1, target_modules=["0"]), rng=0)
+    copies = [other, read, adapted.unload(), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]
+    for model in copies:
+        assert model[0].weight.data.flags.f_contiguous
