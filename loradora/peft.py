@@ -111,6 +111,7 @@ class Adapter:
             if p.requires_grad or id(p) in own
         }
         self.trained = [p for p in self.saved.values() if p.requires_grad]
+        # how it was made, which a file brings back: see lost_in_a_file
         self._tensors = dict(self.model.named_parameters())
         in_file = {id(p) for p in self.saved.values()}
         self._constants = {n: p.data for n, p in self._tensors.items() if id(p) not in in_file}

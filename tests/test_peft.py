@@ -609,6 +609,16 @@ def test_no_name_at_all_is_refused():
         adapted().set_adapter([])
 
 
+def test_adapters_are_activated_by_set_adapter_alone():
+    model = add(adapted(), "b")
+    for name, value in (("active_adapters", ["b"]), ("active_adapter", "b"), ("peft_config", {})):
+        with pytest.raises(AttributeError, match=name):
+            setattr(model, name, value)
+    model.active_adapters.append("b")  # a copy, as in PEFT
+    assert model.active_adapters == ["default"]
+    assert "active: default, inactive: b" in repr(model)
+
+
 def test_of_two_active_adapters_the_other_stays():
     model = add(adapted(), "b")
     model.set_adapter(["default", "b"])
