@@ -164,7 +164,7 @@ class Adapter:
             f"{name} is not one of its tensors" for name in now if name not in self._tensors
         ]
         return changed + [
-            f"{name} has changed, but is of the base"
+            f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
             for name, array in self._constants.items()
             if not _same(self._tensors[name].data, array)
         ]

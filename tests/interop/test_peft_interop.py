@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import loradora as ld
+import minigrad as mg
 
 NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -614,6 +615,58 @@ def test_a_head_of_several_layers_travels_both_ways(bias, use_dora, tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     if bias == "none":  # with "all", PEFT asks for the biases under its inner names, too
         twins.agree(twins.run(ours, x), twins.run(twins.load(net, tmp_path / "ours"), x))
+
+
+class Encoder(torch.nn.Module):
+    """A net with RoBERTa's head, whose layers have the names of others, and DistilBERT's second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        linear = torch.nn.Linear
+        self.query, self.dense, self.pre_classifier = linear(7, 6), linear(6, 6), linear(6, 6)
+        self.classifier = Head()
+
+    def forward(self, x):
+        return self.classifier(self.pre_classifier(self.dense(self.query(x))))
+
+
+class Head(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.out_proj = torch.nn.Linear(6, 6), torch.nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.out_proj(torch.tanh(self.dense(x)))
+
+
+class TwinEncoder(ld.Module):
+    """The same here."""
+
+    def __init__(self) -> None:
+        self.query, self.dense, self.pre_classifier = (ld.Linear(n, 6) for n in (7, 6, 6))
+        self.classifier = ld.Module()
+        self.classifier.dense, self.classifier.out_proj = ld.Linear(6, 6), ld.Linear(6, 5)
+
+    def forward(self, x):
+        head = self.classifier
+        h = self.pre_classifier(self.dense(self.query(x)))
+        return head.out_proj(mg.tanh(head.dense(h)))
+
+
+@both_methods
+def test_heads_whose_names_are_like_others_travel_both_ways(use_dora, tmp_path):
+    net, (x, _) = Encoder(), twins.data()
+    ours_net = TwinEncoder()
+    ours_net.load_state_dict(twins.state(net))
+    options = {"target_modules": ["query", "dense"], "modules_to_save": ["classifier"]}
+    theirs = twins.train(twins.adapt(net, use_dora=use_dora, **options), 3)
+    ours = twins.train(twins.adapt(ours_net, use_dora=use_dora, **options), 3)
+    for side, model in (("theirs", theirs), ("ours", ours)):
+        model.save_pretrained(str(tmp_path / side))
+    assert twins.on_disk(tmp_path / "ours").keys() == twins.on_disk(tmp_path / "theirs").keys()
+    twins.agree(twins.run(twins.load(ours_net, tmp_path / "theirs"), x), twins.run(theirs, x))
+    twins.agree(twins.run(ours, x), twins.run(twins.load(net, tmp_path / "ours"), x))
 
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
