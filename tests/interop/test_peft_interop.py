@@ -669,6 +669,27 @@ def test_heads_whose_names_are_like_others_travel_both_ways(use_dora, tmp_path):
     twins.agree(twins.run(ours, x), twins.run(twins.load(net, tmp_path / "ours"), x))
 
 
+HEADS = {"SEQ_CLS": "classifier", "TOKEN_CLS": "score", "QUESTION_ANS": "qa_outputs"}
+
+
+@pytest.mark.parametrize("task_type", HEADS)
+def test_a_task_trains_the_head_that_peft_trains(task_type, tmp_path):
+    trained = {}
+    for side, module, linear, library in (
+        ("ours", ld.Module, ld.Linear, ld),
+        ("theirs", torch.nn.Module, torch.nn.Linear, peft),
+    ):
+        net = module()
+        net.q = linear(4, 4)
+        setattr(net, HEADS[task_type], linear(4, 2))
+        net.prepare_inputs_for_generation = None  # which PEFT asks for
+        config = library.LoraConfig(target_modules=["q"], task_type=task_type)
+        library.get_peft_model(net, config).save_pretrained(str(tmp_path / side))
+        trained[side] = twins.on_disk(tmp_path / side).keys()
+    assert f"base_model.model.{HEADS[task_type]}.weight" in trained["ours"]
+    assert trained["ours"] == trained["theirs"]
+
+
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_task_of_classification_saves_the_head_as_peft_reads_it(task_type, tmp_path):
     net, (x, _) = Tree(), twins.data()
