@@ -40,6 +40,9 @@ Factors: TypeAlias = tuple[Array, Array]
 # ----------------------------------------------------------------------------- what adds up
 
 
+MORE = "adapters that train biases or whole modules do not add up"
+
+
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
     """Check that all that an adapter of this config and class does is to add s B A to each weight.
 
@@ -52,9 +55,6 @@ def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
     reason = MORE if trains_more else why_not_added(config, layer)
     if reason:
         raise ValueError(reason)
-
-
-MORE = "adapters that train biases or whole modules do not add up"
 
 
 def why_not_added(config: LoraConfig, layer: type[LowRankLinear]) -> str:
@@ -158,10 +158,12 @@ def _check_shared(modules: Mapping[str, Module], one: Acting, other: Acting) -> 
     others = {id(modules[path]): path for path in other.parts}
     for path, part in one.parts.items():
         if not isinstance(part, LowRankLinear):
-            inside = (others.get(id(m)) for _, m in modules[path].named_modules())
-            for shared in filter(None, inside):
+            inside = [id(m) for _, m in modules[path].named_modules()]
+            shared = [others[module] for module in inside if module in others]
+            if shared:
                 raise ValueError(
-                    f"{shared} cannot be of two adapters, because {path} trains whole in one adapter"
+                    f"{', '.join(shared)} cannot be of two adapters, because {path} trains whole in "
+                    "one adapter"
                 )
         elif id(modules[path]) in others and why_not_added(one.config, type(part)):
             raise ValueError(f"{path}: {why_not_added(one.config, type(part))}")

@@ -35,15 +35,6 @@ PEFT_VERSION = "0.21.2"
 #: Options that PEFT does not have, for the norm of a DoRA.
 OWN = ("detach_norm", "norm_axis")
 
-FLAGS = (
-    "use_rslora",
-    "use_dora",
-    "detach_norm",
-    "lora_bias",
-    "ensure_weight_tying",
-    "inference_mode",
-)
-
 
 def absent(default: Any, reason: str) -> Any:
     """Return the field of an option of PEFT that has to stay at its default here, for this reason."""
@@ -159,9 +150,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(
-                value, MappingProxyType
-            ):  # from the config of an adapter, which is frozen
+            if isinstance(value, MappingProxyType):  # of a frozen config
                 setattr(self, name, _json(value))
         self._check_absent()
         self._set_names()
@@ -173,7 +162,9 @@ class LoraConfig:
         self._check("task_type", (None, *TASKS))
         self._check("peft_type", ("LORA",))
         self._check("norm_axis", (0, 1))
-        for flag in FLAGS:
+        for flag in ("use_rslora", "use_dora", "detach_norm", "lora_bias"):
+            self._check(flag, (False, True))
+        for flag in ("ensure_weight_tying", "inference_mode"):
             self._check(flag, (False, True))
         self._check_combinations()
         if self.heads():
@@ -222,7 +213,8 @@ class LoraConfig:
             self.target_modules = "all-linear"
         scheme: Any = self.init_lora_weights
         if isinstance(scheme, str) and scheme.lower() in SCHEMES:
-            self.init_lora_weights = scheme.lower()  # type: ignore[assignment]
+            small: Any = scheme.lower()
+            self.init_lora_weights = small
         self.peft_version = self.peft_version or PEFT_VERSION
 
     def _check_names(self) -> None:
@@ -230,9 +222,10 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             one = value is None or (isinstance(value, str) and name != "modules_to_save")
-            every_path = name == "modules_to_save" and not one and "" in value  # each ends in it
-            if every_path or (not one and not _all_are(str, value)):
+            if not one and not _all_are(str, value):
                 raise TypeError(f"{name} must be a list of names, not {value!r}")
+        if "" in (self.modules_to_save or ()):  # every path ends in it
+            raise ValueError("modules_to_save holds an empty name, which is the end of every path")
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not _all_are(str, list(value)):
