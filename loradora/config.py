@@ -162,9 +162,8 @@ class LoraConfig:
         self._check("task_type", (None, *TASKS))
         self._check("peft_type", ("LORA",))
         self._check("norm_axis", (0, 1))
-        for flag in ("use_rslora", "use_dora", "detach_norm", "lora_bias"):
-            self._check(flag, (False, True))
-        for flag in ("ensure_weight_tying", "inference_mode"):
+        flags = ("use_rslora", "use_dora", "detach_norm", "lora_bias", "inference_mode")
+        for flag in (*flags, "ensure_weight_tying"):
             self._check(flag, (False, True))
         self._check_combinations()
         if self.heads():
