@@ -7,9 +7,8 @@ Nothing here changes the base, except that its arrays become read-only: every ad
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,229 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora import checkpoint
-from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import Adapted, LowRankLinear
+from loradora.adapting import Adapter
 from loradora.combining import (
     Acting,
     check_adds_up,
     check_weights,
     config_for,
     largest_rank,
-    own_formula,
     together,
     weighted_sum,
 )
 from loradora.config import LoraConfig
 from loradora.matching import Match, check_names, layer_options, match
-from loradora.nn import Linear, Module, Rng, named_tensors
+from loradora.nn import Module, Rng, named_tensors
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
-
-
-class Adapter:
-    """One adapter: its config, the view of the model that it acts in, and the tensors it trains.
-
-    Attributes
-    ----------
-    config
-        The LoraConfig it was made from.
-    model
-        The view.
-    saved
-        Its tensors by their names in files, without the prefix: those of PEFT, unless the layers have
-        a formula of their own.
-    trained
-        Those of them that training changes: all but those that a variant of LoRA freezes, and the
-        constants of modules that train whole.
-
-    Parameters
-    ----------
-    base
-        The model to adapt.
-    config
-        How.
-    found
-        What the config names in ``base``.
-    rng
-        The source of randomness.
-    trainable
-        The names of the tensors in ``base`` that require a gradient once they are no longer frozen.
-    layer
-        The class of its layers; by default LoRALinear or DoRALinear, as the config says.
-    autocast_adapter_dtype
-        As for :func:`get_peft_model`.
-    """
-
-    def __init__(
-        self,
-        base: Module,
-        config: LoraConfig,
-        found: Match,
-        rng: np.random.Generator,
-        trainable: Collection[str],
-        layer: type[LowRankLinear] | None = None,
-        autocast_adapter_dtype: bool = True,
-    ) -> None:
-        self.layer = _class_for(config, layer)
-        self.autocast_adapter_dtype = autocast_adapter_dtype
-        cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
-        paths = {id(module): path for path, module in base.named_modules()}
-        self._whole: dict[str, Module] = {}
-
-        def replace(module: Module) -> Module | None:
-            if id(module) in found.whole:
-                path = paths[id(module)]
-                return self._whole.setdefault(path, own_copy(module, trainable, path))
-            if not isinstance(module, Linear) or id(module) not in found.targets:
-                return None
-            options = layer_options(config, found.targets[id(module)]) | cast
-            return self.layer(module, **options, rng=rng)
-
-        self.config = copy.deepcopy(config)  # the caller's may change
-        self.model = rebuild(base, replace)
-        for path, module in self._whole.items():
-            if not config.inference_mode and not module.trainable_parameters():
-                raise ValueError(f"modules_to_save: nothing in {path} requires a gradient")
-        self._free_biases()
-        modules = dict(self.model.named_modules())
-        names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
-        own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
-        own |= {id(p) for module in self._whole.values() for p in module.parameters()}
-        self.saved = {
-            _file_key(modules, name, names): p
-            for name, p in self.model.named_parameters()
-            if p.requires_grad or id(p) in own
-        }
-        self.trained = [p for p in self.saved.values() if p.requires_grad]
-        # how it was made, which a file brings back: see lost_in_a_file
-        self._tensors = dict(self.model.named_parameters())
-        in_file = {id(p) for p in self.saved.values()}
-        self._constants = {n: p.data for n, p in self._tensors.items() if id(p) not in in_file}
-        self._settings = self.settings()
-        self.enable(not config.inference_mode)
-
-    def _free_biases(self) -> None:
-        """Give the view trainable copies of the biases that ``config.bias`` names."""
-        adapted = {id(layer.base_layer) for layer in self.layers().values()}
-        for module in {id(m): m for _, m in self.model.named_modules()}.values():
-            bias = getattr(module, "bias", None) if not isinstance(module, LowRankLinear) else None
-            wanted = self.config.bias == "all" or id(module) in adapted
-            if self.config.bias != "none" and wanted and isinstance(bias, Tensor):
-                vars(module)["bias"] = Tensor(bias.data, requires_grad=True)
-
-    def enable(self, value: bool) -> None:
-        """Make the adapter's tensors trainable, or freeze them."""
-        for p in self.trained:
-            p.requires_grad = value
-
-    def scalings(self) -> dict[str, float]:
-        """Return s of every adapted layer, by path."""
-        return {path: layer.scaling for path, layer in self.layers().items()}
-
-    def settings(self) -> dict[str, str]:
-        """Return what the config has given its layers beside their tensors, in words, by name."""
-        found: dict[str, str] = {}
-        for path, layer in self.layers().items():
-            found |= {f"{path}.{n}": repr(getattr(layer, n)) for n in SETTINGS if hasattr(layer, n)}
-        return found
-
-    def lost_in_a_file(self) -> list[str]:
-        """Return what has changed since it was made, beside the values of its tensors, in words.
-
-        A file holds these values and the config.  Who loads it has the base and none of the changes.
-        """
-        now, settings = dict(self.model.named_parameters()), self.settings()
-        changed = [
-            f"{name} is {settings.get(name, 'gone')}, but its config gives {given}"
-            + (" (multiply B instead)" if name.endswith(".scaling") else "")
-            for name, given in self._settings.items()
-            if settings.get(name) != given
-        ]
-        changed += [
-            f"{name} is no longer the tensor of the adapter: set its .data instead"
-            for name, p in self._tensors.items()
-            if now.get(name) is not p
-        ]
-        changed += [
-            f"{name} is not one of its tensors" for name in now if name not in self._tensors
-        ]
-        return changed + [
-            f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
-            for name, array in self._constants.items()
-            if not _same(self._tensors[name].data, array)
-        ]
-
-    def constants(self) -> dict[str, Tensor]:
-        """Return the tensors that are no part of it, but of the base, by their names in files."""
-        return {name: self._tensors[name] for name in self._constants}
-
-    def load(self, source: str | Path, file: checkpoint.AdapterFile, allow_nan: bool) -> None:
-        """Set its tensors to those of a file, if that fits; else CheckpointError, listing why not."""
-        arrays = checkpoint.check(
-            source, file, self.saved, self.constants(), self.scalings(), allow_nan
-        )
-        for key, p in self.saved.items():
-            p.data = arrays[key]
-
-    def parts(self) -> dict[str, Module]:
-        """Return what acts in the place of modules of the base, by path."""
-        return {**self._whole, **self.layers()}
-
-    def layers(self) -> dict[str, LowRankLinear]:
-        """Return the adapted layers by path; a tied layer once, under its first."""
-        found: dict[int, tuple[str, LowRankLinear]] = {}
-        for path, module in self.model.named_modules():
-            if isinstance(module, LowRankLinear):
-                found.setdefault(id(module), (path, module))
-        return dict(found.values())
-
-
-#: The attributes of an adapted layer that come from the config and are no tensors.
-SETTINGS = ("scaling", "lora_dropout", "detach_norm", "norm_axis")
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two arrays are one, or have the same values."""
-    return one is other or np.array_equal(one, other, equal_nan=True)
-
-
-def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[LowRankLinear]:
-    """Return the class of the adapted layers, if it has what the config asks for."""
-    dora = ColumnDoRALinear if config.norm_axis == 0 else DoRALinear
-    kind = layer or (dora if config.use_dora else LoRALinear)
-    if not (isinstance(kind, type) and issubclass(kind, LowRankLinear)):
-        raise TypeError(f"layer must be a subclass of LowRankLinear, not {kind!r}")
-    if issubclass(kind, DoRALinear) != config.use_dora:
-        raise ValueError(f"use_dora={config.use_dora} does not go with {kind.__name__}")
-    if issubclass(kind, DoRALinear) and kind.norm_axis != config.norm_axis:
-        raise ValueError(f"norm_axis={config.norm_axis} does not go with {kind.__name__}")
-    if config.lora_bias and not issubclass(kind, LoRALinear):
-        raise ValueError(f"lora_bias=True does not go with {kind.__name__}")
-    return kind
-
-
-def _beside_base(layer: LowRankLinear) -> list[Tensor]:
-    """Return the tensors of an adapted layer that are not those of its base, frozen ones included."""
-    return [p for name, p in layer.named_parameters() if not name.startswith("base_layer.")]
-
-
-#: How PEFT's files call the tensors of an adapted layer.
-PEFT_NAMES = {
-    "A": "lora_A.weight",
-    "B": "lora_B.weight",
-    "B_bias": "lora_B.bias",
-    "m": "lora_magnitude_vector",
-}
-
-
-def _file_key(modules: dict[str, Module], name: str, names: dict[str, str]) -> str:
-    """Return the name in files for the tensor called ``name`` in a view with these modules.
-
-    In an adapted layer it is renamed as ``names`` says.
-    """
-    path, _, last = name.rpartition(".")
-    if isinstance(modules.get(path), LowRankLinear):
-        last = names.get(last, last)
-    return f"{path}.{last}" if path else last
 
 
 class PeftModel(Module):
@@ -528,7 +320,7 @@ class PeftModel(Module):
 
     def _copy(self, adapter_name: str) -> Adapter:
         adapter = self._get(adapter_name)
-        arrays = _arrays(adapter_name, adapter)
+        arrays = adapter.arrays(adapter_name)
         new = self._adapter(adapter.config, adapter.autocast_adapter_dtype, adapter.layer)
         for key, p in new.saved.items():
             p.data = arrays[key]
@@ -646,8 +438,8 @@ class PeftModel(Module):
         names = list(self._adapters) if selected_adapters is None else list(selected_adapters)
         chosen = {name: self._get(name) for name in names}
         for name, adapter in chosen.items():
-            _check_peft_can_read(name, adapter)
-        arrays = {name: _arrays(name, adapter) for name, adapter in chosen.items()}
+            adapter.check_peft_can_read(name)
+        arrays = {name: adapter.arrays(name) for name, adapter in chosen.items()}
         for name, adapter in chosen.items():
             folder = Path(directory) if name == "default" else Path(directory) / name
             checkpoint.save_folder(folder, adapter.config, arrays[name], adapter.scalings())
@@ -667,7 +459,7 @@ class PeftModel(Module):
             raise ValueError(f"name one of the active adapters: {', '.join(self.active_adapters)}")
         name = self.active_adapter if adapter_name is None else adapter_name
         adapter = self._get(name)
-        checkpoint.save_npz(file, adapter.config, _arrays(name, adapter))
+        checkpoint.save_npz(file, adapter.config, adapter.arrays(name))
 
     def load_adapter(
         self,
@@ -854,7 +646,7 @@ def get_peft_model_state_dict(
         For an unknown name, and for an adapter that its tensors alone would not bring back, as in
         :meth:`PeftModel.save_pretrained`.
     """
-    arrays = _arrays(adapter_name, _adapter(model, adapter_name))
+    arrays = _adapter(model, adapter_name).arrays(adapter_name)
     return {checkpoint.PREFIX + key: array.copy() for key, array in arrays.items()}
 
 
@@ -896,26 +688,6 @@ def _adapter(model: PeftModel, name: str) -> Adapter:
     if not isinstance(model, PeftModel):
         raise TypeError(f"expected a PeftModel, got {type(model).__name__}")
     return model._get(name)
-
-
-def _check_peft_can_read(name: str, adapter: Adapter) -> None:
-    """Raise ValueError if PEFT would take the files of this adapter for another function."""
-    unknown = "norm_axis=0" if adapter.config.norm_axis == 0 else ""
-    unknown = adapter.layer.__name__ if own_formula(adapter.layer) else unknown
-    if unknown:
-        raise ValueError(
-            f"PEFT has no {unknown}, and would misread {name!r}; save_adapter() keeps it"
-        )
-
-
-def _arrays(name: str, adapter: Adapter) -> dict[str, Any]:
-    """Return the values of its tensors by their names in files, if they make it what it is."""
-    lost = adapter.lost_in_a_file()
-    if lost:
-        raise ValueError(
-            f"{name!r} would be another adapter in a file or a copy: {'; '.join(lost)}"
-        )
-    return {key: p.data for key, p in adapter.saved.items()}
 
 
 def _check_ranks(config: LoraConfig, found: Match, file: checkpoint.AdapterFile) -> None:
