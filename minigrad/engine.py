@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
+from minigrad import ops
+
 if TYPE_CHECKING:
     from minigrad.ops import Array, Op
     from minigrad.tensor import Tensor
@@ -96,7 +98,7 @@ def sweep(
             if parent in cotangents:  # which holds the tensors of this walk, and so never None
                 a, c = parent._data, rule(g, y, *inputs)
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
-                    c = fit(_checked(c, a, record, op, rules.index(rule)), a)
+                    c = fit(c, a, record, op, rules.index(rule))
                 others = cotangents[parent]
                 # not +=, because c may be g itself, or an array that another tensor has
                 cotangents[parent] = c if others is None else others + c
@@ -124,42 +126,36 @@ def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequ
     return known
 
 
-def _checked(g: Array, a: Array, record: bool, op: Op[...], i: int) -> Array:
-    """Return what the rule of ``op`` for argument ``i`` has made for ``a``, as an array or a Tensor.
+def fit(g: Array, a: Array, record: bool, op: Op[...], i: int) -> Array:
+    """Return the cotangent ``g`` in the shape and dtype of ``a``, the argument ``i`` of ``op``.
+
+    A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
+    axes that broadcasting put in front and those that it stretched from length 1.
 
     Raises
     ------
     TypeError
-        If it is neither, nor a number, or not made of real numbers.
+        If ``g``, which a rule has made, is no array (or number, or Tensor) of real numbers.
     ValueError
-        If its shape is not one that ``a`` can be broadcast to.
+        If it has a shape that ``a`` cannot be broadcast to.
     """
+    said = f"the rule of {op.name} for argument {i} returned a"
     if isinstance(g, (int, float, np.generic)) or (hasattr(g, "__array__") and not record):
         g = np.asarray(g)  # a number, or a constant Tensor from a rule that calls an op
-    said = f"the rule of {op.name} for argument {i} returned a"
     if not hasattr(g, "dtype"):
         raise TypeError(f"{said} {type(g).__name__}, not an array")
     if g.dtype.kind not in "fiub":
         raise TypeError(f"{said}n array of dtype {g.dtype}, not of real numbers")
-    new = g.ndim - a.ndim
-    if new < 0 or any(n not in (1, length) for n, length in zip(a.shape, g.shape[new:])):
-        raise ValueError(
-            f"{said}n array of shape {g.shape}, which cannot be summed to {a.shape}, the "
-            "argument's own"
-        )
-    return g
-
-
-def fit(g: Array, a: Array) -> Array:
-    """Return the cotangent ``g`` in the shape and dtype of its argument ``a``.
-
-    A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
-    axes that broadcasting put in front and those that it stretched from length 1.
-    """
     if g.shape != a.shape:
         new = g.ndim - a.ndim
-        stretched = (i for i, n in enumerate(a.shape, new) if n == 1 != g.shape[i])
-        g = g.sum(axis=(*range(new), *stretched)).reshape(a.shape)
+        axes = list(range(new))
+        for axis, length in enumerate(a.shape, new):
+            if new < 0 or length not in (1, g.shape[axis]):
+                raise ValueError(f"{said}n array of shape {g.shape}, not one to sum to {a.shape}")
+            if length != g.shape[axis]:
+                axes.append(axis)
+        summed = ops.total(g, tuple(axes)) if type(g) is ndarray else g.sum(axis=tuple(axes))
+        g = summed.reshape(a.shape)
     return g if g.dtype is a.dtype else g.astype(a.dtype)
 
 

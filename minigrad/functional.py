@@ -60,7 +60,9 @@ def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean"
             f"prediction has shape {np.shape(prediction)}, but target has {np.shape(target)}"
         )
     error = ops.sub(prediction, target)
-    return _reduce(error * error, reduction)
+    wide = ops.wide(error)  # in float16 the square of 256 is infinite
+    loss: Tensor = ops.like(_reduce(wide * wide, reduction), error)
+    return loss
 
 
 def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction = "mean") -> Tensor:
@@ -94,7 +96,8 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     >>> loss.item() - math.log(2), grad(loss, logits)
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
-    shape, labels = np.shape(logits), np.asarray(labels)
+    shape = (logits if isinstance(logits, Tensor) else np.asarray(logits)).shape
+    labels = np.asarray(labels)
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
     return _reduce(ops.nll(logits, labels), reduction)

@@ -238,6 +238,13 @@ def test_affine_is_a_product_and_a_sum(call, seed):
     agree(mg.affine, lambda z, c, b=0.0: z * c + b, call, seed)
 
 
+def test_affine_scales_a_number_by_a_tensor():
+    c = Tensor([1.0, 2.0], requires_grad=True)
+    y = mg.affine(3.0, c, 1.0)
+    assert_array_equal(y.data, [4, 7])
+    assert_array_equal(mg.grad(y.sum(), c).data, [3, 3])
+
+
 @given(CASES["softmax"].calls, st.integers(0, 99))
 def test_softmax_is_the_power_of_log_softmax(call, seed):
     agree(mg.softmax, lambda x, axis: mg.exp(mg.log_softmax(x, axis)), call, seed)

@@ -463,16 +463,129 @@ def test_a_number_may_be_reduced_over_its_only_axis(f, axis):
         f(x, axis=1)
 
 
-def test_a_mean_of_many_float16_does_not_overflow():
-    x = mg.Tensor(np.full(70_000, 1000, np.float16), requires_grad=True)
-    assert mg.mean(x).item() == 1000
-    assert mg.var(x).item() == 0
-    assert mg.mean(x).dtype == np.float16
+MANY = 70_000  # more than float16 can count
+
+# what sums or counts: a function, and its arguments, which are given to it as float16
+OF_MANY_HALVES = {
+    "sum": (mg.sum, np.full(MANY, 0.01)),
+    "sum of columns": (lambda a: mg.sum(a, 0), np.full((MANY, 2), 0.01)),
+    "mean": (mg.mean, np.full(MANY, 1000)),
+    "mean of columns": (lambda a: mg.mean(a, 0), np.full((MANY, 2), 3)),
+    "var": (mg.var, np.arange(MANY) % 7),
+    "var of outliers": (lambda a: mg.var(a) / 100, np.r_[np.zeros(MANY), 2000, -2000]),
+    "var of small numbers": (mg.var, np.tile([0.01, -0.01], MANY)),
+    "norm": (mg.norm, np.ones(MANY)),
+    "norm of large numbers": (mg.norm, np.full((100, 2), 3000)),
+    "norm of small numbers": (mg.norm, np.full((MANY, 1), 1e-3)),
+    "norm of columns": (lambda a: mg.norm(a, axis=0), np.full((MANY, 2), 2)),
+    "max, tied": (lambda a: mg.max(a) * 100, np.full(MANY, 3)),
+    "min, tied": (lambda a: mg.min(a, 0) * 100, np.full((MANY, 2), 3)),
+    "softmax": (lambda a: mg.softmax(a)[0] * 2**15, np.zeros(MANY)),
+    "softmax of columns": (lambda a: mg.softmax(a, 0)[0] * 2**15, np.zeros((MANY, 2))),
+    "log_softmax": (lambda a: mg.log_softmax(a)[:2] * 1000, np.zeros(MANY)),
+    "log_softmax of columns": (lambda a: mg.log_softmax(a, 0)[:2] * 1000, np.zeros((MANY, 2))),
+    "cross_entropy": (lambda a: mg.cross_entropy(a, [0]) * 1000, np.zeros((1, MANY))),
+    "nll_grad": (
+        lambda a, w: mg.ops.nll_grad(a, w, [0])[:, :3],
+        np.zeros((1, MANY)),
+        np.full(1, 1000),
+    ),
+    "mse_loss": (lambda a: mg.mse_loss(a, 0 * a), np.full(MANY, 1)),
+    "mse_loss of outliers": (
+        lambda a: mg.mse_loss(a, np.zeros(MANY, np.float16)),
+        np.r_[np.zeros(MANY - 1), 500],
+    ),
+    "a broadcast number": (lambda a, b: (a * b).sum() / 100, np.full(MANY, 0.5), np.ones(1)),
+    "a broadcast row": (lambda a, b: (a + b).mean(0) * 100, np.zeros((MANY, 2)), np.ones(2)),
+    "affine": (
+        lambda z, c, b: mg.affine(z, c, b).mean(),
+        np.ones((MANY, 2)),
+        np.ones(2),
+        np.ones(2),
+    ),
+    "linear": (
+        lambda x, w, b: mg.linear(x, w, b).mean(),
+        np.ones((MANY, 2)),
+        np.ones((3, 2)),
+        np.ones(3),
+    ),
+    "linear in many": (lambda x, w: mg.linear(x, w), np.full((1, MANY), 0.01), np.ones((1, MANY))),
+    "matmul": (lambda a, b: a @ b, np.full((1, MANY), 0.01), np.ones(MANY)),
+    "the same entry": (lambda a: a[np.zeros(MANY, int)].mean() * 100, np.ones(2)),
+}
 
 
-def test_the_norm_of_many_float16_entries_is_that_of_wider_ones():
-    assert mg.norm(np.ones((4096, 2), np.float16), axis=0).data.tolist() == [64, 64]
-    assert mg.norm(np.ones((600, 600), np.float16)).item() == 600
+@pytest.mark.parametrize("case", OF_MANY_HALVES.values(), ids=OF_MANY_HALVES)
+def test_what_sums_or_counts_many_float16_agrees_with_float64(case):
+    """Sums are made in float32: a result that float16 can hold does not overflow on the way."""
+    f, *arrays = case
+    results = []
+    for dtype in (np.float16, np.float64):
+        xs = [mg.Tensor(a.astype(np.float16).astype(dtype), requires_grad=True) for a in arrays]
+        y = f(*xs)
+        results.append([y.data, *(g.data for g in mg.grad(y, xs, np.ones(y.shape)))])
+    for found, exact in zip(*results, strict=True):
+        assert found.dtype == np.float16
+        assert_allclose(found, exact, rtol=5e-3, atol=2e-7)
+
+
+# float32 sums of many rows: a function, whose gradient sums, too, and its arguments
+OF_MANY_ROWS = {
+    "sum": (lambda a: mg.sum(a, 0), (10**6, 8)),
+    "mean": (lambda a: mg.mean(a, 0), (10**6, 8)),
+    "mean over two axes": (lambda a: mg.mean(a, (0, 1)), (1000, 1000, 3)),
+    "mean over the middle": (lambda a: mg.mean(a, 1), (2, 10**5, 3)),
+    "sum of a transpose": (lambda a: mg.sum(a.T, 1), (10**6, 3)),
+    "sum of some columns": (lambda a: mg.sum(a[:, :3]), (10**6, 8)),
+    "sum over two axes apart": (lambda a: mg.sum(a, (0, 2)), (10**5, 3, 4)),
+    "an odd number of rows": (lambda a: mg.sum(a, 0), (64**3 + 64 * 5 + 7, 3)),
+    "var": (lambda a: mg.var(a * np.float32(10), 0), (10**6, 2)),
+    "norm": (lambda a: mg.norm(a, 0), (10**6, 2)),
+    "softmax": (lambda a: mg.softmax(a, 0).sum(0), (10**6, 2)),
+    "log_softmax": (lambda a: mg.log_softmax(a, 0)[0], (10**6, 2)),
+    "a broadcast row": (lambda a, b: a + b, (10**6, 8), (8,)),
+    "a broadcast column": (lambda a, b: a * b, (8, 10**5), (8, 1)),
+    "a broadcast channel": (lambda a, b: a + b, (10**4, 3, 50), (3, 1)),
+    "affine": (lambda z, c, b: mg.affine(z, c, b), (10**6, 8), (8,), (8,)),
+    "linear": (lambda x, w, b: mg.linear(x, w, b), (10**5, 2), (8, 2), (8,)),
+}
+
+
+@pytest.mark.parametrize("case", OF_MANY_ROWS.values(), ids=OF_MANY_ROWS)
+def test_a_float32_sum_of_many_rows_loses_next_to_nothing(case):
+    """NumPy adds rows one after the other: of a million times 0.1, one part in a hundred is lost."""
+    f, *shapes = case
+    values = [np.full(shape, 0.1, np.float32) for shape in shapes]
+    results = []
+    for dtype in (np.float32, np.float64):
+        xs = [mg.Tensor(a.astype(dtype), requires_grad=True) for a in values]
+        y = f(*xs)
+        gradients = mg.grad(y, xs, np.full(y.shape, np.float32(0.1)))
+        results.append([y.data, *(g.data for g in gradients)])
+    for found, exact in zip(*results, strict=True):
+        assert found.dtype == np.float32
+        assert_allclose(found, exact, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("special", [[inf], [-inf], [nan], [inf, -inf], [inf, nan]], ids=str)
+@pytest.mark.parametrize("at", [0, 63, 64, 4095, 9_999])
+def test_a_sum_of_many_rows_keeps_infinities_and_nan_in_their_columns(special, at):
+    a = np.ones((10_000, 3))
+    a[(np.arange(len(special)) * 777 + at) % len(a), 1] = special
+    with np.errstate(invalid="ignore"):
+        assert_array_equal(mg.sum(a, 0).data, a.sum(0))
+        assert_array_equal(mg.mean(a.T, 1).data, a.mean(0))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 128, 129, 8192, 8193])
+def test_a_sum_of_negative_zeros_is_that_of_numpy(rows):
+    a = np.full((rows, 2), -0.0)
+    for keepdims in (False, True):
+        found, expected = mg.sum(a, 0, keepdims).data, a.sum(0, keepdims=keepdims)
+        assert_array_equal(found, expected, strict=True)
+        assert_array_equal(np.signbit(found), np.signbit(expected))
+    assert mg.sum(np.ones((rows, 0)), 0).shape == (0,)
+    assert_array_equal(mg.sum(np.ones((0, rows)), 0).data, np.zeros(rows))
 
 
 def test_a_norm_counts_squares_that_vanish_one_by_one():
