@@ -144,17 +144,26 @@ class Module:
         Raises
         ------
         ValueError
-            Listing every missing, unexpected, misshapen or non-float entry at once.
+            Listing every missing, unexpected, misshapen or non-float entry at once, and every one that is
+            too large for the dtype of its parameter.
         """
         for p, value in self.fitted(state):
             p.data = value
 
     def fitted(self, state: Mapping[str, npt.ArrayLike]) -> list[tuple[Tensor, npt.NDArray[Any]]]:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
-        wrong = misfits(self.expected(state), {n: np.asarray(v) for n, v in state.items()})
+        given = {name: np.asarray(value) for name, value in state.items()}
+        wrong = misfits(self.expected(state), given)
+        found = []
+        for name, p in self.named_parameters() if not wrong else ():
+            with np.errstate(over="ignore"):
+                value = given[name].astype(p.dtype)
+            if np.isfinite(given[name]).all() and not np.isfinite(value).all():
+                wrong.append(f"{name} has numbers that are too large for {p.dtype}")
+            found.append((p, value))
         if wrong:
             raise ValueError("the state does not fit: " + "; ".join(wrong))
-        return [(p, np.asarray(state[n]).astype(p.dtype)) for n, p in self.named_parameters()]
+        return found
 
     def expected(self, given: Container[str] = ()) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter by name, a shared one also by those of its names given."""

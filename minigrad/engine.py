@@ -167,7 +167,13 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     has made for it; it gets a copy of what may be somebody else's: a view, another leaf's, or ``g``.
     """
     taken = {id(g)}  # arrays that somebody has already
-    for leaf, c in sweep(ancestry(root), g, release=not retain_graph).items():
+    order = ancestry(root)
+    for leaf in order:
+        if leaf.grad is not None and np.shape(leaf.grad) != leaf.shape:
+            raise ValueError(
+                f"a leaf of shape {leaf.shape} has been given a .grad of shape {np.shape(leaf.grad)}"
+            )
+    for leaf, c in sweep(order, g, release=not retain_graph).items():
         nobodys = c.base is None and c.flags.writeable and id(c) not in taken
         taken.add(id(c))
         if leaf.grad is None:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy import ndarray
 
-from minigrad import engine, ops
+from minigrad import engine, foreign, ops
 from minigrad.ops import Axis, Op
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -142,8 +142,8 @@ def record(op: Op[...], *args: Any) -> Tensor:
         y = (_inside.get() or _thread.quietly)(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise _explained(error, op, inputs) from error
-    if type(y) is not ndarray:
-        y = np.asarray(y)
+    if type(y) is not ndarray or y.dtype.kind != "f":
+        y = _result(op, y)
     y.setflags(write=False)
 
     return _tensor(y, (op, inputs, parents) if needed and not _thread.pauses else None)
@@ -202,6 +202,15 @@ def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
             )
 
 
+def _result(op: Op[...], y: Any) -> Array:
+    """Return what a forward has made as an array; TypeError unless it is floating-point numbers."""
+    known = isinstance(y, (float, np.generic, ndarray, Tensor))
+    if not known or np.asarray(y).dtype.kind != "f":
+        what = f"an array of {y.dtype}" if isinstance(y, ndarray) else f"a {type(y).__name__}"
+        raise TypeError(f"{op.name} returned {what}, not an array of floating-point numbers")
+    return np.asarray(y)
+
+
 def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
     """Return the error of a forward with the op and the shapes of its arrays in front."""
     shapes = ", ".join(str(a.shape) for a in inputs if isinstance(a, ndarray))
@@ -217,10 +226,15 @@ def as_reals(a: Any) -> Array:
     Raises
     ------
     TypeError
-        For anything else, and for a list with Tensors in it, which would lose their gradients.
+        For anything else, for a list with Tensors in it, which would lose their gradients, and for masked
+        arrays and ``np.matrix``.
     """
     if isinstance(a, (list, tuple)) and _holds_tensor(a):
         raise TypeError("a list of Tensors would lose their gradients: use stack or concatenate")
+    if isinstance(a, np.matrix) or (isinstance(a, ndarray) and hasattr(a, "mask")):
+        raise TypeError(
+            f"expected an array, got a {type(a).__name__}, whose mask or * would be lost"
+        )
     array = np.asarray(a)
     if array.dtype.kind not in "fiub":
         raise TypeError(
@@ -269,6 +283,20 @@ def _operator(op: Op[...]) -> tuple[Operator, Operator]:
         return record(op, other, self)
 
     return on_the_left, on_the_right
+
+
+def _in_place(op: Op[...]) -> Operator:
+    """Return the method for ``x += y``, which binds x to a new result, as ``x = x + y`` does."""
+
+    def rebound(self: Tensor, other: Operand) -> Tensor:
+        if _thread.pauses and self._requires_grad and self._made is None:
+            raise RuntimeError(
+                "x -= y binds the name x to a new tensor, and leaves the leaf as it is: to train it, set "
+                "x.data = x.data - y"
+            )
+        return record(op, self, other)
+
+    return rebound
 
 
 def _compared(compare: np.ufunc, *pair: Any) -> npt.NDArray[np.bool_]:
@@ -359,6 +387,8 @@ class Tensor:
     _made: Made | None
 
     def __init__(self, data: npt.ArrayLike | Tensor, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data._warn_that_the_gradient_ends("Tensor(x) is a new tensor", "x, or x.detach()")
         array = as_reals(data)
         if array.dtype.kind != "f" and requires_grad:
             raise TypeError(
@@ -487,20 +517,20 @@ class Tensor:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **params: Any) -> Any:
         """Answer NumPy in the place of ``ufunc`` (NEP 13); ``ndarray + Tensor`` comes this way."""
         if method == "__call__" and not params:
-            if ufunc in _OPERATIONS:
-                return record(_OPERATIONS[ufunc], *inputs)
-            if ufunc in _COMPARISONS:
+            if ufunc in foreign.OPERATIONS:
+                return record(foreign.OPERATIONS[ufunc], *inputs)
+            if ufunc in foreign.COMPARISONS:
                 return _compared(ufunc, *inputs)
-        if ufunc in _WITHOUT_GRADIENT:
+        if ufunc in foreign.WITHOUT_GRADIENT:
             return getattr(ufunc, method)(*_plain(inputs), **_plain(params))
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-        raise _refusal(name, " (and x = x + y instead of x += y)" if "out" in params else "")
+        raise foreign.refusal(name, " (and x = x + y instead of x += y)" if "out" in params else "")
 
     def __array_function__(self, function: Any, types: Any, args: Any, params: Any) -> Any:
         """Answer NumPy in the place of ``function``, which was given a Tensor (NEP 18)."""
-        if function in _WITHOUT_GRADIENT:
+        if function in foreign.WITHOUT_GRADIENT:
             return function(*_plain(args), **_plain(params))
-        raise _refusal(f"{function.__module__}.{function.__name__}".removeprefix("numpy."))
+        raise foreign.refusal(f"{function.__module__}.{function.__name__}".removeprefix("numpy."))
 
     def __repr__(self) -> str:
         notes = f", shape={self.shape}" if self.size == 0 and self.ndim > 1 else ""
@@ -514,13 +544,15 @@ class Tensor:
 
     def __float__(self) -> float:
         number = self.item()
-        if self._requires_grad and not _thread.pauses:
-            warnings.warn(
-                "the gradient ends where a tensor becomes a Python number: use minigrad's functions "
-                "(mg.exp, not math.exp), or .item() if the number is all you need",
-                stacklevel=2,
-            )
+        self._warn_that_the_gradient_ends(
+            "float(x) is a Python number",
+            "minigrad's functions (mg.exp, not math.exp), or x.item() if the number is all you need",
+        )
         return number
+
+    def _warn_that_the_gradient_ends(self, where: str, instead: str) -> None:
+        if self._requires_grad and not _thread.pauses:
+            warnings.warn(f"{where}, and the gradient ends there: use {instead}", stacklevel=3)
 
     def __bool__(self) -> bool:
         return bool(self._data)
@@ -572,6 +604,10 @@ class Tensor:
     __truediv__, __rtruediv__ = _operator(ops.div)
     __pow__, __rpow__ = _operator(ops.pow)
     __matmul__, __rmatmul__ = _operator(ops.matmul)
+
+    __iadd__, __isub__ = _in_place(ops.add), _in_place(ops.sub)
+    __imul__, __itruediv__ = _in_place(ops.mul), _in_place(ops.div)
+    __ipow__, __imatmul__ = _in_place(ops.pow), _in_place(ops.matmul)
 
     def __pos__(self) -> Tensor:
         return self
@@ -649,67 +685,6 @@ class Tensor:
 Op.tensor = Tensor
 
 
-# ----------------------------------------------------------------------------- what NumPy may do with it
-
-#: The functions of NumPy that Python's operators stand for.
-_OPERATIONS: dict[np.ufunc, Op[...]] = {
-    np.add: ops.add,
-    np.subtract: ops.sub,
-    np.multiply: ops.mul,
-    np.divide: ops.div,
-    np.power: ops.pow,
-    np.matmul: ops.matmul,
-    np.negative: ops.neg,
-    np.absolute: ops.abs,
-}
-_COMPARISONS = frozenset(
-    {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
-)
-
-#: Those whose result has no gradient that could be lost: a question, a place, a shape, a copy on disk.
-_WITHOUT_GRADIENT: frozenset[Any] = frozenset(
-    {
-        *(np.isnan, np.isinf, np.isfinite, np.signbit, np.isneginf, np.isposinf),
-        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isin, np.any, np.all),
-        *(np.isreal, np.iscomplex, np.isrealobj, np.iscomplexobj),
-        *(np.argmax, np.argmin, np.nanargmax, np.nanargmin, np.argsort, np.argpartition),
-        *(np.argwhere, np.nonzero, np.flatnonzero, np.count_nonzero),
-        *(np.searchsorted, np.digitize, np.lexsort),
-        *(np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like),
-        *(np.result_type, np.can_cast, np.min_scalar_type, np.common_type),
-        *(np.shares_memory, np.may_share_memory),
-        *(np.array2string, np.array_repr, np.array_str),
-        *(np.save, np.savez, np.savez_compressed, np.savetxt),
-    }
-)
-
-#: What minigrad calls otherwise than NumPy.
-_OWN_NAMES = {
-    "subtract": "sub",
-    "multiply": "mul",
-    "divide": "div",
-    "power": "pow",
-    "negative": "neg",
-    "absolute": "abs",
-    "dot": "matmul",
-    "linalg.matmul": "matmul",
-    "linalg.norm": "norm",
-    "linalg.vector_norm": "norm",
-    "add.reduce": "sum",
-    "maximum.reduce": "max",
-    "minimum.reduce": "min",
-    "vstack": "concatenate",
-    "hstack": "concatenate",
-    "amax": "max",
-    "amin": "min",
-    "concat": "concatenate",
-    "permute_dims": "transpose",
-    "ravel": "reshape",
-    "squeeze": "reshape",
-    "expand_dims": "reshape",
-}
-
-
 def _plain(a: Any) -> Any:
     """Return ``a`` with arrays in the place of Tensors, also in lists, tuples and dicts."""
     if isinstance(a, dict):
@@ -719,22 +694,9 @@ def _plain(a: Any) -> Any:
     return a._data if isinstance(a, Tensor) else a
 
 
-def _refusal(name: str, hint: str = "") -> TypeError:
-    """Return the error for a function of NumPy that would return an array, and lose the gradient."""
-    import minigrad  # by now all of it is there
-
-    own = _OWN_NAMES.get(name, name)
-    instead = (
-        f"use mg.{own}{hint}"
-        if hasattr(minigrad, own)
-        else "there is no such operation here: make it of others, or pass .data if you need no gradient"
-    )
-    return TypeError(f"np.{name} would lose the gradient of a Tensor: {instead}")
-
-
 for _name, _method in vars(Tensor).items():  # help and pickle go by a method's own name
     if getattr(_method, "__qualname__", "").startswith(
-        ("_operator.", "_comparison.", "_equality.")
+        ("_operator.", "_in_place.", "_comparison.", "_equality.")
     ):
         _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 

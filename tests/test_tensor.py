@@ -1,11 +1,13 @@
 """The Tensor as a citizen of NumPy: what it holds, how it mixes, and what it refuses."""
 
+import contextlib
 import copy
 import inspect
 import math
 import operator
 import pickle
 import re
+import warnings
 from functools import partial
 
 import numpy as np
@@ -779,7 +781,7 @@ BAD = {
     "linear without axes": (
         lambda: mg.linear(2.0, W),
         ValueError,
-        r"linear .*x \(…, in\) and w \(out, in\), got \(\) and \(2, 3\)",
+        r"linear .*x \(\.\.\., in\) and w \(out, in\), got \(\) and \(2, 3\)",
     ),
     "linear by a stack": (
         lambda: mg.linear(W, np.ones((2, 4, 3))),
@@ -1080,3 +1082,85 @@ def test_an_op_may_wrap_a_function_that_has_no_signature():
     largest = mg.Op(max, (lambda g, y, a: g * (a >= y),))
     x = mg.Tensor([1.0, 3.0], requires_grad=True)
     assert_array_equal(mg.grad(largest(x), x).data, [0, 1])
+
+
+# ----------------------------------------------------------------------------- what would be lost
+
+
+@pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv", "ipow", "imatmul"])
+def test_a_leaf_is_not_trained_by_rebinding_its_name(name):
+    """What is written in PyTorch as ``with no_grad(): p -= rate * p.grad`` would move nothing here."""
+    p, q = mg.Tensor([2.0, 3.0], requires_grad=True), mg.Tensor([2.0, 3.0])
+    rebind = getattr(operator, name)
+    with mg.no_grad(), pytest.raises(RuntimeError, match=r"set x\.data = x\.data - y"):
+        rebind(p, [1.0, 1.0])
+    expected = getattr(operator, name.removeprefix("i"))(p.data, np.array([1.0, 1.0]))
+    for x in (p, q, p * 1):
+        with contextlib.nullcontext() if x is p else mg.no_grad():
+            y = rebind(x, [1.0, 1.0])
+        assert_array_equal(y.data, expected)
+    assert_array_equal(p.data, [2, 3])
+
+
+def test_a_tensor_made_of_a_tensor_warns_that_the_gradient_ends():
+    x = mg.Tensor([2.0], requires_grad=True)
+    for tensor in (x, x * 2):
+        with pytest.warns(UserWarning, match=r"the gradient ends there: use x, or x\.detach\(\)"):
+            mg.Tensor(tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mg.Tensor(x.detach()).data == [2]
+        with mg.no_grad():
+            assert not mg.Tensor(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (lambda a: a > 0, "an array of bool"),
+        (lambda a: a.astype(int), "an array of int64"),
+        (lambda a: a * 1j, "an array of complex128"),
+        (lambda a: None, "a NoneType"),
+        (lambda a: (a, a), "a tuple"),
+        (lambda a: [1.0], "a list"),
+        (lambda a: 3, "a int"),
+        (lambda a: "text", "a str"),
+    ],
+)
+def test_a_forward_makes_an_array_of_floating_point_numbers(result, said, monkeypatch):
+    monkeypatch.setattr("minigrad.ops.OPS", dict(mg.OPS))
+
+    @mg.op(lambda g, y, a: g)
+    def odd(a):
+        return result(a)
+
+    with pytest.raises(TypeError, match=f"odd returned {said}, not an array of floating-point"):
+        odd(mg.Tensor([1.0, 2.0], requires_grad=True))
+
+
+@pytest.mark.parametrize("result", [lambda a: 2.0, lambda a: a.sum(), lambda a: mg.exp(a)])
+def test_a_forward_may_make_a_number_or_call_an_op(result, monkeypatch):
+    monkeypatch.setattr("minigrad.ops.OPS", dict(mg.OPS))
+
+    @mg.op(lambda g, y, a: g)
+    def odd(a):
+        return result(a)
+
+    assert odd(mg.Tensor([1.0, 2.0])).dtype == np.float64
+
+
+def test_a_gradient_of_another_shape_is_not_added_to():
+    x, other = (mg.Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    x.grad = np.ones((3, 2))
+    with pytest.raises(ValueError, match=r"shape \(2,\) has been given a \.grad of shape \(3, 2\)"):
+        (x * other).sum().backward()
+    assert other.grad is None
+
+
+@pytest.mark.parametrize(
+    "array", [np.ma.masked_array([1.0, 2.0], [False, True]), np.ones((2, 2)).view(np.matrix)]
+)
+def test_arrays_that_mean_something_else_are_refused(array):
+    for use in (mg.Tensor, lambda a: mg.exp(mg.Tensor(1.0)) * a, mg.exp):
+        with pytest.raises(TypeError, match="expected an array, got a"):
+            use(array)

@@ -1,0 +1,87 @@
+"""What NumPy may do with a Tensor, when one of its own functions is given one.
+
+NumPy then asks the Tensor (NEP 13 and NEP 18).  A function that Python writes as an operator is the
+operation; that is how ``ndarray + Tensor`` arrives.  A function that only asks, such as ``np.argmax``,
+gets its answer from the array.  Every other one would return an array, and with it the gradient would be
+gone: it is refused, with the name of what to use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad import ops
+from minigrad.ops import Op
+
+#: The functions of NumPy that Python's operators stand for.
+OPERATIONS: dict[np.ufunc, Op[...]] = {
+    np.add: ops.add,
+    np.subtract: ops.sub,
+    np.multiply: ops.mul,
+    np.divide: ops.div,
+    np.power: ops.pow,
+    np.matmul: ops.matmul,
+    np.negative: ops.neg,
+    np.absolute: ops.abs,
+}
+COMPARISONS = frozenset(
+    {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
+)
+
+#: Those whose result has no gradient that could be lost: a question, a place, a shape, a copy on disk.
+WITHOUT_GRADIENT: frozenset[Any] = frozenset(
+    {
+        *(np.isnan, np.isinf, np.isfinite, np.signbit, np.isneginf, np.isposinf),
+        *(np.isclose, np.allclose, np.array_equal, np.array_equiv, np.isin, np.any, np.all),
+        *(np.isreal, np.iscomplex, np.isrealobj, np.iscomplexobj),
+        *(np.argmax, np.argmin, np.nanargmax, np.nanargmin, np.argsort, np.argpartition),
+        *(np.argwhere, np.nonzero, np.flatnonzero, np.count_nonzero),
+        *(np.searchsorted, np.digitize, np.lexsort),
+        *(np.shape, np.ndim, np.size, np.zeros_like, np.ones_like, np.empty_like),
+        *(np.result_type, np.can_cast, np.min_scalar_type, np.common_type),
+        *(np.shares_memory, np.may_share_memory),
+        *(np.array2string, np.array_repr, np.array_str),
+        *(np.save, np.savez, np.savez_compressed, np.savetxt),
+    }
+)
+
+#: What minigrad calls otherwise than NumPy.
+OWN_NAMES = {
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "power": "pow",
+    "negative": "neg",
+    "absolute": "abs",
+    "dot": "matmul",
+    "linalg.matmul": "matmul",
+    "linalg.norm": "norm",
+    "linalg.vector_norm": "norm",
+    "add.reduce": "sum",
+    "maximum.reduce": "max",
+    "minimum.reduce": "min",
+    "vstack": "concatenate",
+    "hstack": "concatenate",
+    "amax": "max",
+    "amin": "min",
+    "concat": "concatenate",
+    "permute_dims": "transpose",
+    "ravel": "reshape",
+    "squeeze": "reshape",
+    "expand_dims": "reshape",
+}
+
+
+def refusal(name: str, hint: str = "") -> TypeError:
+    """Return the error for a function of NumPy that would return an array, and lose the gradient."""
+    import minigrad  # by now all of it is there
+
+    own = OWN_NAMES.get(name, name)
+    instead = (
+        f"use mg.{own}{hint}"
+        if hasattr(minigrad, own)
+        else "there is no such operation here: make it of others, or pass .data if you need no gradient"
+    )
+    return TypeError(f"np.{name} would lose the gradient of a Tensor: {instead}")
