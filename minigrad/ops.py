@@ -290,13 +290,26 @@ def _one_where(mask: Array, a: Array) -> Array:
     return where.of(mask, 1, a) if np.any(mask) else a
 
 
+def _operand(a: Array, y: Array) -> Array:
+    """Return an operand of y, if it is no number, in the dtype of y: so its digits are not lost."""
+    return like(a, y) if hasattr(a, "dtype") else a
+
+
+def _base(a: Array, b: Array, y: Array) -> Array:
+    """Return the base a of the power y, and 1 where b = 0 and 1/a is infinite or NaN."""
+    a, constant = _operand(a, y), b == 0
+    if np.any(constant):
+        constant = constant & ~np.isfinite(1 / np.asarray(a, y.dtype))
+    return _one_where(constant, a)
+
+
 # d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
 # at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
-# as 1.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the
-# logarithm is taken of 1.
+# as 1, and likewise where a is so small that a⁻¹ overflows.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ
+# is constant but for its jump at b = 0: there the logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * _one_where((b == 0) & ~((a > 0) | (a < 0)), a) ** (b - 1),
-    lambda g, y, a, b: g * y * log.of(_one_where((a == 0) & (b >= 0), a)),
+    lambda g, y, a, b: g * b * _base(a, b, y) ** (_operand(b, y) - 1),
+    lambda g, y, a, b: g * y * log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.

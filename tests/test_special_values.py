@@ -149,6 +149,51 @@ def test_functions_of_two_numbers(f, in_numpy, table):
     assert_allclose(np.stack([ga, gb], axis=1), list(table.values()), rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_power_of_0_is_constant_also_at_subnormal_numbers(dtype, sign):
+    limits = np.finfo(dtype)
+    points = sign * np.array([limits.smallest_subnormal, limits.tiny / 8, limits.tiny, 1.0], dtype)
+    for exponent in (0, np.zeros(4, dtype)):
+        a = mg.Tensor(points, requires_grad=True)
+        slope = mg.grad((a**exponent).sum(), a, create_graph=True)
+        assert_array_equal(slope.data, np.zeros(4, dtype), strict=True)
+        again = mg.grad(slope.sum(), a).data
+        assert_array_equal(again[[0, 1, 3]], np.zeros(3))  # at tiny, a⁻² overflows
+
+
+MIXED = {
+    "a**b": (mg.pow, [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+    "a**b near 0": (mg.pow, [1e-30, 1e-20, 2e30], [1e-8, 3e-9, -1e-8]),
+    "a/b": (mg.div, [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+    "a∘b": (mg.mul, [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+    "max(a, b)": (mg.maximum, [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+    "a·b": (mg.matmul, [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+    "affine": (lambda a, b: mg.affine(a, b, 0.5), [0.3, 1.7, 2.9], [1.1, -0.7, 3.3]),
+}
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize(("f", "a", "b"), MIXED.values(), ids=MIXED)
+def test_a_rule_computes_in_the_dtype_of_the_result_if_its_arguments_differ(f, a, b, narrow):
+    """The argument in float64 has a gradient of its precision, beside float32; so has a second one."""
+    wide = [np.float32(x).astype(np.float64) for x in (a, b)]
+    mixed = [x.astype(np.float32) if i == narrow else x for i, x in enumerate(wide)]
+    results = []
+    for pair in (mixed, wide):
+        xs = [mg.Tensor(x, requires_grad=True) for x in pair]
+        y = f(*xs)
+        gradients = mg.grad(y, xs, np.ones(y.shape), create_graph=True)
+        again = mg.grad(gradients[1 - narrow].sum() + 0 * xs[1 - narrow].sum(), xs[1 - narrow])
+        results.append([y.data, gradients[1 - narrow].data, again.data, gradients[narrow].data])
+    *found, last = results[0]
+    *exact, rounded = results[1]
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == np.float64
+        assert_allclose(one, other, rtol=1e-14)
+    assert_allclose(last, rounded, rtol=2e-7)
+
+
 # ----------------------------------------------------------------------------- kinks
 
 
