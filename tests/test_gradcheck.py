@@ -183,6 +183,52 @@ def test_wrong_rules_are_seen(rule, x, report):
         gradcheck(square_with(rule), x)
 
 
+# what is not linear in its upstream gradient, beside a value of 1 for each entry of it
+NOT_LINEAR = {
+    "squares it": lambda g, y, a: g * g * 2 * a,
+    "ignores it": lambda g, y, a: 2 * a + 0 * g,
+    "rounds it": lambda g, y, a: np.round(g) * 2 * a,
+    "drops its sign": lambda g, y, a: abs(g) * 2 * a,
+    "clips it": lambda g, y, a: np.clip(g, -1, 1) * 2 * a,
+    "bends it a little": lambda g, y, a: (g + 1e-4 * g * (g - 1)) * 2 * a,
+}
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+@pytest.mark.parametrize("rule", NOT_LINEAR.values(), ids=NOT_LINEAR)
+def test_a_rule_that_is_not_linear_in_its_upstream_gradient_is_seen(rule, scale):
+    with pytest.raises(GradcheckError, match="not linear"):
+        gradcheck(lambda x: square_with(rule)(x[0]), scale * X[:1])
+
+
+DRAWN = {
+    "log_softmax": lambda x: mg.log_softmax(x),
+    "softmax": lambda x: mg.softmax(x),
+    "norm": lambda x: mg.norm(x),
+    "var": lambda x: mg.var(x),
+    "product": lambda x: x * x[::-1],
+    "cross_entropy": lambda x: mg.cross_entropy(x[None], [0]),
+    "cubes": lambda x: (x**3).sum(),
+    "matmul": lambda x: x[:2, None] @ x[None],
+    "mean": lambda x: x.mean() * x,
+    "sigmoid": lambda x: mg.sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("f", DRAWN.values(), ids=DRAWN)
+def test_large_arguments_make_no_false_alarm(f):
+    """300 draws of neighbours, whose gradients all but cancel, and of strangers."""
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        scale = 10.0 ** (seed % 4)
+        gradcheck(f, scale + rng.normal(size=3), seed=seed)
+        gradcheck(f, scale * rng.normal(size=3), seed=seed)
+
+
+def test_equal_large_logits_make_no_false_alarm():
+    gradcheck(mg.log_softmax, np.full(3, 500.0))
+
+
 def test_a_rule_that_writes_to_its_upstream_gradient_is_seen():
     def greedy(g, y, a):
         g *= 2 * a
