@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,10 @@ def gelu(x: Operand, approximate: str = "tanh") -> Tensor:
         raise NotImplementedError(
             f"gelu(approximate={approximate!r}): only 'tanh' (NumPy has no erf)"
         )
-    x = x if isinstance(x, Tensor) else Tensor(x)
-    return 0.5 * x * (1 + ops.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    given = x if isinstance(x, Tensor) else Tensor(x)
+    a: Tensor = ops.wide(given)  # in float16 the cube of 41 is infinite
+    y = 0.5 * a * (1 + ops.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a * a * a)))
+    return cast(Tensor, ops.like(y, given))
 
 
 def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean") -> Tensor:
@@ -61,8 +63,7 @@ def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean"
         )
     error = ops.sub(prediction, target)
     wide = ops.wide(error)  # in float16 the square of 256 is infinite
-    loss: Tensor = ops.like(_reduce(wide * wide, reduction), error)
-    return loss
+    return cast(Tensor, ops.like(_reduce(wide * wide, reduction), error))
 
 
 def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction = "mean") -> Tensor:

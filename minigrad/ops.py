@@ -574,7 +574,7 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
         y[index] = a  # no entry twice
         return y
     y = wide(y)
-    np.add.at(y, index, a)
+    np.add.at(y, index, wide(a))
     return like(y, a)
 
 

@@ -574,6 +574,14 @@ def test_what_sums_or_counts_many_float16_agrees_with_float64(case):
         assert_allclose(found, exact, rtol=5e-3, atol=2e-7)
 
 
+@pytest.mark.parametrize("size", [100, 1300, 60_000])
+def test_gelu_of_large_float16_is_the_identity_or_0(size):
+    x = mg.Tensor(np.array([size, -size], np.float16), requires_grad=True)
+    y = mg.gelu(x)
+    assert_array_equal(y.data, np.array([size, 0], np.float16), strict=True)
+    assert_array_equal(mg.grad(y.sum(), x).data, np.array([1, 0], np.float16), strict=True)
+
+
 # float32 sums of many rows: a function, whose gradient sums, too, and its arguments
 OF_MANY_ROWS = {
     "sum": (lambda a: mg.sum(a, 0), (10**6, 8)),
