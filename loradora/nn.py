@@ -354,7 +354,9 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
     TypeError
         For what does not hold real numbers, and for a list of Tensors, which would lose their gradients.
     """
-    return x if isinstance(x, Tensor) else as_reals(x).astype(dtype, copy=False)
+    if isinstance(x, Tensor) or (type(x) is np.ndarray and x.dtype == dtype):
+        return x
+    return as_reals(x).astype(dtype, copy=False)
 
 
 def uniform(
