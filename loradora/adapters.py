@@ -51,6 +51,7 @@ from loradora.nn import (
     check_finite,
     check_formula,
     check_positive,
+    generator,
 )
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
@@ -61,21 +62,31 @@ class Adapted(Module):
 
     base_layer: Linear
 
-    def __call__(self, x: Tensor | npt.ArrayLike) -> Tensor:
+    def __call__(self, x: Tensor | npt.ArrayLike, *args: Any, **options: Any) -> Tensor:
         """Return ``forward(x)`` in the dtype of the base layer's own result.
 
         Only over a float16 base is that another one, because there A and B are float32.
         """
-        y, dtype = self.forward(x), self.base_layer.weight.dtype
+        y, dtype = self.forward(x, *args, **options), self.base_layer.weight.dtype
         if y.dtype == dtype:
             return y
         return y.astype(np.result_type(x.dtype, dtype) if isinstance(x, Tensor) else dtype)
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # with another formula, the weight that is inherited would be merged, silently wrong
-        if FORMULA & vars(cls).keys() and "weight" not in vars(cls):
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+
+        def rank(name: str) -> int:
+            """Return how far from ``cls`` among its ancestors the class is that defines this."""
+            return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+
+        # with a newer formula, the weight that is inherited would be merged, silently wrong
+        if any(hasattr(cls, name) and rank(name) < rank("weight") for name in FORMULA):
             type.__setattr__(cls, "weight", Adapted.weight)
+
+    def as_base(self, t: Tensor) -> Tensor:
+        """Return t in the dtype of the base layer; t itself if it has that."""
+        dtype = self.base_layer.weight.dtype
+        return t if t.dtype == dtype else t.astype(dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -101,7 +112,7 @@ class Adapted(Module):
         TypeError
             If this instance has a ``forward`` of its own.
         """
-        if FORMULA & vars(self).keys():
+        if not vars(self).keys().isdisjoint(FORMULA):
             raise TypeError(f"cannot merge a {type(self).__name__} whose forward was replaced")
         with np.errstate(all="ignore"):  # a subclass may compute its weight in plain NumPy
             weight, bias = self.weight, self.bias
@@ -112,12 +123,11 @@ class Adapted(Module):
         if safe_merge and bad:
             sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
             raise ValueError(f"cannot merge: {', '.join(sources or bad)} holds NaN or infinity")
-        dtype = self.base_layer.weight.dtype
-        return _with(self.base_layer, **{n: Tensor(t.data.astype(dtype)) for n, t in parts.items()})
+        return _with(self.base_layer, **{n: Tensor(self.as_base(t).data) for n, t in parts.items()})
 
 
 #: What makes up the formula of a layer: who replaces one of these has another weight.
-FORMULA = {"forward", "as_input", "norm", "V", "bias"}
+FORMULA = ("__call__", "forward", "as_input", "norm", "V", "bias")
 
 
 class LowRankLinear(Adapted):
@@ -171,7 +181,7 @@ class LowRankLinear(Adapted):
         check_formula(base, f"the {type(base).__name__}")
         check_positive(r=r)
         check_finite(lora_alpha=lora_alpha)
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         W0 = base.weight.data
@@ -255,7 +265,7 @@ class LoRALinear(LowRankLinear):
     @property
     def weight(self) -> Tensor:
         """V = W0 + s B A."""
-        return self.V
+        return self.as_base(self.V)
 
     @property
     def bias(self) -> Tensor | None:
@@ -264,7 +274,7 @@ class LoRALinear(LowRankLinear):
         if self.B_bias is None:
             return b
         correction = self.scaling * self.B_bias
-        return correction if b is None else b + correction
+        return self.as_base(correction if b is None else b + correction)
 
 
 class DoRALinear(LowRankLinear):
@@ -350,7 +360,7 @@ class DoRALinear(LowRankLinear):
         V = self.V
         norm = mg.norm(V, axis=self.norm_axis, keepdims=True)
         c = self.m.reshape(norm.shape) / nonzero(norm.detach() if self.detach_norm else norm)
-        return c * V
+        return self.as_base(c * V)
 
     def extra_repr(self) -> str:
         """Return the base layer's, rank and scaling, and what is unusual about the norm."""

@@ -19,8 +19,8 @@ from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankL
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
 from loradora.matching import Match, layer_options
-from loradora.nn import Linear, Module
-from loradora.views import own_copy, rebuild
+from loradora.nn import Dropout, Linear, Module
+from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
 
 
@@ -85,9 +85,10 @@ class Adapter:
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
-        for path, module in self._whole.items():
-            if not config.inference_mode and not module.trainable_parameters():
-                raise ValueError(f"modules_to_save: nothing in {path} requires a gradient")
+        share_constants(self.model)
+        for module in self._whole.values():
+            if not module.trainable_parameters():  # it was frozen as a whole, and tells no more
+                module.requires_grad_(True)
         self._free_biases()
         modules = dict(self.model.named_modules())
         names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
@@ -124,21 +125,24 @@ class Adapter:
         """Return s of every adapted layer, by path."""
         return {path: layer.scaling for path, layer in self.layers().items()}
 
-    def settings(self) -> dict[str, str]:
-        """Return what the config has given its layers beside their tensors, in words, by name."""
-        found: dict[str, str] = {}
-        for path, layer in self.layers().items():
-            found |= {f"{path}.{n}": repr(getattr(layer, n)) for n in SETTINGS if hasattr(layer, n)}
+    def settings(self) -> dict[str, Any]:
+        """Return what acts beside the tensors, by name: kinds of modules, and the settings of layers."""
+        found: dict[str, Any] = {}
+        for path, module in self.model.named_modules():
+            kind = repr(module) if isinstance(module, Dropout) else type(module).__name__
+            found |= {path or "the model": kind, f"{path}.forward": vars(module).get("forward")}
+            if isinstance(module, LowRankLinear):
+                found |= {f"{path}.{name}": getattr(module, name, None) for name in SETTINGS}
         return found
 
     def lost_in_a_file(self) -> list[str]:
         """Return what has changed since it was made, beside the values of its tensors, in words.
 
-        A file holds these values and the config.  Who loads it has the base and none of the changes.
+        A file has these values and the config.  What else has changed is gone when it is loaded.
         """
         now, settings = dict(self.model.named_parameters()), self.settings()
         changed = [
-            f"{name} is {settings.get(name, 'gone')}, but its config gives {given}"
+            f"{name} is {settings.get(name, 'gone')}, but was made as {given}"
             + (" (multiply B instead)" if name.endswith(".scaling") else "")
             for name, given in self._settings.items()
             if settings.get(name) != given
@@ -148,8 +152,11 @@ class Adapter:
             for name, p in self._tensors.items()
             if now.get(name) is not p
         ]
+        changed += [f"{name} is new" for name in settings if name not in self._settings]
         changed += [
-            f"{name} is not one of its tensors" for name in now if name not in self._tensors
+            f"{name} is not one of its tensors"
+            for name, p in now.items()
+            if name not in self._tensors and p.requires_grad
         ]
         return changed + [
             f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
@@ -168,7 +175,8 @@ class Adapter:
         lost = self.lost_in_a_file()
         if lost:
             raise ValueError(
-                f"{name!r} would be another adapter in a file or a copy: {'; '.join(lost)}"
+                f"{name!r} would be another adapter in a file or a copy: {'; '.join(lost)}. Set back "
+                "what was changed, or make an adapter that starts so"
             )
         return {key: p.data for key, p in self.saved.items()}
 
@@ -206,8 +214,8 @@ class Adapter:
         return dict(found.values())
 
 
-#: The attributes of an adapted layer that come from the config and are no tensors.
-SETTINGS = ("scaling", "lora_dropout", "detach_norm", "norm_axis")
+#: What makes up the function of an adapted layer, and is no tensor.
+SETTINGS = "scaling", "detach_norm", "norm_axis"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -103,7 +103,8 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     Raises
     ------
     CheckpointError
-        Listing everything that is missing, unexpected, misshapen or not finite; nothing is changed.
+        Listing everything that is missing, unexpected, misshapen or not finite, and for a PeftModel of
+        another base; nothing is changed.
     """
     path = Path(file)
     parameters = dict(model.named_parameters())
@@ -111,8 +112,8 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
         wrong = misfits(model.expected(entries), entries)
         arrays = _values(path, entries, parameters)
     _refuse(path, wrong, arrays, allow_nan)
-    for name, p in parameters.items():
-        p.data = arrays[name]
+    with _reported(str(path)):
+        model.load_state_dict(arrays)
 
 
 def _values(
@@ -211,7 +212,7 @@ def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike])
     """
     arrays = {key: np.asarray(value) for key, value in state.items()}
     entries = {
-        key: Entry(a.shape, a.dtype, partial(np.ascontiguousarray, a)) for key, a in arrays.items()
+        key: Entry(a.shape, a.dtype, partial(np.asarray, a, order="C")) for key, a in arrays.items()
     }
     return AdapterFile(config, _without_prefix(source, entries), {})
 
@@ -390,7 +391,7 @@ def _safetensors_file(arrays: Arrays, otherwise: str, notes: Mapping[str, str] =
     """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
     save, _, _ = _safetensors(otherwise)
     # safetensors writes memory as it lies, whatever the strides say
-    tensors = {name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())}
+    tensors = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items())}
     return _in_order(save(tensors, metadata={"format": "pt", **notes}))
 
 

@@ -77,6 +77,7 @@ def own_formula(kind: type[LowRankLinear]) -> list[str]:
     siblings = LoRALinear, DoRALinear, ColumnDoRALinear
     plain = next((cls for cls in kind.__mro__ if cls in siblings), LoRALinear)
     public = [n for cls in (plain, LowRankLinear, Adapted) for n in vars(cls) if n[0] != "_"]
+    public.append("__call__")
     return [n for n in public if getattr(kind, n, None) is not getattr(plain, n)]
 
 
@@ -105,7 +106,7 @@ class LoRASum(Adapted):
         """W0 + Σ sᵢ Bᵢ Aᵢ."""
         corrections = ((layer.scaling * layer.B) @ layer.A for layer in self.layers)
         W0 = self.base_layer.weight
-        return sum(corrections, start=W0)
+        return self.as_base(sum(corrections, start=W0))
 
     @property
     def bias(self) -> Tensor | None:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
@@ -42,7 +41,7 @@ def absent(default: Any, reason: str) -> Any:
     return field(default_factory=lambda: copy.copy(default), metadata=metadata)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LoraConfig:
     """Which layers get an adapter, and of what kind.
 
@@ -150,7 +149,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, MappingProxyType):  # of a frozen config
+            if isinstance(value, ReadOnly):  # of a frozen config
                 setattr(self, name, _json(value))
         self._check_absent()
         self._set_names()
@@ -282,13 +281,18 @@ class LoraConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._check_not_frozen(name)
-        if name not in self.__dataclass_fields__:
+        if name not in self.__dataclass_fields__ and type(self) is LoraConfig:
             raise AttributeError(f"LoraConfig has no option {name!r}")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         self._check_not_frozen(name)
         super().__delattr__(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LoraConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def _check_not_frozen(self, name: str) -> None:
         if "_frozen" in vars(self):
@@ -415,10 +419,23 @@ def _json(value: Any) -> Any:
     return [_json(v) for v in value] if isinstance(value, (list, tuple, range)) else value
 
 
+class ReadOnly(dict[str, Any]):
+    """A dict that refuses to be edited; a copy of it is a plain one."""
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("what belongs to an adapter cannot be edited here: make another adapter")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
 def _fixed(value: Any) -> Any:
     """Return a copy of ``value`` that cannot change, however deep one goes."""
     if isinstance(value, Mapping):
-        return MappingProxyType({key: _fixed(v) for key, v in value.items()})
+        return ReadOnly({key: _fixed(v) for key, v in value.items()})
     if isinstance(value, (set, frozenset)):
         return frozenset(value)
     return tuple(_fixed(v) for v in value) if isinstance(value, (list, tuple)) else value

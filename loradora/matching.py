@@ -72,8 +72,11 @@ def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
         check_formula(cast(Linear, layer), f"{path} ({type(layer).__name__})")
     if not named:
         linears = [path for path, m in modules.items() if isinstance(m, Linear)]
+        limits = "exclude_modules", "layers_to_transform", "modules_to_save"
+        given = ["target_modules", *(name for name in limits if getattr(config, name) is not None)]
+        options = ", ".join(f"{name}={getattr(config, name)!r}" for name in given)
         raise ValueError(
-            f"target_modules={config.target_modules!r} matches no Linear layer; there are: "
+            f"{options} matches no Linear layer; there are: "
             + (", ".join(linears) or f"none inside this {type(model).__name__}")
         )
     return named

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections import UserDict, UserList, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,21 +37,24 @@ class Module:
 
     training: bool = True
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         for name, value in vars(cls).items():
-            if isinstance(value, (Tensor, Module)):
+            parts = _parts_in(name, value) if isinstance(value, PARTS) else ()
+            if any(isinstance(p, Module) or p.requires_grad for _, p in parts):
                 raise TypeError(
-                    f"{cls.__name__}.{name} belongs to the class, where it is no parameter: set it in "
+                    f"{cls.__name__}.{name} belongs to the class, where nobody finds it: set it in "
                     "__init__"
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "requires_grad":
             raise AttributeError("a Module has no requires_grad: call requires_grad_(value)")
-        parameter = isinstance(vars(self).get(name), Tensor)
-        if parameter and not (value is None or isinstance(value, Tensor)):
+        old = vars(self).get(name)
+        trained = isinstance(old, Tensor) and old.requires_grad and old.op is None
+        if trained and isinstance(value, (np.ndarray, np.generic, Real, list)):
             raise TypeError(
-                f"{name} is a Tensor, and would be no parameter as a {type(value).__name__}: set "
+                f"{name} is trained, and a {type(value).__name__} in its place would not be: set "
                 f"{name}.data"
             )
         super().__setattr__(name, value)
@@ -69,12 +74,13 @@ class Module:
 
         Those in a list, tuple or dict are named ``name.i`` or ``name.key``, and so on inside.
 
-        Names with a leading underscore are private and hold no parameters.
+        Names with a leading underscore are private and hold no parameters.  Nor is the result of an
+        operation one, such as an activation that was kept.
 
         Raises
         ------
         TypeError
-            For tensors or modules in a set or another container, where their names are not clear.
+            For tensors or modules in a set or a deque, where they have no name to be found by.
         ValueError
             For two parts of one name, and for a container inside itself.
         """
@@ -196,7 +202,10 @@ class Module:
 def _walk(module: Module, path: str, outer: list[Module]) -> Iterator[tuple[str, Module]]:
     """Yield (path, module) for ``module`` and all inside; ``outer`` are those that it lies in."""
     if any(module is m for m in outer):
-        raise ValueError(f"{path!r} leads back to a {type(module).__name__} that it lies in")
+        raise ValueError(
+            f"{path!r} leads back to a {type(module).__name__} that it lies in: keep such a reference in "
+            "an attribute with a leading underscore"
+        )
     yield path, module
     for name, part in module.named_parts():
         if isinstance(part, Module):
@@ -211,37 +220,50 @@ def named_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}" if path else name, part
 
 
+#: What is walked in search of parameters, or is one.
+PARTS = (Tensor, Module, list, tuple, dict)
+
+#: Containers that are not: what lies in them has no name that would stay the same.
+UNNAMED: tuple[type, ...] = (
+    *(set, frozenset, deque, UserList, UserDict, MappingProxyType, type({}.values())),
+    np.ndarray,  # of objects
+)
+
+
 def _parts_in(name: str, value: Any, outer: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield what ``value`` is or holds of tensors and modules, by name."""
-    if isinstance(value, (Tensor, Module)):
+    if isinstance(value, Module) or (isinstance(value, Tensor) and value.op is None):
         yield name, value
     elif isinstance(value, (list, tuple, dict)):
         if any(value is container for container in outer):
             raise ValueError(f"{name} is a {type(value).__name__} that lies in itself")
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            if isinstance(item, (Tensor, Module, Collection)):
+            if isinstance(item, (*PARTS, *UNNAMED)):
                 yield from _parts_in(f"{name}.{key}", item, (*outer, value))
-    else:
-        check_hides_nothing(name, value)
-
-
-def check_hides_nothing(name: str, value: Any) -> None:
-    """Raise TypeError if ``value`` is a container that is not walked, with tensors or modules inside."""
-    if _holds_a_part(value):
+    elif isinstance(value, UNNAMED) and _holds_a_part(value):
         raise TypeError(
-            f"{name} is a {type(value).__name__} of tensors or modules: only in lists, tuples and "
-            "dicts have they names to be found by"
+            f"{name} is a {type(value).__name__} of tensors or modules, which cannot be named there: "
+            "use a list, a tuple or a dict"
         )
 
 
-def _holds_a_part(value: Any) -> bool:
+def _holds_a_part(value: Any, depth: int = 8) -> bool:
+    """Whether there is a tensor or a module in a container; those that lie very deep are passed over."""
     if isinstance(value, (Tensor, Module)):
         return True
-    numbers = isinstance(value, np.ndarray) and value.dtype != object
-    if numbers or isinstance(value, (str, bytes, range)) or not isinstance(value, Collection):
-        return False
-    return any(map(_holds_a_part, value.values() if isinstance(value, Mapping) else value))
+    return bool(depth) and any(_holds_a_part(item, depth - 1) for item in items_of(value))
+
+
+def items_of(value: Any) -> Iterable[Any]:
+    """Return what lies in a container; nothing for what is none, or one of numbers."""
+    if isinstance(value, np.ndarray):
+        return value.flat if value.dtype == object else ()
+    if isinstance(value, (list, tuple, dict, *UNNAMED)):
+        container: Any = value
+        items: Iterable[Any] = container.values() if isinstance(value, Mapping) else container
+        return items
+    return ()
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> list[str]:
@@ -306,7 +328,7 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         check_positive(in_features=in_features, out_features=out_features)
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         bound = 1 / math.sqrt(in_features)
         self.weight = uniform(rng, bound, (out_features, in_features), dtype)
         self.bias = uniform(rng, bound, (out_features,), dtype) if bias else None
@@ -357,6 +379,16 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
     if isinstance(x, Tensor) or (type(x) is np.ndarray and x.dtype == dtype):
         return x
     return as_reals(x).astype(dtype, copy=False)
+
+
+def generator(rng: Rng) -> np.random.Generator:
+    """Return the generator that is meant by ``rng``; TypeError or ValueError if there is none."""
+    try:
+        if isinstance(rng, bool):
+            raise TypeError("a bool is no seed")
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be a Generator, a seed or None, not {rng!r}") from error
 
 
 def uniform(
@@ -424,13 +456,14 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         self.p = p
-        self.rng: np.random.Generator = np.random.default_rng(rng)
+        self.rng: np.random.Generator = generator(rng)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, _rate(value) if name == "p" else value)
 
     def forward(self, x: Any) -> Any:
         """Return x thinned out; x itself in evaluation mode or for p = 0."""
+        x = x if isinstance(x, Tensor) else as_reals(x)
         if not self.training or self.p == 0:
             return x
         kept = self.rng.random(x.shape) >= self.p
@@ -461,15 +494,22 @@ class Sequential(Module):
 
     def __init__(self, *modules: Module) -> None:
         for i, module in enumerate(modules):
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"Sequential takes Modules, but argument {i} is a {type(module).__name__}: "
-                    "write a Module whose forward calls it"
-                )
             setattr(self, str(i), module)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.isdigit() and not isinstance(value, Module):
+            advice = "write a Module whose forward calls it"
+            if isinstance(value, (list, tuple)):
+                advice = "give them one by one, Sequential(*modules)"
+            elif isinstance(value, type):
+                advice = f"make one, {value.__name__}()"
+            raise TypeError(
+                f"Sequential takes Modules, but number {name} is of type {type(value).__name__}: {advice}"
+            )
+        super().__setattr__(name, value)
+
     def __iter__(self) -> Iterator[Module]:
-        return (part for part in vars(self).values() if isinstance(part, Module))
+        return (m for name, m in vars(self).items() if isinstance(m, Module) and name[0] != "_")
 
     def __getitem__(self, i: int) -> Module:
         return list(self)[i]
@@ -513,7 +553,7 @@ class MLP(Module):
     ) -> None:
         if len(sizes) < 2:
             raise ValueError(f"an MLP needs an input and an output width, got {list(sizes)}")
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         layers: list[Module] = []
         for width, following in itertools.pairwise(sizes):
             layers += [Linear(width, following, rng=rng, dtype=dtype), ReLU()]

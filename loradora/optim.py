@@ -8,7 +8,7 @@ where the parameter is float16.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,7 +42,7 @@ class Group(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
-            raise TypeError("the parameters of a group cannot be exchanged: add another group")
+            raise TypeError("the parameters of a group cannot be exchanged: use add_param_group()")
         if name not in self._entries:
             raise ValueError(f"the options of this group are {self._names()}, not {name!r}")
         self._entries[name] = checked_option(name, value)
@@ -112,16 +112,17 @@ class Optimizer:
         requires a gradient.
     """
 
-    __slots__ = ("_defaults", "param_groups", "state")
-
     def __init__(self, params: Groups, **options: Any) -> None:
         self._defaults = {name: checked_option(name, value) for name, value in options.items()}
-        self.param_groups: tuple[Group, ...] = ()
-        self.state: dict[Tensor, dict[str, Any]] = {}
+        self._groups: tuple[Group, ...] = ()
+        self._state: dict[Tensor, dict[str, Any]] = {}
         for group in _as_groups(params):
             self.add_param_group(group)
         if not any(p.requires_grad for p in self._parameters()):
-            raise ValueError("there is nothing to train: no parameter requires a gradient")
+            raise ValueError(
+                "there is nothing to train: no parameter requires a gradient (an adapter that was loaded "
+                "does with is_trainable=True, or after set_adapter)"
+            )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Train more parameters: ``{"params": tensors, "lr": rate, …}``.
@@ -151,7 +152,17 @@ class Optimizer:
                 raise ValueError(f"a parameter of shape {p.shape} occurs twice")
             known.add(p)
         options = {name: group.get(name, default) for name, default in self._defaults.items()}
-        self.param_groups += (Group(tuple(params), options),)
+        self._groups += (Group(tuple(params), options),)
+
+    @property
+    def param_groups(self) -> tuple[Group, ...]:
+        """The groups; :meth:`add_param_group` makes more."""
+        return self._groups
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """What is remembered of each parameter that has been moved."""
+        return self._state
 
     def _parameters(self) -> Iterator[Tensor]:
         """Yield every parameter, in the order in which they were given."""
@@ -161,13 +172,22 @@ class Optimizer:
     # -- options are kept by group; where they would be set to no effect, say so
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(_no_attribute(self, name))
+        raise AttributeError(self._no_attribute(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        try:
-            object.__setattr__(self, name, value)
-        except AttributeError:
-            raise AttributeError(_no_attribute(self, name)) from None
+        """Set what the class has; a subclass of one's own may have more, but no option."""
+        own = name.startswith("_") or hasattr(type(self), name)
+        if not own and (name in self._defaults or type(self).__module__ == __name__):
+            raise AttributeError(self._no_attribute(name))
+        super().__setattr__(name, value)
+
+    def _no_attribute(self, name: str) -> str:
+        options = vars(self).get("_defaults", {})
+        option = name if name in options else "lr"
+        return (
+            f"{type(self).__name__} has no attribute {name!r}; options are kept by group: "
+            f"optimizer.param_groups[0][{option!r}]"
+        )
 
     # -- training
 
@@ -205,7 +225,7 @@ class Optimizer:
             g: Any = p.grad
             if dtype.itemsize == 2:  # see _state_dtype
                 data, g = data.astype(np.float32), g.astype(np.float32)
-            moved = self._moved(data, g, self.state.setdefault(p, {}), rate, options)
+            moved = self._moved(data, g, self._state.setdefault(p, {}), rate, options)
             p.assign(np.asarray(moved, dtype))
 
     def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
@@ -241,7 +261,7 @@ class Optimizer:
         """
         named = self._options()
         for i, p in enumerate(self._parameters()):
-            for name, value in self.state.get(p, {}).items():
+            for name, value in self._state.get(p, {}).items():
                 named[f"state.{i}.{name}"] = np.array(value)
         return named
 
@@ -269,7 +289,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, options, strict=True):
             group.update(new)
         states = {p: _below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
-        self.state = {p: entries for p, entries in states.items() if entries}
+        self._state = {p: entries for p, entries in states.items() if entries}
 
     def _expected(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Return arrays like those of a state with moments for the same parameters as ``given``."""
@@ -307,7 +327,7 @@ _NOTHING_TO_MOVE = (
 def _listed(params: Any) -> list[Any]:
     """Return what was given as several parameters or groups as a list."""
     several = isinstance(params, Iterable) and not isinstance(
-        params, (Tensor, Module, Mapping, Set, str, bytes, np.ndarray)
+        params, (Tensor, Module, Mapping, set, frozenset, str, bytes, np.ndarray)
     )
     if not several:
         raise TypeError(f"{_WANTED}, not a {type(params).__name__}")
@@ -322,10 +342,12 @@ def _as_groups(params: Any) -> list[Any]:
 
 def _check_gradient(p: Tensor, g: Any) -> None:
     """Raise unless ``g`` has the shape and dtype of ``p``."""
-    if getattr(g, "shape", None) != p.shape or g.dtype != p.dtype:
+    if not isinstance(g, np.ndarray):
+        raise TypeError(f"a gradient is an array, not a {type(g).__name__}: {g!r}")
+    if g.shape != p.shape or g.dtype != p.dtype:
         raise ValueError(
             f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
-            f"of shape {np.shape(g)} and dtype {np.asarray(g).dtype}"
+            f"of shape {g.shape} and dtype {g.dtype}"
         )
 
 
@@ -358,13 +380,6 @@ def _misfit(name: str, array: Array, like: Array | None) -> str | None:
     return None
 
 
-def _no_attribute(optimizer: Optimizer, name: str) -> str:
-    return (
-        f"{type(optimizer).__name__} has no attribute {name!r}; options are kept by group: "
-        "optimizer.param_groups[0]['lr'] = 0.01"
-    )
-
-
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum μ:  v ← μv + g,  p ← p − η v.
 
@@ -391,8 +406,6 @@ class SGD(Optimizer):
     >>> p.data
     array([0.8])
     """
-
-    __slots__ = ()
 
     def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum)
@@ -454,8 +467,6 @@ class AdamW(Optimizer):
     >>> p.data.round(4)
     array([0.9, 0.9])
     """
-
-    __slots__ = ()
 
     def __init__(
         self,
@@ -520,6 +531,8 @@ def lora_plus(
     >>> [(group["params"][0].shape, group["lr"]) for group in optimizer.param_groups]
     [((2, 5), 0.0001), ((3, 2), 0.0016), ((3,), 0.0016)]
     """
+    if not isinstance(model, Module):
+        raise TypeError(f"expected a model, not a {type(model).__name__}")
     for name, value in {"lr": lr, "ratio": ratio, "weight_decay": weight_decay}.items():
         checked_option(name, value)
     if ratio == 0:
@@ -528,7 +541,8 @@ def lora_plus(
     adapters = [m for _, m in model.named_modules() if isinstance(m, LowRankLinear)]
     Bs = {layer.B for layer in adapters}
     if not Bs.intersection(trained):
-        raise ValueError("LoRA+ is for a model with LoRA or DoRA layers: it has no trainable B")
+        why = "its adapters are frozen" if Bs else "it has no LoRA or DoRA layers"
+        raise ValueError(f"LoRA+ needs a B to train, and {why}")
     matrices = [p for p in trained if p.ndim != 1]
     fast = lr * ratio
     return [

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ from loradora.combining import (
     together,
     weighted_sum,
 )
-from loradora.config import LoraConfig
+from loradora.config import LoraConfig, ReadOnly
 from loradora.matching import Match, check_names, layer_options, match
-from loradora.nn import Module, Rng, named_tensors
+from loradora.nn import Module, Rng, generator, named_tensors
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
 
@@ -65,6 +64,8 @@ class PeftModel(Module):
 
     def _start(self, base: Module) -> None:
         """Begin without an adapter."""
+        if not isinstance(base, Module):
+            raise TypeError(f"expected a Module to adapt, got {type(base).__name__}")
         if isinstance(base, PeftModel):
             raise TypeError("the model has adapters already: use add_adapter or load_adapter")
         self._base = base
@@ -84,14 +85,14 @@ class PeftModel(Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that only the model inside has."""
-        if name.startswith("_"):
+        if name.startswith("_") or "_plain" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         return getattr(self.base_model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, unless it is one of the model inside: each adapter has a view of that."""
         own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
-        if not own and hasattr(self.base_model, name):
+        if not own and hasattr(self, name):
             raise AttributeError(
                 f"{name!r} is an attribute of the model inside, of which each adapter has a view: set it "
                 "before get_peft_model"
@@ -162,8 +163,7 @@ class PeftModel(Module):
         It says how the adapter was made, and cannot be edited.  For another one, make another adapter:
         ``model.add_adapter("new", dataclasses.replace(config, lora_alpha=64))``.
         """
-        configs = {name: adapter.config.frozen() for name, adapter in self._adapters.items()}
-        return MappingProxyType(configs)
+        return ReadOnly({name: a.config.frozen() for name, a in self._adapters.items()})
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -201,7 +201,7 @@ class PeftModel(Module):
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         found = match(self._plain, config)
         check_names(self._plain, config, found)
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         adapter = Adapter(
             self._plain, config, found, rng, self._trainable, layer, autocast_adapter_dtype
         )
@@ -233,7 +233,7 @@ class PeftModel(Module):
             For unknown names, and for adapters that meet in a layer where they do not add up: a
             DoRA, a variant with a formula of its own, a module that trains whole.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = _names(adapter_names)
         view = self._view_of(names)
         for name, adapter in self._adapters.items():
             adapter.enable(name in names and not inference_mode)
@@ -347,9 +347,9 @@ class PeftModel(Module):
         return Adapter(self._plain, config, found, rng, self._trainable, layer, cast)
 
     def _check_new(self, adapter_name: str) -> None:
+        checkpoint.check_name(adapter_name)
         if adapter_name in self._adapters:
             raise ValueError(f"there is an adapter named {adapter_name!r} already")
-        checkpoint.check_name(adapter_name)
 
     def _get(self, name: str) -> Adapter:
         if name not in self._adapters:
@@ -372,7 +372,7 @@ class PeftModel(Module):
         )
 
     def merge_and_unload(
-        self, safe_merge: bool = True, adapter_names: Sequence[str] | None = None
+        self, safe_merge: bool = True, adapter_names: str | Sequence[str] | None = None
     ) -> Module:
         """Return a plain model with the active adapters in its weights; this model stays as it is.
 
@@ -391,12 +391,18 @@ class PeftModel(Module):
             If an adapter holds NaN or infinity, or makes them, naming the tensors; and as for
             :meth:`set_adapter`.  What is not merged is not looked at.
         """
-        names = self.active_adapters if adapter_names is None else adapter_names
-        view = self.base_model if adapter_names is None else self._view_of(adapter_names)
+        names = self._names if adapter_names is None else _names(adapter_names)
+        view = self.base_model if adapter_names is None else self._view_of(names)
         own = {id(p) for name in names for p in self._adapters[name].saved.values()}
+        paths = {id(module): path for path, module in view.named_modules()}
 
         def merged(module: Module) -> Module | None:
-            return module.merge(safe_merge) if isinstance(module, Adapted) else None
+            if not isinstance(module, Adapted):
+                return None
+            try:
+                return module.merge(safe_merge)
+            except ValueError as error:
+                raise ValueError(f"{paths[id(module)]}: {error}") from error
 
         tensors = [(name, p) for name, p in view.named_parameters() if id(p) in own]
         bad = [name for name, p in tensors if not np.isfinite(p.data).all()]
@@ -411,7 +417,7 @@ class PeftModel(Module):
     # -- files
 
     def save_pretrained(
-        self, directory: str | Path, selected_adapters: Sequence[str] | None = None
+        self, directory: str | Path, selected_adapters: str | Sequence[str] | None = None
     ) -> None:
         """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
@@ -435,7 +441,7 @@ class PeftModel(Module):
         CheckpointError
             If a file cannot be written.
         """
-        names = list(self._adapters) if selected_adapters is None else list(selected_adapters)
+        names = list(self._adapters) if selected_adapters is None else _names(selected_adapters)
         chosen = {name: self._get(name) for name in names}
         for name, adapter in chosen.items():
             adapter.check_peft_can_read(name)
@@ -491,7 +497,7 @@ class PeftModel(Module):
         # what is not overwritten in a moment is only what these two make of W0
         keeps = config.init_lora_weights in ("pissa", "olora")
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         try:
             found = match(self._plain, config)
             _check_ranks(config, found, file)  # before memory is allocated for them
@@ -580,7 +586,8 @@ def get_peft_model(
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
 
     ``model`` itself keeps its values and stays usable.  Its arrays become read-only; an optimizer that
-    goes on training it gives it new ones.
+    goes on training it gives it new ones.  The new model does not see them: it stays on the values that
+    ``model`` has now.
 
     Parameters
     ----------
@@ -682,6 +689,11 @@ def set_peft_model_state_dict(
     adapter = _adapter(model, adapter_name)
     source = f"the state for {adapter_name!r}"
     adapter.load(source, checkpoint.as_file(source, adapter.config, state), allow_nan)
+
+
+def _names(adapters: str | Sequence[str]) -> list[str]:
+    """Return names in a list; one alone need not stand in one."""
+    return [adapters] if isinstance(adapters, str) else list(adapters)
 
 
 def _adapter(model: PeftModel, name: str) -> Adapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.nn import Module, check_positive
+from loradora.nn import Module, Rng, check_positive, generator
 from loradora.optim import Optimizer, Schedule, constant
 from minigrad.ops import check_labels
 
@@ -64,11 +65,12 @@ def fit(
     schedule: Schedule = constant,
     loss: Loss = mg.cross_entropy,
     start: int = 0,
-    rng: np.random.Generator | int,
+    rng: Rng,
 ) -> Iterator[Step]:
     """Train on shuffled batches; yield a record after each step.
 
-    It works as it is iterated, and not before.  ``for step in fit(…): pass`` trains without a word.
+    It works as it is iterated, and not before.  ``for step in fit(…): pass`` trains without a word.  A
+    training that was never iterated warns of that.
 
     Training mode is set before every step, as Hugging Face's Trainer does.  So ``model.eval()`` may be
     called between two steps, and dropout is on again in the next.
@@ -96,14 +98,15 @@ def fit(
         How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
         go on from there.
     rng
-        The source of the shuffling: a generator, or a seed.  One number is drawn from it.
+        The source of the shuffling: a generator, from which one number is drawn, or a seed.  With
+        ``start`` it must be the seed that the first training was given.
 
     Raises
     ------
     TypeError, ValueError
         At the call: if x and labels differ in length or are empty; by default if labels are no class
-        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, and a ``start``
-        outside 0 … ``steps``.
+        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, a ``start``
+        outside 0 … ``steps``, and one with a generator.
     TypeError, ValueError, IndexError
         At the first step, before anything changes: by default for labels that the model has no logit
         for, or a single logit; for a loss that is no single number.
@@ -159,11 +162,15 @@ def fit(
     True
     """
     check_positive(steps=steps, batch_size=batch_size)
-    _check_start(start, steps)
+    _check_start(start, steps, rng)
+    if not isinstance(optimizer, Optimizer) or not callable(schedule):
+        wrong = schedule if isinstance(optimizer, Optimizer) else optimizer
+        raise TypeError(f"expected an optimizer and a schedule, not {wrong!r}")
     x, labels = _examples(x, labels)
-    if loss is mg.cross_entropy:
+    classes = loss is mg.cross_entropy
+    if classes:
         _check_classes(labels, "fit classifies by default; for regression give it loss=mg.mse_loss")
-    seed = int(np.random.default_rng(rng).integers(2**63))
+    seed = int(generator(rng).integers(2**63))
     batches = _batches(x, labels, batch_size, seed, start)
 
     def training() -> Iterator[Step]:
@@ -175,29 +182,53 @@ def fit(
                 model.train()
             examples, targets = next(batches)
             output = model(examples)
-            if (
-                loss is mg.cross_entropy and step == start + 1
-            ):  # all of them, before anything changes
+            first = step == start + 1
+            if classes and first:  # all labels, before anything changes
                 _check_logits(output, labels)
             value = _single_number(loss(output, targets))
             if not np.isfinite(value.data):
-                cause = _cause(model, examples, targets, fresh=step == start + 1)
+                cause = _cause(model, examples, targets, first)
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}: {cause}")
             optimizer.zero_grad()
             value.backward()
             factor = schedule((step - 1) / steps)
             optimizer.step(factor)
             yield Step(step, steps, value.item(), factor)
+        optimizer.zero_grad()  # lest an old gradient be taken for a new one
 
-    return training()
+    return _Training(training())
 
 
-def _check_start(start: Any, steps: int) -> None:
-    """Raise unless ``start`` is a number of steps that may have been taken."""
+class _Training(Iterator[Step]):
+    """The steps of a training; it warns if nobody has asked for one."""
+
+    def __init__(self, steps: Iterator[Step]) -> None:
+        self._steps = steps
+        self._begun = False
+
+    def __next__(self) -> Step:
+        self._begun = True
+        return next(self._steps)
+
+    def __del__(self) -> None:
+        if not self._begun:
+            warnings.warn(
+                "fit was called but not iterated, so nothing was trained: for step in fit(...): pass",
+                stacklevel=2,
+            )
+
+
+def _check_start(start: Any, steps: int, rng: Any) -> None:
+    """Raise unless ``start`` is a number of steps that may have been taken, in an order that is known."""
     if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
         raise TypeError(f"start must be an integer, not {start!r}")
     if not 0 <= start <= steps:
         raise ValueError(f"start must lie between 0 and steps={steps}, not {start}")
+    if start and isinstance(rng, np.random.Generator):
+        raise TypeError(
+            "to go on where a training was interrupted, fit needs the seed that it was given at first, "
+            "an int: a generator has moved on since"
+        )
 
 
 def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
@@ -222,9 +253,12 @@ def _check_classes(labels: Array, hint: str) -> None:
 
 def _check_logits(logits: mg.Tensor, labels: Array) -> None:
     """Raise unless there is a logit for each of ``labels``, and more than one class."""
+    if logits.shape[-1:] == (1,):
+        raise ValueError(
+            "one logit tells no classes apart: its loss is 0 whatever the model does (for regression "
+            "give fit loss=mg.mse_loss)"
+        )
     check_labels(labels, logits.shape[-1])
-    if logits.shape[-1] == 1:
-        raise ValueError("one logit tells no classes apart: its loss is 0 whatever the model does")
 
 
 def _single_number(value: Any) -> mg.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -18,8 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loradora.adapters import freeze
-from loradora.nn import Module, check_hides_nothing, named_tensors
-from minigrad import Tensor
+from loradora.nn import Module, items_of, named_tensors
+from minigrad import Op, Tensor
 
 Replace: TypeAlias = Callable[[Module], "Module | None"]
 
@@ -40,13 +41,13 @@ def rebuild(module: Module, replace: Replace) -> Module:
     Raises
     ------
     TypeError
-        For functions and objects that know tensors or modules of the tree, such as a ``forward`` that was
-        set on an instance: they would go on to use the old ones.  And for tensors or modules in a set or
-        another container that is not walked.
+        For a function or an object that knows a module or a tensor of the tree, such as a ``forward``
+        that was set on an instance: it would go on to use the old one.
     """
     done: dict[int, tuple[Any, Any]] = {}
+    foreign: list[tuple[str, Any]] = []
 
-    def visit(part: Any) -> Any:
+    def visit(part: Any, name: str) -> Any:
         if id(part) in done:
             return done[id(part)][1]
         new = part
@@ -57,48 +58,94 @@ def rebuild(module: Module, replace: Replace) -> Module:
             if new is None:
                 new = copy.copy(part)
                 done[id(part)] = part, new  # already here: a part inside may lead back to this one
-                vars(new).update({name: visit(value) for name, value in vars(part).items()})
-        elif isinstance(part, list):
-            new = copy.copy(part)
-            new[:] = [visit(p) for p in part]
-        elif isinstance(part, tuple):
-            parts = [visit(p) for p in part]
-            new = type(part)(*parts) if hasattr(part, "_fields") else type(part)(parts)
-        elif isinstance(part, dict):
-            new = copy.copy(part)
-            new.update({key: visit(value) for key, value in part.items()})
-        elif isinstance(part, MethodType):
-            owner = visit(part.__self__)
-            replaced = type(owner) is not type(part.__self__)  # by a layer with methods of its own
-            name = part.__func__.__name__
-            new = getattr(owner, name) if replaced else MethodType(part.__func__, owner)
+                inside = f"{type(part).__name__}."
+                vars(new).update({n: visit(value, inside + n) for n, value in vars(part).items()})
+        elif isinstance(part, (list, tuple, dict)):
+            new = _like(part, [visit(p, name) for p in items_of(part)])
+        elif isinstance(part, MethodType) and isinstance(part.__self__, Module):
+            new = _method_of(visit(part.__self__, name), part)
         else:
-            check_hides_nothing("what is to be adapted", part)
-            _check_reach(part)
+            foreign.append((name, part))
             if isinstance(part, (np.ndarray, np.random.Generator)):
                 new = copy.deepcopy(part)
         done[id(part)] = part, new  # holding on to part keeps its id its own
         return new
 
-    result: Module = visit(module)
+    result: Module = visit(module, type(module).__name__)
+    tree = {key for key, (old, _) in done.items() if isinstance(old, (Tensor, Module))}
+    for name, part in foreign:
+        if reaches(part, tree):
+            raise TypeError(
+                f"{name} is a {type(part).__name__} that knows a layer or a tensor of the model, and "
+                "would go on to use the old one: make it a Module, or a method of one"
+            )
     return result
 
 
-def _check_reach(part: Any) -> None:
-    """Raise TypeError for a function or object that knows tensors or modules, which stay the old ones."""
-    known: list[Any] = []
+def _like(container: Any, items: list[Any]) -> Any:
+    """Return a list, tuple or dict as ``container`` is, with other items in it."""
+    if isinstance(container, tuple):
+        named = hasattr(container, "_fields")
+        return type(container)(*items) if named else type(container)(items)
+    new = copy.copy(container)
+    if isinstance(container, dict):
+        new.update(zip(container, items))
+    else:
+        new[:] = items
+    return new
+
+
+def _method_of(owner: Any, method: MethodType) -> Any:
+    """Return the method for another owner: its own, if it is of another class."""
+    if type(owner) is type(method.__self__):
+        return MethodType(method.__func__, owner)
+    return getattr(owner, method.__func__.__name__)
+
+
+def share_constants(view: Module) -> None:
+    """Let constants of one array be one Tensor again: layers that replaced others have made their own."""
+    first: dict[int, Tensor] = {}
+    for _, module in view.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.requires_grad:
+                vars(module)[name] = first.setdefault(id(value.data), value)
+
+
+def reaches(value: Any, tree: Collection[int]) -> bool:
+    """Whether one comes from ``value`` to something whose id is in ``tree``, however deep it is known."""
+    found, seen = ([] if isinstance(value, _OPAQUE) else [value]), {id(value)}
+    for part in found:  # the list grows while it is walked
+        if id(part) in tree:
+            return True
+        for known in _known_to(part):
+            if id(known) not in seen and not isinstance(known, _OPAQUE):
+                seen.add(id(known))
+                found.append(known)
+    return False
+
+
+#: What knows no layer, or only by way of all there is.
+_OPAQUE = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, np.generic, Op)
+
+
+def _known_to(part: Any) -> list[Any]:
+    """Return what a function, a container or any other object refers to."""
+    if isinstance(part, (Tensor, Module)):
+        return []  # another model
     if isinstance(part, FunctionType):
-        known += inspect.getclosurevars(part).nonlocals.values()
-        known += [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
-    elif isinstance(part, partial):
-        known += [getattr(part.func, "__self__", part.func), *part.args, *part.keywords.values()]
-    elif not isinstance(part, (type, ModuleType)):
-        known += getattr(part, "__dict__", {}).values()
-    if any(isinstance(p, (Tensor, Module)) for p in known):
-        raise TypeError(
-            f"a {type(part).__name__} in what is to be adapted knows layers or tensors, and would go on "
-            "to use the old ones: make it a Module, or a method of one"
-        )
+        used = inspect.getclosurevars(part)
+        defaults = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
+        return [*used.nonlocals.values(), *used.globals.values(), *defaults, *vars(part).values()]
+    if isinstance(part, MethodType):
+        return [part.__self__, part.__func__]
+    if isinstance(part, partial):
+        return [part.func, *part.args, *part.keywords.values()]
+    if isinstance(part, weakref.ref):
+        return [part()]
+    slots = [name for kind in type(part).__mro__ for name in vars(kind).get("__slots__", ())]
+    held = [getattr(part, name, None) for name in slots if isinstance(name, str)]
+    keys = list(part) if isinstance(part, dict) else []
+    return [*items_of(part), *keys, *held, *getattr(part, "__dict__", {}).values()]
 
 
 def take_modes(view: Module, other: Module) -> None:
@@ -130,7 +177,8 @@ def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Modu
 @contextlib.contextmanager
 def intact(base: Module) -> Iterator[None]:
     """Let what is done inside make arrays of ``base`` read-only, but not if it fails."""
-    before = [(array, array.flags.writeable) for array in (p.data for p in base.parameters())]
+    parameters = base.parameters() if isinstance(base, Module) else []  # else it will be refused
+    before = [(array, array.flags.writeable) for array in (p.data for p in parameters)]
     try:
         yield
     except BaseException:

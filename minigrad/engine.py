@@ -94,11 +94,11 @@ def sweep(
         if record:
             y, inputs = tensor, _as_tensors(inputs, parents)
         rules: Sequence[Any] = op.rules(len(parents)) if op.each else op.vjps
-        for rule, parent in zip(rules, parents):
+        for i, (rule, parent) in enumerate(zip(rules, parents)):
             if parent in cotangents:  # which holds the tensors of this walk, and so never None
                 a, c = parent._data, rule(g, y, *inputs)
                 if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
-                    c = fit(c, a, record, op, rules.index(rule))
+                    c = fit(c, a, record, op, i)
                 others = cotangents[parent]
                 # not +=, because c may be g itself, or an array that another tensor has
                 cotangents[parent] = c if others is None else others + c

@@ -84,4 +84,4 @@ def refusal(name: str, hint: str = "") -> TypeError:
         if hasattr(minigrad, own)
         else "there is no such operation here: make it of others, or pass .data if you need no gradient"
     )
-    return TypeError(f"np.{name} would lose the gradient of a Tensor: {instead}")
+    return TypeError(f"np.{name} makes arrays, and would lose the gradient of a Tensor: {instead}")

@@ -229,7 +229,7 @@ def as_reals(a: Any) -> Array:
         For anything else, for a list with Tensors in it, which would lose their gradients, and for masked
         arrays and ``np.matrix``.
     """
-    if isinstance(a, (list, tuple)) and _holds_tensor(a):
+    if _holds_tensor(a) and not isinstance(a, Tensor):
         raise TypeError("a list of Tensors would lose their gradients: use stack or concatenate")
     if isinstance(a, np.matrix) or (isinstance(a, ndarray) and hasattr(a, "mask")):
         raise TypeError(
@@ -245,7 +245,7 @@ def as_reals(a: Any) -> Array:
 
 def _holds_tensor(a: Any) -> bool:
     """Whether ``a`` is a Tensor or a sequence with one inside."""
-    if isinstance(a, (list, tuple)):
+    if isinstance(a, Sequence) and not isinstance(a, (str, bytes, range, memoryview)):
         return any(map(_holds_tensor, a))
     return isinstance(a, Tensor)
 
@@ -324,7 +324,8 @@ def _equality(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
     """Return the like for == and !=, which may be asked of anything: None equals no Tensor."""
 
     def compared(self: Tensor, other: object) -> Any:
-        if isinstance(other, (Number, list, tuple)) or hasattr(other, "__array__"):
+        numbers = isinstance(other, (Number, Sequence)) and not isinstance(other, (str, bytes))
+        if numbers or hasattr(other, "__array__"):
             return _compared(compare, self, other)
         return NotImplemented
 
@@ -365,7 +366,7 @@ class Tensor:
 
     Whatever asks a Tensor for its array gets it, and the gradient ends there without a word, as in
     ``np.asarray(x)``, ``np.array([x, y])``, ``np.mean([x, y])``, ``array[:] = x``, ``array.dot(x)``,
-    ``np.full(3, x)``, ``np.r_[x, y]`` and ``np.vectorize(f)(x)``.
+    ``np.full(3, x)``, ``np.r_[x, y]``, ``np.vectorize(f)(x)`` and in operators of masked arrays.
 
     Examples
     --------
@@ -722,7 +723,8 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
     if gradient is None:
         if y.size != 1:
             raise RuntimeError(
-                f"a result of shape {y.shape} needs a gradient of that shape to go back"
+                f"a result of shape {y.shape} needs a gradient of that shape to go back; or take its "
+                "sum() or mean() first"
             )
         return _tensor(np.ones(y.shape, y.dtype))
     if not isinstance(gradient, Tensor):

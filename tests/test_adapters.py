@@ -943,7 +943,9 @@ def test_a_linear_with_a_formula_of_its_own_is_refused(kind, base):
         adapt(kind, base, r=1, lora_alpha=1)
     model = ld.Sequential(ld.Linear(3, 3), base)
     config = ld.LoraConfig(r=1, target_modules="all-linear")
-    with pytest.raises(TypeError, match=rf"1 \({type(base).__name__}\) has a forward|knows layers"):
+    with pytest.raises(
+        TypeError, match=rf"1 \({type(base).__name__}\) has a forward|knows a layer"
+    ):
         ld.get_peft_model(model, config)
     assert base.bias.data.flags.writeable
 
@@ -979,6 +981,52 @@ def test_a_part_of_the_formula_of_its_own_is_not_merged_either(name):
     layer = cls(ld.Linear(3, 4), r=1, lora_alpha=1)
     with pytest.raises(NotImplementedError, match="Varied does not define its weight"):
         layer.merge()
+
+
+class Doubles:
+    """A mixin that changes what comes after it."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        type("Called", (ld.LoRALinear,), {"__call__": lambda self, x: 2 * self.forward(x)}),
+        type("Mixed", (Doubles, ld.LoRALinear), {}),
+        type("Mixed", (Doubles, ld.DoRALinear), {}),
+        type("Below", (type("Mixed", (Doubles, ld.LoRALinear), {}),), {}),
+    ],
+)
+def test_what_changes_the_formula_from_outside_is_not_merged_or_added_either(cls, tmp_path):
+    dora = issubclass(cls, ld.DoRALinear)
+    config = ld.LoraConfig(r=1, target_modules=["0"], use_dora=dora)
+    model = ld.get_peft_model(ld.Sequential(ld.Linear(3, 4)), config, layer=cls)
+    with pytest.raises(NotImplementedError, match=f"{cls.__name__} does not define its weight"):
+        model.merge_and_unload()
+    with pytest.raises(ValueError, match=r"PEFT has no \w+, and would misread"):
+        model.save_pretrained(tmp_path)
+    model.add_adapter("b", config, layer=cls)
+    with pytest.raises(ValueError, match=r"do not add up|need not add up"):
+        model.set_adapter(["default", "b"])
+
+
+def test_a_layer_may_take_more_than_x():
+    class Gained(ld.LoRALinear):
+        def forward(self, x, gain=1.0):
+            return gain * super().forward(x)
+
+    layer = Gained(ld.Linear(3, 4), r=1, lora_alpha=1)
+    assert_allclose(layer(np.ones(3), gain=2.0).data, 2 * layer(np.ones(3)).data)
+
+
+def test_the_weight_over_a_float16_base_is_float16():
+    for layer in (trained("LoRA", dtype=np.float16), trained("DoRA", dtype=np.float16)):
+        assert layer.weight.dtype == np.float16
+        assert (layer(np.ones(3)) @ layer.weight).dtype == np.float16
+    both = LoRASum([trained("LoRA", dtype=np.float16) for _ in range(2)])
+    assert both.weight.dtype == both(np.ones(3)).dtype == np.float16
 
 
 def test_an_adapter_over_a_base_that_was_frozen_stays_frozen_with_it():

@@ -282,26 +282,31 @@ def train_all(model):
 
 
 #: What is done to a model, to what kind of adapter, and what saving it then complains of.
+class Tanh(ld.Module):
+    def forward(self, x):
+        return mg.tanh(x)
+
+
 CHANGES = {
     "the scaling": (
         "LoRA",
         lambda m: setattr(of(m), "scaling", 2.0),
-        r"layers\.0\.scaling is 2\.0, but its config gives 4\.0 \(multiply B instead\)",
+        r"layers\.0\.scaling is 2\.0, but was made as 4\.0 \(multiply B instead\)",
     ),
     "dropout": (
         "dropout",
         lambda m: setattr(of(m).lora_dropout, "p", 0.5),
-        r"layers\.0\.lora_dropout is Dropout\(p=0\.5\), but its config gives Dropout\(p=0\.25\)",
+        r"layers\.0\.lora_dropout is Dropout\(p=0\.5\), but was made as Dropout\(p=0\.25\)",
     ),
     "another dropout": (
         "dropout",
         lambda m: setattr(of(m), "lora_dropout", ld.ReLU()),
-        r"layers\.0\.lora_dropout is ReLU\(\), but its config gives Dropout\(p=0\.25\)",
+        r"layers\.0\.lora_dropout is ReLU, but was made as Dropout\(p=0\.25\)",
     ),
     "the gradient of the norm": (
         "DoRA",
         lambda m: setattr(of(m), "detach_norm", False),
-        r"layers\.0\.detach_norm is False, but its config gives True",
+        r"layers\.0\.detach_norm is False, but was made as True",
     ),
     "another B": (
         "LoRA",
@@ -333,6 +338,26 @@ CHANGES = {
         "LoRA",
         lambda m: setattr(of(m, "layers"), "3", ld.Linear(2, 2)),
         r"layers\.3\.weight is not one of its tensors",
+    ),
+    "a layer without parameters": (
+        "LoRA",
+        lambda m: setattr(of(m, "layers"), "1", Tanh()),
+        r"layers\.1 is Tanh, but was made as ReLU",
+    ),
+    "one more of them": (
+        "LoRA",
+        lambda m: setattr(of(m, "layers"), "3", ld.ReLU()),
+        r"layers\.3 is new",
+    ),
+    "the forward of a layer": (
+        "LoRA",
+        lambda m: setattr(of(m), "forward", of(m).base_layer.forward),
+        r"layers\.0\.forward is <bound method",
+    ),
+    "the forward of the model": (
+        "LoRA",
+        lambda m: setattr(m.base_model, "forward", of(m, "layers").forward),
+        r"\.forward is <bound method",
     ),
     "the frozen weight": (
         "LoRA",
@@ -1270,3 +1295,83 @@ def test_a_parameter_may_have_any_name(name, tmp_path):
     model = made(0.0)
     ld.load_model(tmp_path / "m.npz", model)
     assert getattr(model, name).data == [3.0]
+
+
+class Keeping(ld.Module):
+    """A module that keeps what it has computed."""
+
+    def __init__(self):
+        self.first, self.second = ld.Linear(3, 3, rng=0), ld.Linear(3, 2, rng=0)
+
+    def forward(self, x):
+        self.hidden = mg.tanh(self.first(x))
+        self.logits = [self.second(self.hidden)]
+        self.detached = self.hidden.detach()
+        return self.logits[0]
+
+
+def test_what_a_forward_has_kept_is_no_part_of_an_adapter(tmp_path):
+    config = ld.LoraConfig(r=2, target_modules="all-linear")
+    model = ld.get_peft_model(Keeping(), config, rng=0)
+    optimizer = ld.AdamW(model.parameters(), lr=0.1)
+    for _ in ld.fit(model, X, np.zeros(len(X), int), optimizer=optimizer, steps=2, rng=0):
+        pass
+    model.save_adapter(tmp_path / "a.npz")
+    model.add_weighted_adapter(["default"], [1.0], "copy")
+    loaded = ld.PeftModel.from_pretrained(Keeping(), tmp_path / "a.npz")
+    assert_array_equal(loaded(X).data, model.eval()(X).data)
+
+
+@pytest.mark.parametrize("four", [4, np.float64(4), np.float32(4)])
+def test_a_scaling_of_the_same_value_is_the_same(four, tmp_path):
+    model = trained("LoRA")
+    of(model).scaling = four
+    model.save_adapter(tmp_path / "a.npz")
+
+
+def test_a_model_loaded_into_an_adapted_one_must_have_its_base(tmp_path):
+    model = trained("LoRA")
+    ld.save_model(tmp_path / "m.npz", model)
+    ld.load_model(tmp_path / "m.npz", model)
+    other = ld.get_peft_model(
+        ld.MLP([3, 3, 2], rng=9), ld.LoraConfig(r=2, target_modules="all-linear"), rng=0
+    )
+    ld.save_model(tmp_path / "m.npz", other)
+    kept = ld.get_peft_model(
+        ld.MLP([3, 3, 2], rng=1), ld.LoraConfig(r=2, target_modules="all-linear"), rng=0
+    )
+    before = kept.state_dict()
+    with pytest.raises(CheckpointError, match="the state is that of another base"):
+        ld.load_model(tmp_path / "m.npz", kept)
+    assert all((value == before[name]).all() for name, value in kept.state_dict().items())
+
+
+def test_a_dropout_of_the_base_that_has_changed_is_named(tmp_path):
+    base = ld.Sequential(ld.Linear(3, 2, rng=0), ld.Dropout(0.1, rng=0))
+    model = ld.get_peft_model(base, ld.LoraConfig(r=1, target_modules=["0"]), rng=0)
+    model.base_model[1].p = 0.7
+    with pytest.raises(
+        ValueError, match=r"1 is Dropout\(p=0\.7\), but was made as Dropout\(p=0\.1\)"
+    ):
+        model.save_adapter(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_single_number_keeps_its_shape_in_a_file(suffix, tmp_path):
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+
+    def made(value):
+        model = ld.Sequential(ld.Linear(2, 1, rng=0))
+        model.temperature = mg.Tensor(value, requires_grad=True)
+        return model
+
+    ld.save_model(tmp_path / f"m.{suffix}", made(3.0))
+    model = made(0.0)
+    ld.load_model(tmp_path / f"m.{suffix}", model)
+    assert (model.temperature.shape, model.temperature.item()) == ((), 3.0)
+    config = ld.LoraConfig(r=1, target_modules=["1"], modules_to_save=["0"])
+    adapted = ld.get_peft_model(ld.Sequential(made(2.0), ld.Linear(1, 1)), config, rng=0)
+    state = ld.get_peft_model_state_dict(adapted)
+    ld.set_peft_model_state_dict(adapted, state)
+    assert adapted.base_model[0].temperature.shape == ()

@@ -3,8 +3,9 @@
 import copy
 import math
 import pickle
-from collections import UserList, deque
+from collections import UserList, UserString, deque
 from types import MappingProxyType
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
+
+T = TypeVar("T")
 
 
 class Block(ld.Module):
@@ -106,12 +109,29 @@ def test_containers_that_cannot_be_walked_are_refused(held):
         Holder(held).parameters()
     private = Holder(None)
     private._held = held
-    with pytest.raises(TypeError, match="of tensors or modules"):  # it would stay the base's own
-        ld.get_peft_model(ld.Sequential(layer(), private), ld.LoraConfig(r=1, target_modules=["0"]))
+    assert private.parameters() == []
+
+
+class Lazy:
+    """A collection that is dear to read."""
+
+    def __len__(self):
+        return 10**12
+
+    def __contains__(self, item):
+        return True
+
+    def __iter__(self):
+        raise AssertionError("this was not to be read")
 
 
 @pytest.mark.parametrize(
-    "held", [{1, 2}, deque([1.0]), "text", b"bytes", range(3), np.ones((2, 2)), np.array([None])]
+    "held",
+    [
+        *({1, 2}, deque([1.0]), "text", UserString("text"), b"bytes", range(3), np.ones((2, 2))),
+        *(np.array([None]), np.array(None), iter([layer()]), Lazy()),
+    ],
+    ids=lambda held: type(held).__name__,
 )
 def test_containers_of_other_things_are_nobodys_business(held):
     assert Holder(held).parameters() == []
@@ -426,7 +446,7 @@ def test_dropout_refuses_a_rate_outside_0_to_1(p):
 
 @pytest.mark.parametrize("wrong", [lambda z: z - 5.0, mg.relu, np.tanh, [ld.ReLU()], None])
 def test_a_sequential_of_anything_but_modules_is_refused(wrong):
-    with pytest.raises(TypeError, match="Sequential takes Modules, but argument 1 is a"):
+    with pytest.raises(TypeError, match="Sequential takes Modules, but number 1 is of type"):
         ld.Sequential(ld.ReLU(), wrong)
 
 
@@ -460,21 +480,68 @@ def test_a_seed_will_do_for_a_generator():
 # ----------------------------------------------------------------------------- what is set in vain
 
 
-@pytest.mark.parametrize("part", [mg.Tensor(1.0), layer()], ids=["Tensor", "Linear"])
+TRAINED = mg.Tensor(1.0, requires_grad=True)
+
+
+@pytest.mark.parametrize("part", [TRAINED, layer(), [layer()], {"a": (TRAINED,)}])
 def test_parameters_of_a_class_are_refused(part):
     with pytest.raises(TypeError, match=r"Shared\.held belongs to the class"):
         type("Shared", (ld.Module,), {"held": part})
 
 
+def test_a_class_may_have_constants_parameters_of_type_and_other_bases():
+    class Registered:
+        found: ClassVar = []
+
+        def __init_subclass__(cls, tag=None, **options):
+            super().__init_subclass__(**options)
+            cls.found.append(tag)
+
+    class Scaled(ld.Module, Generic[T], Registered, tag="scaled"):
+        scale, sizes = mg.Tensor(2.0), [1, 2]
+
+        def forward(self, x: T) -> T:
+            return x * self.scale
+
+    assert Registered.found == ["scaled"]
+    assert Scaled[int]()(mg.Tensor(3.0)).item() == 6
+
+    class Typed(ld.LoRALinear, Generic[T]):
+        pass
+
+    assert Typed[int](layer(), r=1, lora_alpha=1).r == 1
+
+
 @pytest.mark.parametrize("value", [np.zeros((1, 2)), [[0.0, 0.0]], 0.0])
 def test_a_parameter_is_not_replaced_by_an_array(value):
     model = layer()
-    with pytest.raises(TypeError, match=r"weight is a Tensor, and would be no parameter as a"):
+    with pytest.raises(TypeError, match=r"weight is trained, and a \w+ in its place would not be"):
         model.weight = value
     assert list(model.state_dict()) == ["weight"]
     model.weight = mg.Tensor(np.zeros((1, 2)), requires_grad=True)
     assert not model.weight.data.any()
-    model.bias = None
+    model.bias, model.weight = None, ld.ReLU()
+    model.loss = mg.exp(mg.Tensor(0.0, requires_grad=True))
+    model.loss = 1.0
+    model.constant = mg.Tensor(1.0)
+    model.constant = 2.0
+
+
+def test_the_result_of_an_operation_is_no_parameter():
+    """An activation that was kept is not trained, saved or handed to an optimizer."""
+    model = Holder(layer())
+    model.kept = [model.held(np.ones((1, 2)))]
+    assert list(model.state_dict()) == ["held.weight"]
+    ld.SGD(model.parameters())
+
+
+@pytest.mark.parametrize("value", [mg.relu, None, [ld.ReLU()]])
+def test_a_part_of_a_sequential_stays_a_module(value):
+    model = ld.Sequential(ld.ReLU(), layer())
+    with pytest.raises(TypeError, match="Sequential takes Modules, but number 1 is of type"):
+        setattr(model, "1", value)
+    model._private = layer()
+    assert len(model) == 2
 
 
 def test_requires_grad_of_a_module_is_not_set_in_vain():
@@ -508,3 +575,25 @@ def test_the_layout_of_an_array_is_kept_because_sums_depend_on_it(tmp_path):
     copies = [other, read, adapted.unload(), copy.deepcopy(one), pickle.loads(pickle.dumps(one))]
     for model in copies:
         assert model[0].weight.data.flags.f_contiguous
+
+
+@pytest.mark.parametrize("rng", ["a", 1.0, -1, True, [None]])
+def test_what_is_no_source_of_randomness_is_refused_by_name(rng):
+    base = ld.Linear(2, 1)
+    for make in (
+        lambda: ld.Linear(2, 1, rng=rng),
+        lambda: ld.Dropout(0.5, rng=rng),
+        lambda: ld.LoRALinear(base, r=1, lora_alpha=1, rng=rng),
+        lambda: ld.get_peft_model(
+            ld.MLP([2, 1]), ld.LoraConfig(r=1, target_modules="all-linear"), rng=rng
+        ),
+    ):
+        with pytest.raises(
+            (TypeError, ValueError), match="rng must be a Generator, a seed or None"
+        ):
+            make()
+
+
+def test_dropout_takes_what_a_layer_takes():
+    for mode in (True, False):
+        assert ld.Dropout(0.5, rng=0).train(mode)([1.0, 2.0]).shape == (2,)

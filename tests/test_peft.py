@@ -2,10 +2,14 @@
 
 import copy
 import dataclasses
+import functools
+import logging
 import pickle
 import re
 import subprocess
 import sys
+import weakref
+from collections import deque
 from functools import partial
 from types import MethodType
 from typing import NamedTuple
@@ -1002,10 +1006,35 @@ def test_a_copy_of_the_config_of_an_adapter_is_the_users_own(made):
 
 def test_configs_are_not_put_into_a_model_by_hand():
     model = adapted()
-    with pytest.raises(TypeError, match="does not support item assignment"):
+    with pytest.raises(TypeError, match="cannot be edited here: make another adapter"):
         model.peft_config["other"] = config()
-    with pytest.raises(TypeError, match="does not support item deletion"):
+    with pytest.raises(TypeError, match="cannot be edited here: make another adapter"):
         del model.peft_config["default"]
+    for edit in ("clear", "popitem", "update"):
+        with pytest.raises(TypeError, match="cannot be edited here"):
+            getattr(model.peft_config, edit)()
+
+
+def test_the_config_of_an_adapter_can_be_compared_and_copied():
+    own = config(rank_pattern={"q": 1}, modules_to_save=["head"])
+    model = ld.get_peft_model(Net(), own, rng=0)
+    held = model.peft_config["default"]
+    assert held == own
+    assert held != dataclasses.replace(own, r=7)
+    assert dataclasses.asdict(held)["rank_pattern"] == {"q": 1}
+    for copied in (copy.deepcopy(model.peft_config), pickle.loads(pickle.dumps(model.peft_config))):
+        assert copied == {"default": own}
+        copied["default"].rank_pattern["v"] = 3
+    assert model.peft_config["default"] == own
+
+
+def test_a_class_of_configs_may_have_attributes_of_its_own():
+    class Noted(ld.LoraConfig):
+        def __init__(self, note, **options):
+            super().__init__(**options)
+            self.note = note
+
+    assert Noted("mine", r=2).note == "mine"
 
 
 def test_a_config_is_checked_again_when_it_is_used():
@@ -1505,11 +1534,59 @@ def test_a_constant_in_a_module_that_trains_whole_stays_constant_and_is_saved(tm
         assert_array_equal(loaded(X).data, model.eval()(X).data)
 
 
-def test_a_module_to_save_with_nothing_to_train_is_refused():
+@pytest.mark.parametrize("options", [{"modules_to_save": ["head"]}, {"task_type": "SEQ_CLS"}])
+def test_a_module_that_was_frozen_as_a_whole_trains_whole(options):
     base = WithConstants()
-    base.head.requires_grad_(False)
-    with pytest.raises(ValueError, match="modules_to_save: nothing in head requires a gradient"):
-        adapted(base=base, target_modules=["q"], modules_to_save=["head"])
+    base.score = ld.Dropout(0.1)  # without anything to train
+    base.classifier = base.head
+    base.requires_grad_(False)
+    model = adapted(base=base, target_modules=["q"], **options)
+    found = {n.rpartition("head.")[2] for n in names_of_trainable(model) if "head" in n}
+    assert found == {"mean", "linear.weight", "linear.bias"}
+    assert names_of_trainable(model.merge_and_unload()) == set()
+
+
+def test_tied_weights_count_once_in_a_view():
+    base = ld.Sequential(ld.Linear(4, 4, bias=False, rng=0), ld.Linear(4, 4, bias=False, rng=1))
+    base[1].weight = base[0].weight
+    for targets in (["0"], ["0", "1"]):
+        model = adapted(base=base, target_modules=targets)
+        trainable, total = model.get_nb_trainable_parameters()
+        assert total == 16 + trainable == 16 + 16 * len(targets)
+
+
+def test_a_subclass_may_set_attributes_before_it_begins():
+    class Logged(ld.PeftModel):
+        def __init__(self, *args, **options):
+            self.log = []
+            super().__init__(*args, **options)
+
+    model = Logged(Net(), config())
+    model.log.append(1)
+    assert model.log == [1]
+    with pytest.raises(AttributeError, match="nothing"):
+        ld.PeftModel.__new__(ld.PeftModel).nothing  # noqa: B018
+
+
+@every_method
+def test_a_merge_that_fails_says_where(method):
+    model = adapted(method)
+    model.head[0]
+    model.set_adapter("default")
+    layer = model.blocks[1].v
+    big = np.full(layer.B.shape, 3e38, np.float32)
+    layer.B.data, layer.A.data = big, np.ones_like(layer.A.data)
+    with pytest.raises(ValueError, match=r"blocks\.1\.v: cannot merge: weight holds NaN or inf"):
+        model.merge_and_unload()
+
+
+def test_one_name_will_do_where_several_are_taken(tmp_path):
+    model = adapted()
+    add(model, "other")
+    model.merge_and_unload(adapter_names="other")
+    for wrong in ([Net()], None, "net"):
+        with pytest.raises(TypeError, match="expected a Module to adapt"):
+            ld.get_peft_model(wrong, config())
 
 
 def test_a_base_that_was_frozen_and_is_freed_again_does_not_free_the_model():
@@ -1541,10 +1618,17 @@ def test_the_state_of_another_base_is_refused(method):
 
 
 class Runner:
-    """No Module, but it knows one."""
+    """No Module, but it knows something."""
 
-    def __init__(self, module):
-        self.module = module
+    def __init__(self, known):
+        self.known = known
+
+
+class Slotted:
+    __slots__ = ("known",)
+
+    def __init__(self, known):
+        self.known = known
 
 
 def by_default(module):
@@ -1554,32 +1638,61 @@ def by_default(module):
     return run
 
 
+def wrapped(function):
+    @functools.wraps(function)
+    def run(x):
+        return function(x)
+
+    return run
+
+
+GLOBAL = Net()
+
+
 @pytest.mark.parametrize(
     "reach",
     [
         lambda net: lambda x: net.head(x),
+        lambda net: (lambda f: lambda x: f(x))(lambda x: net.head(x)),
+        lambda net: wrapped(net.forward),
+        lambda net: wrapped(net.head.forward),
+        lambda net: functools.lru_cache(lambda x: net.head(x)),
+        lambda net: (lambda layers: lambda x: layers[0](x))([net.head]),
+        lambda net: lambda x: GLOBAL.head(x),
         lambda net: partial(net.head),
         lambda net: partial(net.head.forward),
         lambda net: partial(mg.linear, w=net.scale),
+        lambda net: partial(sum, [net.head]),
         lambda net: Runner(net.head),
+        lambda net: Runner([{"head": net.head}]),
+        lambda net: Runner(Slotted(net.head)),
+        lambda net: Runner(net).__init__,
+        lambda net: weakref.ref(net.head),
+        lambda net: deque([net.head]),
+        lambda net: {"a": frozenset([net.head])},
         lambda net: by_default(net.head),
     ],
 )
 def test_what_would_go_on_to_use_the_layers_of_the_base_is_refused(reach):
-    base = Net()
-    base.run = reach(base)
-    with pytest.raises(TypeError, match="knows layers or tensors, and would go on to use the old"):
-        adapted(base=base)
-    base.run, base.forward = None, lambda x: base.head(x)
-    with pytest.raises(TypeError, match="a function in what is to be adapted knows layers"):
-        adapted(base=base)
-    assert base.scale.data.flags.writeable
+    base = GLOBAL
+    base._run = reach(base)
+    try:
+        with pytest.raises(
+            TypeError, match=r"Net\._run is a .* and would go on to use the old one"
+        ):
+            adapted(base=base)
+        assert base.scale.data.flags.writeable
+    finally:
+        del base._run
 
 
-def test_functions_and_objects_that_know_no_layers_are_let_through():
-    base, limit = Net(), 3.0
-    base.run = [lambda x: mg.clip(x, -limit, limit), partial(mg.clip, min=0), mg.relu, np.tanh]
+def test_functions_and_objects_of_something_else_are_let_through():
+    base, limit, teacher = Net(), mg.Tensor(3.0), Net()
+    base.run = [lambda x: mg.minimum(x, limit), partial(mg.clip, min=0), mg.relu, np.tanh, mg.gelu]
     base.note, base.rng, base.kind = Runner(None), np.random.default_rng(0), Runner
+    base.teacher, base._seen = [lambda x: teacher(x), Runner(teacher)], weakref.WeakSet([teacher])
+    base._history = deque([mg.Tensor(1.0)])
+    base.logger, base.lock = logging.getLogger("net"), None
     assert adapted(base=base).run is not base.run
 
 

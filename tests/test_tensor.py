@@ -1,5 +1,6 @@
 """The Tensor as a citizen of NumPy: what it holds, how it mixes, and what it refuses."""
 
+import array
 import contextlib
 import copy
 import inspect
@@ -8,6 +9,7 @@ import operator
 import pickle
 import re
 import warnings
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -1164,3 +1166,17 @@ def test_arrays_that_mean_something_else_are_refused(array):
     for use in (mg.Tensor, lambda a: mg.exp(mg.Tensor(1.0)) * a, mg.exp):
         with pytest.raises(TypeError, match="expected an array, got a"):
             use(array)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [range(2), deque([0, 1]), array.array("d", [0, 1]), memoryview(array.array("d", [0, 1]))],
+)
+def test_any_sequence_of_numbers_is_compared_entry_by_entry(other):
+    assert_array_equal(mg.Tensor([0.0, 2.0]) == other, [True, False])
+    assert_array_equal(mg.Tensor([0.0, 2.0]) != other, [False, True])
+
+
+def test_a_deque_of_tensors_is_a_list_of_tensors():
+    with pytest.raises(TypeError, match="a list of Tensors would lose their gradients"):
+        mg.exp(deque([leaf(1.0), leaf(2.0)]))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -351,7 +352,7 @@ REFUSED = {
         {"loss": mg.mse_loss},
         r"prediction has shape \(32, 3\), but target has \(32,\)",
     ),
-    "a negative seed": ({"rng": -1}, "non-negative"),
+    "a negative seed": ({"rng": -1}, "rng must be a Generator, a seed or None"),
     "no steps": ({"steps": 0}, "steps must be at least 1, not 0"),
     "an empty batch": ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
 }
@@ -421,7 +422,7 @@ def test_labels_that_are_no_integers_hear_that_fit_classifies(dtype):
         ({"start": 0.5}, "start must be an integer, not 0.5"),
         ({"start": True}, "start must be an integer, not True"),
         ({"loss": lambda y, t: 1.0}, "loss must be a Tensor, not a float"),
-        ({"rng": "x"}, "SeedSequence"),
+        ({"rng": "x"}, "rng must be a Generator, a seed or None"),
     ],
 )
 def test_fit_refuses_what_is_of_another_type(wrong, message):
@@ -606,3 +607,39 @@ def test_what_is_wrong_is_said_at_the_call_not_when_it_is_iterated(wrong):
     given = {"x": np.ones((3, 2)), "labels": [0, 1, 0], "steps": 5, "rng": 0}
     with pytest.raises((TypeError, ValueError)):
         ld.fit(model, optimizer=ld.SGD(model.parameters()), **given | wrong)
+
+
+def test_a_training_that_was_never_iterated_warns():
+    model = base()
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 1, "rng": 0}
+    with pytest.warns(UserWarning, match="not iterated, so nothing was trained"):
+        ld.fit(model, X, LABELS, **options)  # and is gone at once
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(ld.fit(model, X, LABELS, **options))) == 1
+
+
+def test_after_a_training_no_gradient_is_left_to_be_taken_for_a_new_one():
+    model = base()
+    optimizer = ld.SGD(model.parameters())
+    for _ in ld.fit(model, X, LABELS, optimizer=optimizer, steps=2, rng=0):
+        assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="no parameter of this optimizer has a gradient"):
+        optimizer.step()
+
+
+def test_a_generator_cannot_say_in_what_order_a_training_began():
+    model = base()
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 5, "start": 2}
+    with pytest.raises(TypeError, match="needs the seed that it was given at first"):
+        ld.fit(model, X, LABELS, rng=np.random.default_rng(0), **options)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"optimizer": ld.AdamW}, {"optimizer": "adamw"}, {"schedule": [1]}]
+)
+def test_what_is_no_optimizer_or_schedule_is_refused_at_the_call(wrong):
+    model = base()
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 5, "rng": 0}
+    with pytest.raises(TypeError, match="expected an optimizer and a schedule, not"):
+        ld.fit(model, X, LABELS, **options | wrong)
