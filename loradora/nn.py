@@ -12,7 +12,7 @@ import reprlib
 from collections import UserDict, UserList, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -57,6 +57,8 @@ class Module:
                 f"{name} is trained, and a {type(value).__name__} in its place would not be: set "
                 f"{name}.data"
             )
+        if isinstance(old, Module) and isinstance(value, FunctionType) and old.parameters():
+            raise TypeError(f"{name} has parameters, which a function in its place would lose")
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -86,7 +88,7 @@ class Module:
         """
         seen = set()
         for attribute, value in vars(self).items():
-            if attribute.startswith("_"):
+            if attribute.startswith("_") or not isinstance(value, (*PARTS, *UNNAMED)):
                 continue
             for name, part in _parts_in(attribute, value):
                 if name in seen:

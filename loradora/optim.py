@@ -22,9 +22,6 @@ Array: TypeAlias = npt.NDArray[Any]
 Groups: TypeAlias = "Iterable[Tensor] | Iterable[Mapping[str, Any]]"
 Schedule: TypeAlias = Callable[[float], float]
 
-#: The smallest normal number of float32, about 1.2e-38.
-TINY = float(np.finfo(np.float32).tiny)
-
 
 class Group(MutableMapping[str, Any]):
     """Parameters that are trained alike: ``group["params"]``, and their options by name.
@@ -438,7 +435,7 @@ class AdamW(Optimizer):
     betas
         β₁ and β₂, in [0, 1).
     eps
-        ε; less than 1e-38 acts as that much, so that 0/(0 + ε) is 0.
+        ε; with 0, what never had a gradient, or had one whose square is 0, does not move.
     weight_decay
         λ.
 
@@ -488,7 +485,10 @@ class AdamW(Optimizer):
         v += (1 - beta2) * g * g
         t = state["step"] = int(state["step"]) + 1
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
-        step = m / (np.sqrt(v) + max(d * options["eps"], TINY))
+        root = np.sqrt(v)
+        if options["eps"] < np.finfo(p.dtype).tiny:
+            root[root == 0] = np.inf  # so that 0/(0 + ε) is 0
+        step = m / (root + d * options["eps"])
         return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step
 
     @staticmethod
@@ -502,9 +502,9 @@ def lora_plus(
 ) -> list[dict[str, Any]]:
     """Return the groups of LoRA+: B learns ``ratio`` times as fast as A (arXiv:2402.12354).
 
-    They are PEFT's: A, and whatever else is a matrix, at the rate ``lr``; B and all vectors (biases,
-    DoRA's m) at ``ratio`` times as much.  But no vector decays.  In PEFT, m does, which shrinks the
-    merged weight (see :class:`AdamW`).
+    They are for :class:`AdamW`, and they are PEFT's: A, and whatever else is a matrix, at the rate
+    ``lr``; B and all vectors (biases, DoRA's m) at ``ratio`` times as much.  But no vector decays.  In
+    PEFT, m does, which shrinks the merged weight (see :class:`AdamW`).
 
     Parameters
     ----------
@@ -515,7 +515,7 @@ def lora_plus(
     ratio
         How many times as fast B learns; positive.  The paper's advice is 2⁴ = 16 for hard tasks.
     weight_decay
-        Of A and B.
+        The decay of A and B.
 
     Raises
     ------

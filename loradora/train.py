@@ -163,9 +163,11 @@ def fit(
     """
     check_positive(steps=steps, batch_size=batch_size)
     _check_start(start, steps, rng)
-    if not isinstance(optimizer, Optimizer) or not callable(schedule):
-        wrong = schedule if isinstance(optimizer, Optimizer) else optimizer
-        raise TypeError(f"expected an optimizer and a schedule, not {wrong!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
+    for name, function in {"schedule": schedule, "loss": loss}.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, not {function!r}")
     x, labels = _examples(x, labels)
     classes = loss is mg.cross_entropy
     if classes:
@@ -253,12 +255,14 @@ def _check_classes(labels: Array, hint: str) -> None:
 
 def _check_logits(logits: mg.Tensor, labels: Array) -> None:
     """Raise unless there is a logit for each of ``labels``, and more than one class."""
-    if logits.shape[-1:] == (1,):
+    if logits.ndim != 2:
+        return  # which the loss will say
+    if logits.shape[1] == 1:
         raise ValueError(
             "one logit tells no classes apart: its loss is 0 whatever the model does (for regression "
             "give fit loss=mg.mse_loss)"
         )
-    check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape[1])
 
 
 def _single_number(value: Any) -> mg.Tensor:

@@ -3,7 +3,8 @@
 NumPy then asks the Tensor (NEP 13 and NEP 18).  A function that Python writes as an operator is the
 operation; that is how ``ndarray + Tensor`` arrives.  A function that only asks, such as ``np.argmax``,
 gets its answer from the array.  Every other one would return an array, and with it the gradient would be
-gone: it is refused, with the name of what to use.
+gone: it is refused, with the name of what to use.  Where minigrad has no such function and no gradient is
+needed, as in most plots, nothing can be lost, and NumPy gets the arrays.
 """
 
 from __future__ import annotations
@@ -62,26 +63,33 @@ OWN_NAMES = {
     "add.reduce": "sum",
     "maximum.reduce": "max",
     "minimum.reduce": "min",
-    "vstack": "concatenate",
-    "hstack": "concatenate",
     "amax": "max",
     "amin": "min",
     "concat": "concatenate",
     "permute_dims": "transpose",
+    "moveaxis": "transpose",
+    "matrix_transpose": "transpose",
     "ravel": "reshape",
     "squeeze": "reshape",
     "expand_dims": "reshape",
 }
 
 
-def refusal(name: str, hint: str = "") -> TypeError:
-    """Return the error for a function of NumPy that would return an array, and lose the gradient."""
+def own_name(name: str) -> str | None:
+    """Return what minigrad calls a function of NumPy, None if it does not have it."""
     import minigrad  # by now all of it is there
 
     own = OWN_NAMES.get(name, name)
+    return own if hasattr(minigrad, own) else None
+
+
+def refusal(name: str, hint: str = "") -> TypeError:
+    """Return the error for a function of NumPy that would return an array, and lose the gradient."""
+    own = own_name(name)
     instead = (
-        f"use mg.{own}{hint}"
-        if hasattr(minigrad, own)
-        else "there is no such operation here: make it of others, or pass .data if you need no gradient"
+        "there is no such operation here: make it of others, or pass .data if you need no gradient"
     )
-    return TypeError(f"np.{name} makes arrays, and would lose the gradient of a Tensor: {instead}")
+    return TypeError(
+        f"np.{name} makes arrays, and would lose the gradient of a Tensor: "
+        + (f"use mg.{own}{hint}" if own else instead)
+    )

@@ -95,24 +95,28 @@ def gradcheck(
         for i, x, exact in zip(checked, tensors, analytic, strict=True)
     ]
     rng = np.random.default_rng(seed)
-    upstream = np.asarray(rng.uniform(0.5, 2, y.shape) * rng.choice([-1, 1], y.shape))
-    upstream.flat[:1] *= -np.sign(upstream.flat[:1])  # a rule that drops a sign does not get away
+    upstream = rng.uniform(0.5, 2, y.shape) * rng.choice([-1, 1], y.shape)
     first, again = _vjp(y, tensors, upstream), _vjp(value(), tensors, upstream)
+    reversed_ = _vjp(y, tensors, -2 * upstream)
     nothing = _vjp(y, tensors, np.zeros(y.shape))
     for i, x, old in zip(checked, tensors, before, strict=True):
         if not np.array_equal(x.data, old, equal_nan=True):
             raise GradcheckError(f"argument {i} was written to: its value is not what it was")
-    for i, g, repeated, zero, jacobian in zip(checked, first, again, nothing, numeric, strict=True):
+    results = zip(checked, first, reversed_, again, nothing, numeric, strict=True)
+    for i, g, minus_two_g, repeated, zero, jacobian in results:
         expected = np.tensordot(upstream, jacobian, axes=y.ndim)
         # the sum is as good as its terms: each entry was accepted with an error of its own
         slack = _accepted(jacobian, y, atol, step / 64) + rtol * np.abs(jacobian)
         accepted = np.tensordot(np.abs(upstream), np.nan_to_num(slack, posinf=0), axes=y.ndim)
-        for at in _disagreements(g, expected, rtol, accepted):
-            raise GradcheckError(
-                f"argument {i}, input{list(at)}, with a random upstream gradient: analytic "
-                f"{g[at]:.10g}, numeric {expected[at]:.10g}, error {abs(g[at] - expected[at]):.3g}: "
-                "the rule is not linear in its upstream gradient"
-            )
+        # a number has one upstream gradient at a time: the second tells what depends on sign and size
+        for found in (g, minus_two_g / -2):
+            for at in _disagreements(found, expected, rtol, accepted):
+                raise GradcheckError(
+                    f"argument {i}, input{list(at)}, with a random upstream gradient: analytic "
+                    f"{found[at]:.10g}, numeric {expected[at]:.10g}, error "
+                    f"{abs(found[at] - expected[at]):.3g}: the rule is not linear in its upstream "
+                    "gradient"
+                )
         if g.tobytes() != repeated.tobytes():
             raise GradcheckError(f"argument {i}: the same pass gave two different gradients")
         if np.any(zero):

@@ -204,7 +204,9 @@ def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
 
 def _result(op: Op[...], y: Any) -> Array:
     """Return what a forward has made as an array; TypeError unless it is floating-point numbers."""
-    known = isinstance(y, (float, np.generic, ndarray, Tensor))
+    if isinstance(y, (float, np.floating)):
+        return np.asarray(y)
+    known = isinstance(y, (np.generic, ndarray, Tensor))
     if not known or np.asarray(y).dtype.kind != "f":
         what = f"an array of {y.dtype}" if isinstance(y, ndarray) else f"a {type(y).__name__}"
         raise TypeError(f"{op.name} returned {what}, not an array of floating-point numbers")
@@ -285,14 +287,14 @@ def _operator(op: Op[...]) -> tuple[Operator, Operator]:
     return on_the_left, on_the_right
 
 
-def _in_place(op: Op[...]) -> Operator:
+def _in_place(op: Op[...], sign: str) -> Operator:
     """Return the method for ``x += y``, which binds x to a new result, as ``x = x + y`` does."""
 
     def rebound(self: Tensor, other: Operand) -> Tensor:
         if _thread.pauses and self._requires_grad and self._made is None:
             raise RuntimeError(
-                "x -= y binds the name x to a new tensor, and leaves the leaf as it is: to train it, set "
-                "x.data = x.data - y"
+                f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
+                f"it, set x.data = x.data {sign} y"
             )
         return record(op, self, other)
 
@@ -522,16 +524,17 @@ class Tensor:
                 return record(foreign.OPERATIONS[ufunc], *inputs)
             if ufunc in foreign.COMPARISONS:
                 return _compared(ufunc, *inputs)
-        if ufunc in foreign.WITHOUT_GRADIENT:
-            return getattr(ufunc, method)(*_plain(inputs), **_plain(params))
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        if ufunc in foreign.WITHOUT_GRADIENT or _loses_nothing(name, (inputs, params)):
+            return getattr(ufunc, method)(*_plain(inputs), **_plain(params))
         raise foreign.refusal(name, " (and x = x + y instead of x += y)" if "out" in params else "")
 
     def __array_function__(self, function: Any, types: Any, args: Any, params: Any) -> Any:
         """Answer NumPy in the place of ``function``, which was given a Tensor (NEP 18)."""
-        if function in foreign.WITHOUT_GRADIENT:
+        name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
+        if function in foreign.WITHOUT_GRADIENT or _loses_nothing(name, (args, params)):
             return function(*_plain(args), **_plain(params))
-        raise foreign.refusal(f"{function.__module__}.{function.__name__}".removeprefix("numpy."))
+        raise foreign.refusal(name)
 
     def __repr__(self) -> str:
         notes = f", shape={self.shape}" if self.size == 0 and self.ndim > 1 else ""
@@ -606,9 +609,9 @@ class Tensor:
     __pow__, __rpow__ = _operator(ops.pow)
     __matmul__, __rmatmul__ = _operator(ops.matmul)
 
-    __iadd__, __isub__ = _in_place(ops.add), _in_place(ops.sub)
-    __imul__, __itruediv__ = _in_place(ops.mul), _in_place(ops.div)
-    __ipow__, __imatmul__ = _in_place(ops.pow), _in_place(ops.matmul)
+    __iadd__, __isub__ = _in_place(ops.add, "+"), _in_place(ops.sub, "-")
+    __imul__, __itruediv__ = _in_place(ops.mul, "*"), _in_place(ops.div, "/")
+    __ipow__, __imatmul__ = _in_place(ops.pow, "**"), _in_place(ops.matmul, "@")
 
     def __pos__(self) -> Tensor:
         return self
@@ -684,6 +687,18 @@ class Tensor:
 
 
 Op.tensor = Tensor
+
+
+def _loses_nothing(name: str, given: Any) -> bool:
+    """Whether a function that minigrad does not have is given constants alone."""
+    return foreign.own_name(name) is None and (bool(_thread.pauses) or not _needs_gradient(given))
+
+
+def _needs_gradient(a: Any) -> bool:
+    """Whether ``a`` is a Tensor that requires a gradient, or has one inside."""
+    if isinstance(a, (list, tuple, dict)):
+        return any(map(_needs_gradient, a.values() if isinstance(a, dict) else a))
+    return isinstance(a, Tensor) and a._requires_grad
 
 
 def _plain(a: Any) -> Any:

@@ -345,3 +345,25 @@ def test_a_rule_on_detached_values_passes_at_first_order_and_fails_at_second():
 
 def test_checking_enters_no_op_in_the_table():
     assert "square" not in mg.ops.OPS
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda g, y, a: np.minimum(g, 1) * np.cos(a),
+        lambda g, y, a: np.maximum(g, -0.4) * np.cos(a),
+        lambda g, y, a: abs(g) * np.cos(a),
+        lambda g, y, a: np.sign(g) * np.cos(a),
+    ],
+)
+def test_a_rule_that_depends_on_the_sign_or_size_of_its_gradient_is_seen(rule, shape, monkeypatch):
+    monkeypatch.setattr("minigrad.ops.OPS", dict(mg.OPS))
+
+    @mg.op(rule)
+    def sine(a):
+        return np.sin(a)
+
+    for seed in range(5):
+        with pytest.raises(GradcheckError):
+            gradcheck(sine, np.full(shape, 0.7), seed=seed)

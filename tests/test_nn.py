@@ -597,3 +597,12 @@ def test_what_is_no_source_of_randomness_is_refused_by_name(rng):
 def test_dropout_takes_what_a_layer_takes():
     for mode in (True, False):
         assert ld.Dropout(0.5, rng=0).train(mode)([1.0, 2.0]).shape == (2,)
+
+
+def test_a_module_with_parameters_is_not_replaced_by_a_function():
+    model = ld.MLP([3, 2])
+    with pytest.raises(TypeError, match="layers has parameters, which a function in its place"):
+        model.layers = lambda x: x
+    model.act = ld.ReLU()
+    model.act = lambda x: x
+    model.layers = None

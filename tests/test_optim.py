@@ -1027,3 +1027,14 @@ def test_an_optimizer_can_be_referred_to_wrapped_and_not_emptied(make):
         with pytest.raises(AttributeError, match=name):
             setattr(optimizer, name, ())
     make(dict.fromkeys([parameter()]).keys(), lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("eps", [0.0, 1e-50])
+def test_without_epsilon_a_gradient_whose_square_is_0_does_not_move(dtype, eps):
+    p = mg.Tensor(np.ones(3, dtype), requires_grad=True)
+    optimizer = ld.AdamW([p], lr=0.01, eps=eps, weight_decay=0)
+    p.grad = np.array([0.0, 1e-30, 1.0], dtype)
+    optimizer.step()
+    moved = 0.99 if dtype == np.float64 else 1.0  # its square is 1e-60, which float32 does not have
+    assert_allclose(p.data, [1, moved, 0.99], rtol=1e-6)
