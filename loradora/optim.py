@@ -486,7 +486,7 @@ class AdamW(Optimizer):
         t = state["step"] = int(state["step"]) + 1
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         root = np.sqrt(v)
-        if options["eps"] < np.finfo(p.dtype).tiny:
+        if options["eps"] < 1e-37:  # which may be 0 in float32
             root[root == 0] = np.inf  # so that 0/(0 + ε) is 0
         step = m / (root + d * options["eps"])
         return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step

@@ -139,24 +139,36 @@ def fit(g: Array, a: Array, record: bool, op: Op[...], i: int) -> Array:
     ValueError
         If it has a shape that ``a`` cannot be broadcast to.
     """
-    said = f"the rule of {op.name} for argument {i} returned a"
-    if isinstance(g, (int, float, np.generic)) or (hasattr(g, "__array__") and not record):
-        g = np.asarray(g)  # a number, or a constant Tensor from a rule that calls an op
-    if not hasattr(g, "dtype"):
-        raise TypeError(f"{said} {type(g).__name__}, not an array")
+    if type(g) is not ndarray:
+        g = _as_array(g, record, op, i)
     if g.dtype.kind not in "fiub":
-        raise TypeError(f"{said}n array of dtype {g.dtype}, not of real numbers")
+        raise TypeError(f"{_returned(op, i)}n array of dtype {g.dtype}, not of real numbers")
     if g.shape != a.shape:
         new = g.ndim - a.ndim
         axes = list(range(new))
         for axis, length in enumerate(a.shape, new):
             if new < 0 or length not in (1, g.shape[axis]):
-                raise ValueError(f"{said}n array of shape {g.shape}, not one to sum to {a.shape}")
+                raise ValueError(
+                    f"{_returned(op, i)}n array of shape {g.shape}, not one to sum to {a.shape}"
+                )
             if length != g.shape[axis]:
                 axes.append(axis)
         summed = ops.total(g, tuple(axes)) if type(g) is ndarray else g.sum(axis=tuple(axes))
         g = summed.reshape(a.shape)
     return g if g.dtype is a.dtype else g.astype(a.dtype)
+
+
+def _as_array(g: Any, record: bool, op: Op[...], i: int) -> Array:
+    """Return a number, or a constant Tensor from a rule that calls an op, as an array."""
+    if isinstance(g, (int, float, np.generic)) or (hasattr(g, "__array__") and not record):
+        return np.asarray(g)
+    if not hasattr(g, "dtype"):
+        raise TypeError(f"{_returned(op, i)} {type(g).__name__}, not an array")
+    return g
+
+
+def _returned(op: Op[...], i: int) -> str:
+    return f"the rule of {op.name} for argument {i} returned a"
 
 
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:

@@ -512,6 +512,26 @@ def test_tensors_can_be_plotted(plot):
     figure.canvas.draw()
 
 
+CONSTANT_PLOTS = {
+    "bar": lambda plot, x: plot.bar(x, x),
+    "barh": lambda plot, x: plot.barh(x, x),
+    "bins": lambda plot, x: plot.hist([1, 2, 3], bins=x),
+    "hist2d": lambda plot, x: plot.hist2d(x, x),
+    "stackplot": lambda plot, x: plot.stackplot(x, x),
+    "quiver": lambda plot, x: plot.quiver(x, x, x, x),
+    "boxplot": lambda plot, x: plot.boxplot(x),
+}
+
+
+@pytest.mark.parametrize("plot", CONSTANT_PLOTS.values(), ids=CONSTANT_PLOTS)
+def test_tensors_that_need_no_gradient_can_be_plotted_in_any_way(plot):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    plot(figure.add_subplot(), mg.Tensor(A))
+    with mg.no_grad():
+        plot(figure.add_subplot(), leaf(A))
+    figure.canvas.draw()
+
+
 # ----------------------------------------------------------------------------- copies
 
 
