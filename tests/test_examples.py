@@ -80,7 +80,7 @@ LESSONS = {
         r"base\.npz +\d{3},\d{3} bytes",
         r"optical\.npz +\d\d,\d{3} bytes",
         r"the same logits bit by bit: True",
-        r"PEFT's (folder: .*the same logits: True|files need .*pip install -e '.\[peft\]')",
+        r"(PEFT's folder: .*the same logits: True|files need .*pip install -e '.\[peft\]')",
     ],
     "09_lora_or_dora": [
         r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d \+/- \d\.\d",
