@@ -75,12 +75,12 @@ class Adapted(Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
 
-        def rank(name: str) -> int:
+        def depth(name: str) -> int:
             """Return how far from ``cls`` among its ancestors the class is that defines this."""
             return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
 
         # with a newer formula, the weight that is inherited would be merged, silently wrong
-        if any(hasattr(cls, name) and rank(name) < rank("weight") for name in FORMULA):
+        if any(hasattr(cls, name) and depth(name) < depth("weight") for name in FORMULA):
             type.__setattr__(cls, "weight", Adapted.weight)
 
     def as_base(self, t: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Adapter:
 
         self.config = copy.deepcopy(config)  # the caller's may change
         self.model = rebuild(base, replace)
-        share_constants(self.model)
+        share_constants(self.model, base)
         for module in self._whole.values():
             if not module.trainable_parameters():  # it was frozen as a whole, and tells no more
                 module.requires_grad_(True)
@@ -110,11 +110,13 @@ class Adapter:
     def _free_biases(self) -> None:
         """Give the view trainable copies of the biases that ``config.bias`` names."""
         adapted = {id(layer.base_layer) for layer in self.layers().values()}
+        free: dict[int, Tensor] = {}  # so that a tied bias stays tied
         for module in {id(m): m for _, m in self.model.named_modules()}.values():
             bias = getattr(module, "bias", None) if not isinstance(module, LowRankLinear) else None
             wanted = self.config.bias == "all" or id(module) in adapted
             if self.config.bias != "none" and wanted and isinstance(bias, Tensor):
-                vars(module)["bias"] = Tensor(bias.data, requires_grad=True)
+                new = Tensor(bias.data, requires_grad=True)
+                vars(module)["bias"] = free.setdefault(id(bias), new)
 
     def enable(self, value: bool) -> None:
         """Make the adapter's tensors trainable, or freeze them."""
@@ -130,7 +132,8 @@ class Adapter:
         found: dict[str, Any] = {}
         for path, module in self.model.named_modules():
             kind = repr(module) if isinstance(module, Dropout) else type(module).__name__
-            found |= {path or "the model": kind, f"{path}.forward": vars(module).get("forward")}
+            path = path or "the model"
+            found |= {path: kind, f"{path}.forward": vars(module).get("forward")}
             if isinstance(module, LowRankLinear):
                 found |= {f"{path}.{name}": getattr(module, name, None) for name in SETTINGS}
         return found
@@ -142,7 +145,7 @@ class Adapter:
         """
         now, settings = dict(self.model.named_parameters()), self.settings()
         changed = [
-            f"{name} is {settings.get(name, 'gone')}, but was made as {given}"
+            f"{name} is {settings.get(name, 'gone')}, and was {given} when the adapter was made"
             + (" (multiply B instead)" if name.endswith(".scaling") else "")
             for name, given in self._settings.items()
             if settings.get(name) != given
@@ -158,7 +161,11 @@ class Adapter:
             for name, p in now.items()
             if name not in self._tensors and p.requires_grad
         ]
-        return changed + [
+        return changed + self.changed_constants()
+
+    def changed_constants(self) -> list[str]:
+        """Return which tensors of the base have changed since it was made, in words."""
+        return [
             f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
             for name, array in self._constants.items()
             if not _same(self._tensors[name].data, array)
@@ -175,8 +182,9 @@ class Adapter:
         lost = self.lost_in_a_file()
         if lost:
             raise ValueError(
-                f"{name!r} would be another adapter in a file or a copy: {'; '.join(lost)}. Set back "
-                "what was changed, or make an adapter that starts so"
+                f"cannot save or copy {name!r}: only its config and its tensors would be kept, but "
+                f"something else was changed: {'; '.join(lost)}.  Change it back, or add an adapter that "
+                "starts so"
             )
         return {key: p.data for key, p in self.saved.items()}
 

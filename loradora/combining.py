@@ -24,8 +24,8 @@ import numpy.typing as npt
 import minigrad as mg
 from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.config import LoraConfig
-from loradora.nn import Module, check_positive
-from loradora.views import rebuild
+from loradora.nn import Module, check_finite, check_positive
+from loradora.views import rebuild, share_constants
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -40,7 +40,7 @@ Factors: TypeAlias = tuple[Array, Array]
 # ----------------------------------------------------------------------------- what adds up
 
 
-MORE = "adapters that train biases or whole modules do not add up"
+MORE = "adapters that train biases or whole modules do not add up (lora_bias is a bias, too)"
 
 
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
@@ -151,7 +151,9 @@ def together(base: Module, adapters: Sequence[Acting]) -> Module:
         parts = stacks.get(id(module), [None])
         return LoRASum(parts) if len(parts) > 1 else parts[0]
 
-    return rebuild(base, replace)
+    view = rebuild(base, replace)
+    share_constants(view, base)
+    return view
 
 
 def _check_shared(modules: Mapping[str, Module], one: Acting, other: Acting) -> None:
@@ -181,8 +183,7 @@ def check_weights(
         raise ValueError(f"expected one weight per adapter, got {names} and {weights}")
     if kind not in ("cat", "svd", "linear"):
         raise ValueError(f"combination_type must be 'cat', 'svd' or 'linear', not {kind!r}")
-    if not np.all(np.isfinite(weights)):
-        raise ValueError(f"weights must be finite, not {list(weights)}")
+    check_finite(**{f"the weight of {name!r}": w for name, w in zip(names, weights)})
     if svd_rank is not None:
         check_positive(svd_rank=svd_rank)
         if kind != "svd":
@@ -252,12 +253,13 @@ def _truncated(A: Array, B: Array, rank: int) -> Factors:
     return Vt[:rank], U[:, :rank] * S[:rank]
 
 
-def config_for(factors: Mapping[str, Factors]) -> LoraConfig:
+def config_for(factors: Mapping[str, Factors], lora_dropout: float) -> LoraConfig:
     """Return the config of a LoRA in exactly these layers, with these ranks and s = 1."""
     ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
     return LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),
+        lora_dropout=lora_dropout,
         target_modules="|".join(ranks),
         rank_pattern={f"^{path}": r for path, r in ranks.items()},
         alpha_pattern={f"^{path}": r for path, r in ranks.items()},

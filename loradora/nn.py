@@ -41,7 +41,7 @@ class Module:
         super().__init_subclass__(**options)
         for name, value in vars(cls).items():
             parts = _parts_in(name, value) if isinstance(value, PARTS) else ()
-            if any(isinstance(p, Module) or p.requires_grad for _, p in parts):
+            if any(_is_found_in_an_instance(part) for _, part in parts):
                 raise TypeError(
                     f"{cls.__name__}.{name} belongs to the class, where nobody finds it: set it in "
                     "__init__"
@@ -52,11 +52,10 @@ class Module:
             raise AttributeError("a Module has no requires_grad: call requires_grad_(value)")
         old = vars(self).get(name)
         trained = isinstance(old, Tensor) and old.requires_grad and old.op is None
-        if trained and isinstance(value, (np.ndarray, np.generic, Real, list)):
-            raise TypeError(
-                f"{name} is trained, and a {type(value).__name__} in its place would not be: set "
-                f"{name}.data"
-            )
+        result = isinstance(value, Tensor) and value.op is not None
+        if trained and (result or isinstance(value, (np.ndarray, np.generic, Real, list))):
+            what = "the result of an operation" if result else f"a {type(value).__name__}"
+            raise TypeError(f"{name} is trained, and {what} in its place is not: set {name}.data")
         if isinstance(old, Module) and isinstance(value, FunctionType) and old.parameters():
             raise TypeError(f"{name} has parameters, which a function in its place would lose")
         super().__setattr__(name, value)
@@ -76,8 +75,8 @@ class Module:
 
         Those in a list, tuple or dict are named ``name.i`` or ``name.key``, and so on inside.
 
-        Names with a leading underscore are private and hold no parameters.  Nor is the result of an
-        operation one, such as an activation that was kept.
+        Names with a leading underscore are private and hold no parameters.  An activation that was kept
+        is none either, if it needs a gradient; computed in ``no_grad``, it looks like a constant.
 
         Raises
         ------
@@ -199,6 +198,13 @@ class Module:
             return head + ")"
         inside = "".join(f"\n  ({n}): " + repr(p).replace("\n", "\n  ") for n, p in parts)
         return f"{head}{inside}\n)"
+
+
+def _is_found_in_an_instance(part: Any) -> bool:
+    """Whether a part matters to those who walk: it is trained, or has a mode that matters."""
+    if isinstance(part, Tensor):
+        return part.requires_grad
+    return any(isinstance(m, Dropout) for _, m in part.named_modules()) or bool(part.parameters())
 
 
 def _walk(module: Module, path: str, outer: list[Module]) -> Iterator[tuple[str, Module]]:
@@ -334,6 +340,11 @@ class Linear(Module):
         bound = 1 / math.sqrt(in_features)
         self.weight = uniform(rng, bound, (out_features, in_features), dtype)
         self.bias = uniform(rng, bound, (out_features,), dtype) if bias else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias") and not (value is None or isinstance(value, Tensor)):
+            raise TypeError(f"{name} is to be a Tensor, not a {type(value).__name__}")
+        super().__setattr__(name, value)
 
     @property
     def in_features(self) -> int:

@@ -174,7 +174,8 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what the class has; a subclass of one's own may have more, but no option."""
         own = name.startswith("_") or hasattr(type(self), name)
-        if not own and (name in self._defaults or type(self).__module__ == __name__):
+        options = vars(self).get("_defaults", ())  # a subclass may begin with attributes of its own
+        if not own and (name in options or type(self).__module__ == __name__):
             raise AttributeError(self._no_attribute(name))
         super().__setattr__(name, value)
 
@@ -487,7 +488,7 @@ class AdamW(Optimizer):
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         root = np.sqrt(v)
         if options["eps"] < 1e-37:  # which may be 0 in float32
-            root[root == 0] = np.inf  # so that 0/(0 + ε) is 0
+            root = np.where(root == 0, p.dtype.type(np.inf), root)  # so that 0/(0 + ε) is 0
         step = m / (root + d * options["eps"])
         return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step
 

@@ -92,6 +92,10 @@ class PeftModel(Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, unless it is one of the model inside: each adapter has a view of that."""
         own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if isinstance(value, (Module, Tensor)) and not name.startswith("_"):
+            raise AttributeError(
+                f"{name!r} would be no part of this model: put both into a Module of their own"
+            )
         if not own and hasattr(self, name):
             raise AttributeError(
                 f"{name!r} is an attribute of the model inside, of which each adapter has a view: set it "
@@ -249,7 +253,14 @@ class PeftModel(Module):
             raise ValueError(f"an adapter is named twice: {', '.join(names)}")
         if len(chosen) == 1:
             return chosen[0].model
+        self._check_base_of(chosen)
         return together(self._plain, [Acting(a.config, a.parts()) for a in chosen])
+
+    def _check_base_of(self, adapters: Sequence[Adapter]) -> None:
+        """Raise ValueError if one of several adapters has changed the base that they share."""
+        changed = [words for adapter in adapters for words in adapter.changed_constants()]
+        if changed:
+            raise ValueError(f"these adapters do not share one base any more: {'; '.join(changed)}")
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
@@ -309,6 +320,7 @@ class PeftModel(Module):
             For unknown names, another combination, adapters that do not simply add up, or ranks
             that differ in a layer, with "linear".
         """
+        adapters = _names(adapters)
         check_weights(adapters, weights, combination_type, svd_rank)
         self._check_new(adapter_name)
         chosen = [self._get(name) for name in adapters]
@@ -329,11 +341,14 @@ class PeftModel(Module):
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
     ) -> Adapter:
+        self._check_base_of(chosen)
         for adapter in chosen:
             check_adds_up(adapter.config, adapter.layer)
         rank = svd_rank or largest_rank(adapter.config for adapter in chosen)
         factors = weighted_sum(weights, [a.layers() for a in chosen], kind, rank)
-        new = self._adapter(config_for(factors), chosen[0].autocast_adapter_dtype)
+        new = self._adapter(
+            config_for(factors, chosen[0].config.lora_dropout), chosen[0].autocast_adapter_dtype
+        )
         for path, layer in new.layers().items():
             A, B = factors[path]
             layer.A.data, layer.B.data = A.astype(layer.A.dtype), B.astype(layer.B.dtype)
@@ -375,6 +390,8 @@ class PeftModel(Module):
         self, safe_merge: bool = True, adapter_names: str | Sequence[str] | None = None
     ) -> Module:
         """Return a plain model with the active adapters in its weights; this model stays as it is.
+
+        Within :meth:`disable_adapter` none is active.
 
         What required a gradient in the base does so again, and what was constant there is constant.
 
@@ -421,7 +438,9 @@ class PeftModel(Module):
     ) -> None:
         """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
-        The adapter named "default" goes into ``directory``, any other into a folder of its name.
+        The adapter named "default" goes into ``directory``, any other into a folder of its name.  A layer
+        that the model has under several names is adapted under all of them here, and in PEFT only under
+        the first.
 
         Parameters
         ----------
@@ -693,7 +712,10 @@ def set_peft_model_state_dict(
 
 def _names(adapters: str | Sequence[str]) -> list[str]:
     """Return names in a list; one alone need not stand in one."""
-    return [adapters] if isinstance(adapters, str) else list(adapters)
+    names = [adapters] if isinstance(adapters, str) else list(adapters or ())
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"adapters are named by strings, not {names!r}")
+    return names
 
 
 def _adapter(model: PeftModel, name: str) -> Adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -175,7 +175,7 @@ def fit(
     seed = int(generator(rng).integers(2**63))
     batches = _batches(x, labels, batch_size, seed, start)
 
-    def training() -> Iterator[Step]:
+    def training() -> Generator[Step, None, None]:
         model.train()
         # walking through the model at every step would cost a small one a tenth of its time
         modules = [module for _, module in model.named_modules()]
@@ -204,13 +204,18 @@ def fit(
 class _Training(Iterator[Step]):
     """The steps of a training; it warns if nobody has asked for one."""
 
-    def __init__(self, steps: Iterator[Step]) -> None:
+    def __init__(self, steps: Generator[Step, None, None]) -> None:
         self._steps = steps
         self._begun = False
 
     def __next__(self) -> Step:
         self._begun = True
         return next(self._steps)
+
+    def close(self) -> None:
+        """End it early, as a generator is closed."""
+        self._begun = True
+        self._steps.close()
 
     def __del__(self) -> None:
         if not self._begun:
@@ -226,10 +231,10 @@ def _check_start(start: Any, steps: int, rng: Any) -> None:
         raise TypeError(f"start must be an integer, not {start!r}")
     if not 0 <= start <= steps:
         raise ValueError(f"start must lie between 0 and steps={steps}, not {start}")
-    if start and isinstance(rng, np.random.Generator):
+    if start and (rng is None or isinstance(rng, np.random.Generator)):
         raise TypeError(
             "to go on where a training was interrupted, fit needs the seed that it was given at first, "
-            "an int: a generator has moved on since"
+            f"an int, not {rng!r}: a generator has moved on since"
         )
 
 

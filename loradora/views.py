@@ -77,7 +77,7 @@ def rebuild(module: Module, replace: Replace) -> Module:
         if reaches(part, tree):
             raise TypeError(
                 f"{name} is a {type(part).__name__} that knows a layer or a tensor of the model, and "
-                "would go on to use the old one: make it a Module, or a method of one"
+                "would go on to use the old one: make it a Module or a method of one, or set it later"
             )
     return result
 
@@ -97,23 +97,29 @@ def _like(container: Any, items: list[Any]) -> Any:
 
 def _method_of(owner: Any, method: MethodType) -> Any:
     """Return the method for another owner: its own, if it is of another class."""
+    name = method.__func__.__name__
     if type(owner) is type(method.__self__):
         return MethodType(method.__func__, owner)
-    return getattr(owner, method.__func__.__name__)
+    if not hasattr(owner, name):
+        kinds = type(method.__self__).__name__, type(owner).__name__
+        raise TypeError(f"the method {name!r} of a {kinds[0]} is used, which a {kinds[1]} has not")
+    return getattr(owner, name)
 
 
-def share_constants(view: Module) -> None:
-    """Let constants of one array be one Tensor again: layers that replaced others have made their own."""
-    first: dict[int, Tensor] = {}
+def share_constants(view: Module, base: Module) -> None:
+    """Let the constants of a view be the Tensors of the base that have the same arrays."""
+    known = {id(t.data): t for t in base.parameters()}
     for _, module in view.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and not value.requires_grad:
-                vars(module)[name] = first.setdefault(id(value.data), value)
+                vars(module)[name] = known.get(id(value.data), value)
 
 
 def reaches(value: Any, tree: Collection[int]) -> bool:
     """Whether one comes from ``value`` to something whose id is in ``tree``, however deep it is known."""
-    found, seen = ([] if isinstance(value, _OPAQUE) else [value]), {id(value)}
+    if isinstance(value, _OPAQUE):
+        return False
+    found, seen = [value], {id(value)}
     for part in found:  # the list grows while it is walked
         if id(part) in tree:
             return True
@@ -142,10 +148,22 @@ def _known_to(part: Any) -> list[Any]:
         return [part.func, *part.args, *part.keywords.values()]
     if isinstance(part, weakref.ref):
         return [part()]
-    slots = [name for kind in type(part).__mro__ for name in vars(kind).get("__slots__", ())]
-    held = [getattr(part, name, None) for name in slots if isinstance(name, str)]
-    keys = list(part) if isinstance(part, dict) else []
-    return [*items_of(part), *keys, *held, *getattr(part, "__dict__", {}).values()]
+    kind, keys = type(part), list(part) if isinstance(part, dict) else []
+    # what a class that was made inside a function knows by its methods
+    methods = vars(kind).values() if "<locals>" in kind.__qualname__ else ()
+    own = getattr(part, "__dict__", {}).values()
+    return [*items_of(part), *keys, *own, *methods, *_in_slots(part)]
+
+
+def _in_slots(part: Any) -> list[Any]:
+    """Return the values of the slots of an object."""
+    values = []
+    for kind in type(part).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            values.append(getattr(part, f"_{kind.__name__}{name}" if private else name, None))
+    return values
 
 
 def take_modes(view: Module, other: Module) -> None:

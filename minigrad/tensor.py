@@ -292,9 +292,10 @@ def _in_place(op: Op[...], sign: str) -> Operator:
 
     def rebound(self: Tensor, other: Operand) -> Tensor:
         if _thread.pauses and self._requires_grad and self._made is None:
-            raise RuntimeError(
+            warnings.warn(
                 f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
-                f"it, set x.data = x.data {sign} y"
+                f"it, set x.data = x.data {sign} y; else write x = x {sign} y",
+                stacklevel=2,
             )
         return record(op, self, other)
 
@@ -359,7 +360,8 @@ class Tensor:
     -----
     All comparisons go entry by entry and give arrays of bools, ``==`` too.  As a key of a dict or a
     member of a set, a Tensor is itself, whatever its entries: it hashes by identity.  Look for one in a
-    list with ``is``, because ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.
+    list with ``is``, because ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.  In a test,
+    ``np.testing.assert_array_equal`` compares Tensors; ``assert_equal`` cannot.
 
     Arrays and Tensors can be operands of one operator.  NumPy's functions know no gradients: called
     with a Tensor, they refuse, and name the function of minigrad to use.  Those that only ask, as
@@ -706,7 +708,8 @@ def _plain(a: Any) -> Any:
     if isinstance(a, dict):
         return {name: _plain(value) for name, value in a.items()}
     if isinstance(a, (list, tuple)):
-        return type(a)(map(_plain, a))
+        items = map(_plain, a)
+        return type(a)(*items) if hasattr(a, "_fields") else type(a)(items)
     return a._data if isinstance(a, Tensor) else a
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 import pickle
 from collections import UserList, UserString, deque
 from types import MappingProxyType
@@ -483,7 +484,7 @@ def test_a_seed_will_do_for_a_generator():
 TRAINED = mg.Tensor(1.0, requires_grad=True)
 
 
-@pytest.mark.parametrize("part", [TRAINED, layer(), [layer()], {"a": (TRAINED,)}])
+@pytest.mark.parametrize("part", [TRAINED, layer(), [layer()], {"a": (TRAINED,)}, ld.Dropout(0.5)])
 def test_parameters_of_a_class_are_refused(part):
     with pytest.raises(TypeError, match=r"Shared\.held belongs to the class"):
         type("Shared", (ld.Module,), {"held": part})
@@ -498,7 +499,7 @@ def test_a_class_may_have_constants_parameters_of_type_and_other_bases():
             cls.found.append(tag)
 
     class Scaled(ld.Module, Generic[T], Registered, tag="scaled"):
-        scale, sizes = mg.Tensor(2.0), [1, 2]
+        scale, sizes, act = mg.Tensor(2.0), [1, 2], ld.ReLU()
 
         def forward(self, x: T) -> T:
             return x * self.scale
@@ -515,16 +516,35 @@ def test_a_class_may_have_constants_parameters_of_type_and_other_bases():
 @pytest.mark.parametrize("value", [np.zeros((1, 2)), [[0.0, 0.0]], 0.0])
 def test_a_parameter_is_not_replaced_by_an_array(value):
     model = layer()
-    with pytest.raises(TypeError, match=r"weight is trained, and a \w+ in its place would not be"):
+    with pytest.raises(TypeError, match=r"weight is to be a Tensor, not a \w+"):
         model.weight = value
+    with pytest.raises(TypeError, match=r"weight is to be a Tensor, not a \w+"):
+        model.requires_grad_(False).weight = value
+    with pytest.raises(TypeError, match=r"bias is to be a Tensor, not a \w+"):
+        model.bias = value
+    model.requires_grad_(True)
+    held = Holder(mg.Tensor([1.0], requires_grad=True))
+    with pytest.raises(TypeError, match=r"held is trained, and a \w+ in its place is not"):
+        held.held = value
     assert list(model.state_dict()) == ["weight"]
     model.weight = mg.Tensor(np.zeros((1, 2)), requires_grad=True)
     assert not model.weight.data.any()
-    model.bias, model.weight = None, ld.ReLU()
+    model.bias = None
     model.loss = mg.exp(mg.Tensor(0.0, requires_grad=True))
     model.loss = 1.0
     model.constant = mg.Tensor(1.0)
     model.constant = 2.0
+
+
+@pytest.mark.parametrize("scale", [operator.imul, operator.mul, operator.isub])
+def test_a_parameter_is_not_replaced_by_what_was_computed_from_it(scale):
+    """``layer.weight *= 0.5`` would leave a layer without a weight to train or to save."""
+    model = layer()
+    with pytest.raises(
+        TypeError, match=r"weight is trained, and the result of an operation in its"
+    ):
+        model.weight = scale(model.weight, 0.5)
+    assert list(model.state_dict()) == ["weight"]
 
 
 def test_the_result_of_an_operation_is_no_parameter():

@@ -1002,8 +1002,8 @@ def test_lora_plus_refuses(model, options, error, message):
 def test_a_subclass_of_ones_own_may_have_attributes_but_no_options():
     class Mine(ld.SGD):
         def __init__(self, params, lr):
-            super().__init__(params, lr=lr)
             self.note = "mine"
+            super().__init__(params, lr=lr)
 
     p = parameter()
     optimizer = Mine([p], lr=0.1)
@@ -1033,8 +1033,11 @@ def test_an_optimizer_can_be_referred_to_wrapped_and_not_emptied(make):
 @pytest.mark.parametrize("eps", [0.0, 1e-50])
 def test_without_epsilon_a_gradient_whose_square_is_0_does_not_move(dtype, eps):
     p = mg.Tensor(np.ones(3, dtype), requires_grad=True)
-    optimizer = ld.AdamW([p], lr=0.01, eps=eps, weight_decay=0)
-    p.grad = np.array([0.0, 1e-30, 1.0], dtype)
+    number = mg.Tensor(np.ones((), dtype), requires_grad=True)
+    optimizer = ld.AdamW([p, number], lr=0.01, eps=eps, weight_decay=0)
+    p.grad, number.grad = np.array([0.0, 1e-30, 1.0], dtype), np.zeros((), dtype)
     optimizer.step()
+    assert number.item() == 1
+    assert optimizer.state[p]["exp_avg"].dtype == dtype
     moved = 0.99 if dtype == np.float64 else 1.0  # its square is 1e-60, which float32 does not have
     assert_allclose(p.data, [1, moved, 0.99], rtol=1e-6)

@@ -744,7 +744,7 @@ def test_a_sum_keeps_to_the_layers_of_its_parts():
 BAD_SUMS = [
     ((["default"], [1, 2], "sum"), {}, "expected one weight per adapter"),
     (([], [], "sum"), {}, "expected one weight per adapter"),
-    ((["default"], [float("nan")], "sum"), {}, "weights must be finite"),
+    ((["default"], [float("nan")], "sum"), {}, "the weight of 'default' must be finite"),
     ((["default"], [1], "sum", "ties"), {}, "must be 'cat', 'svd' or 'linear', not 'ties'"),
     ((["default"], [1], "sum", "linear"), {"svd_rank": 2}, "svd_rank=2 goes with combination_type"),
     ((["default"], [2], "sum", "svd"), {"svd_rank": 0}, "svd_rank must be at least 1, not 0"),
@@ -1555,6 +1555,95 @@ def test_tied_weights_count_once_in_a_view():
         assert total == 16 + trainable == 16 + 16 * len(targets)
 
 
+def test_several_adapters_count_the_base_once():
+    model = adapted(target_modules=["q"])
+    for name in ("second", "third"):
+        add(model, name, target_modules=["q"])
+    of_base = sum(p.size for p in Net().parameters())
+    model.set_adapter(["default", "second", "third"])
+    trainable, total = model.get_nb_trainable_parameters()
+    assert total == of_base + trainable == of_base + 3 * 2 * (2 * 4 + 2 * 6)
+    for name in ("default", "second", "third"):  # none has been touched by acting together
+        model.add_weighted_adapter([name], [1.0], f"copy of {name}")
+
+
+def test_adapters_of_a_base_that_one_has_changed_are_not_added_up_or_combined():
+    model = adapted(target_modules=["q"])
+    add(model, "b", target_modules=["q"])
+    model.requires_grad_(True)
+    layer = model.blocks[0].q.base_layer
+    layer.weight.data = layer.weight.data + 1
+    for do in (
+        lambda: model.set_adapter(["b", "default"]),
+        lambda: model.set_adapter(["default", "b"]),
+        lambda: model.add_weighted_adapter(["default"], [1.0], "s", "svd"),
+        lambda: model.add_weighted_adapter(["default", "b"], [1.0, 1.0], "c"),
+    ):
+        with pytest.raises(ValueError, match="do not share one base any more: blocks"):
+            do()
+
+
+def test_tied_biases_stay_tied():
+    base = ld.Sequential(ld.Linear(4, 4, rng=0), ld.Linear(4, 4, rng=1))
+    base[1].bias = base[0].bias
+    for bias in ("all", "lora_only"):
+        model = adapted(base=base, target_modules=["0", "1"], bias=bias).base_model
+        assert model[0].base_layer.bias is model[1].base_layer.bias
+        assert model[0].base_layer.bias.requires_grad
+
+
+def test_a_sum_keeps_the_dropout_of_the_first():
+    model = adapted(lora_dropout=0.25)
+    add(model, "other")
+    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum")
+    assert model.peft_config["sum"].lora_dropout == 0.25
+
+
+def test_classes_inside_functions_and_slots_are_looked_into():
+    net = Net()
+
+    class Called:
+        def __call__(self, x):
+            return net.head(x)
+
+    class OneSlot:
+        __slots__ = "layer"
+
+    class PrivateSlot:
+        __slots__ = ("__layer",)
+
+        def __init__(self, layer):
+            self.__layer = layer
+
+    one = OneSlot()
+    one.layer = net.head
+    for part in (Called(), one, PrivateSlot(net.head)):
+        net._run = part
+        with pytest.raises(TypeError, match=r"Net\._run is a \w+ that knows a layer"):
+            adapted(base=net)
+
+
+def test_a_method_that_the_replacement_has_not_is_named():
+    class Twice(ld.Linear):
+        def twice(self, x):
+            return 2 * self(x)
+
+    base = ld.Sequential(Twice(4, 4))
+    base.run = base[0].twice
+    with pytest.raises(
+        TypeError, match="the method 'twice' of a Twice is used, which a LoRALinear has"
+    ):
+        adapted(base=base, target_modules=["0"])
+
+
+@pytest.mark.parametrize("wrong", [[["default"]], [None], [1]])
+def test_adapters_are_named_by_strings(wrong):
+    with pytest.raises(TypeError, match="adapters are named by strings"):
+        adapted().set_adapter(wrong)
+    with pytest.raises(ValueError, match="name at least one adapter"):
+        adapted().set_adapter(None)
+
+
 def test_a_subclass_may_set_attributes_before_it_begins():
     class Logged(ld.PeftModel):
         def __init__(self, *args, **options):
@@ -1761,8 +1850,11 @@ def test_several_adapters_at_once_keep_the_mode_of_each_module():
 @every_method
 def test_an_attribute_of_the_model_inside_is_not_set_in_vain(method):
     model = adapted(method, WithDropout(), target_modules=["q"])
-    for name, value in {"temperature": 10.0, "q": ld.Linear(4, 4), "drop": None}.items():
+    for name, value in {"temperature": 10.0, "drop": None}.items():
         with pytest.raises(AttributeError, match=f"'{name}' is an attribute of the model inside"):
+            setattr(model, name, value)
+    for name, value in {"q": ld.Linear(4, 4), "head": ld.ReLU(), "t": mg.Tensor(1.0)}.items():
+        with pytest.raises(AttributeError, match=f"'{name}' would be no part of this model"):
             setattr(model, name, value)
     model.note = "mine"
     assert model.note == "mine"

@@ -1,5 +1,6 @@
 """``fit`` trains what the optimizer was given and nothing else; ``evaluate`` changes nothing."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -631,8 +632,18 @@ def test_after_a_training_no_gradient_is_left_to_be_taken_for_a_new_one():
 def test_a_generator_cannot_say_in_what_order_a_training_began():
     model = base()
     options = {"optimizer": ld.SGD(model.parameters()), "steps": 5, "start": 2}
-    with pytest.raises(TypeError, match="needs the seed that it was given at first"):
-        ld.fit(model, X, LABELS, rng=np.random.default_rng(0), **options)
+    for rng in (np.random.default_rng(0), None):
+        with pytest.raises(TypeError, match="needs the seed that it was given at first"):
+            ld.fit(model, X, LABELS, rng=rng, **options)
+
+
+def test_a_training_can_be_closed_early():
+    model = base()
+    with contextlib.closing(
+        ld.fit(model, X, LABELS, optimizer=ld.SGD(model.parameters()), steps=5, rng=0)
+    ) as steps:
+        assert next(steps).step == 1
+    assert list(steps) == []
 
 
 @pytest.mark.parametrize(
