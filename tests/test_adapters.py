@@ -382,7 +382,9 @@ def test_factored_norm_is_its_definition(dtype, data):
     s = data.draw(st.sampled_from([1.0, 0.5, 4 / math.sqrt(3)]))
     found, expected = both(W0, A, B, s)
     assert found.dtype == dtype
-    assert_allclose(found, expected, rtol=RTOL[dtype], atol=0)
+    # where the terms of b A cancel, the definition has rounded, too
+    rounding = 8 * np.finfo(dtype).eps * direct_norm(abs(W0), abs(A), abs(B), s).data
+    assert (abs(found - expected) <= RTOL[dtype] * expected + rounding).all(), (found, expected)
 
 
 @pytest.mark.parametrize("dtype", RTOL)
