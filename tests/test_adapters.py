@@ -232,9 +232,10 @@ def test_finite_differences_agree_when_they_too_hold_the_norm_constant(kind, pro
 
 @contextlib.contextmanager
 def norms_that_differences_can_see(layer):
-    """Leave out norms so near to 0 that a step of a difference walks around them."""
+    """Leave out norms near to 0: a step of a difference walks around them, or drowns in rounding."""
     if isinstance(layer, ld.DoRALinear):
         assume(layer.norm().data.min() > 0.05)
+        assume(condition(layer) < 100)
     yield
 
 
