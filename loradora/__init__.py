@@ -2,9 +2,10 @@
 
 Read it in this order: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``norms`` (its
 one trick), ``nn`` (layers), ``init`` (how A and B start), ``config`` (the options), ``matching`` (which
-layers they name), ``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``checkpoint``
-(files), ``adapting`` (one adapter on one model), ``peft`` (adapted models, merging), ``optim`` and
-``train`` (training), ``analysis`` (what an adapter did).
+layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a frozen base),
+``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting`` (one adapter on one model),
+``peft`` (adapted models, merging), ``optim`` and ``train`` (training), ``analysis`` (what an adapter
+did).
 """
 
 from loradora import analysis as analysis

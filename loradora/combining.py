@@ -22,7 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.adapters import Adapted, ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import (
+    FORMULA,
+    Adapted,
+    ColumnDoRALinear,
+    DoRALinear,
+    LoRALinear,
+    LowRankLinear,
+)
 from loradora.config import LoraConfig
 from loradora.nn import Module, check_finite, check_positive
 from loradora.views import rebuild, share_constants
@@ -76,9 +83,8 @@ def own_formula(kind: type[LowRankLinear]) -> list[str]:
     """
     siblings = LoRALinear, DoRALinear, ColumnDoRALinear
     plain = next((cls for cls in kind.__mro__ if cls in siblings), LoRALinear)
-    public = [n for cls in (plain, LowRankLinear, Adapted) for n in vars(cls) if n[0] != "_"]
-    public.append("__call__")
-    return [n for n in public if getattr(kind, n, None) is not getattr(plain, n)]
+    names = "weight", "merge", *FORMULA
+    return [n for n in names if getattr(kind, n, None) is not getattr(plain, n, None)]
 
 
 # ----------------------------------------------------------------------------- acting together

@@ -81,11 +81,12 @@ class LoraConfig:
         The path part that such a number follows; by default any but the first.
     modules_to_save
         Modules that train whole and are saved with the adapter: all those whose path ends in one of
-        these names, so that "classifier" is also "pre_classifier", as in PEFT.
+        these names, so that "classifier" is also "pre_classifier", as in PEFT.  What is constant in
+        them stays so, unless the whole module was frozen.
     lora_bias
         B has a bias, too (LoRA only).
     ensure_weight_tying
-        Accepted, because tied layers are always adapted together here.
+        Accepted, because a layer under several names is always adapted under all of them here.
     task_type
         One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score,
         and QUESTION_ANS those named qa_outputs.
@@ -291,8 +292,6 @@ class LoraConfig:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LoraConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
 
     def _check_not_frozen(self, name: str) -> None:
         if "_frozen" in vars(self):

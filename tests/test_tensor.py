@@ -461,7 +461,7 @@ def test_arrays_and_tensors_are_compared_by_numpys_testing():
 NUMBERS = {
     "float": (float, 2.0),
     "math.exp": (math.exp, math.exp(2)),
-    "%": (lambda x: "%.1f" % x, "2.0"),  # noqa: UP031
+    "%": (lambda x: operator.mod("%.1f", x), "2.0"),
     "complex": (complex, 2 + 0j),
     "an entry of an array": (lambda x: _set(np.zeros(1), x), 2.0),
     "an array of numbers": (lambda x: np.array([x])[0], 2.0),
