@@ -109,8 +109,8 @@ def _parameters(axes: Any, results: Results) -> None:
             label=f"{title}, r = 1 … 16" if name in ("lora", "dora") else title,
         )
         if name == "lora":
-            for i, text in ((0, "r = 1"), (-1, "r = 16")):
-                place = {"xytext": (7, -11), "textcoords": "offset points", "color": color}
+            for i, text, beside in ((0, "r = 1", (-8, -40)), (-1, "r = 16", (7, -11))):
+                place = {"xytext": beside, "textcoords": "offset points", "color": color}
                 axes.annotate(text, (counts[i], means[i]), **place)
     low, high = axes.get_ylim()
     frozen = accuracies(results, "frozen").mean()
