@@ -18,7 +18,7 @@ from loradora import checkpoint
 from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
-from loradora.matching import Match, layer_options
+from loradora.matching import Match
 from loradora.nn import Dropout, Linear, Module
 from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
@@ -47,7 +47,7 @@ class Adapter:
     config
         How.
     found
-        What the config names in ``base``.
+        What the config names in ``base``, and what each layer gets.
     rng
         The source of randomness.
     trainable
@@ -80,7 +80,7 @@ class Adapter:
                 return self._whole.setdefault(path, own_copy(module, trainable, path))
             if not isinstance(module, Linear) or id(module) not in found.targets:
                 return None
-            options = layer_options(config, found.targets[id(module)]) | cast
+            options = found.options[found.targets[id(module)]] | cast
             return self.layer(module, **options, rng=rng)
 
         self.config = copy.deepcopy(config)  # the caller's may change

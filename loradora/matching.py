@@ -26,10 +26,13 @@ class Match(NamedTuple):
         The layers to adapt: id → path.  A layer under several names has the first that is named.
     whole
         The ids of the modules that train whole.
+    options
+        The arguments of the adapter layer at each of these paths.
     """
 
     targets: dict[int, str]
     whole: set[int]
+    options: dict[str, dict[str, Any]]
 
 
 def match(model: Module, config: LoraConfig) -> Match:
@@ -57,7 +60,8 @@ def match(model: Module, config: LoraConfig) -> Match:
             targets.setdefault(id(layer), path)
     if config.exclude_modules and not any(_excluded(config, path) for path in modules):
         warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=3)
-    return Match(targets, whole)
+    options = {path: layer_options(config, path) for path in targets.values()}
+    return Match(targets, whole, options)
 
 
 def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:

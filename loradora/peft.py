@@ -28,7 +28,7 @@ from loradora.combining import (
     weighted_sum,
 )
 from loradora.config import LoraConfig, ReadOnly
-from loradora.matching import Match, check_names, layer_options, match
+from loradora.matching import Match, check_names, match
 from loradora.nn import Module, Rng, generator, named_tensors
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
@@ -518,8 +518,8 @@ class PeftModel(Module):
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
         rng = generator(rng)
         try:
-            found = match(self._plain, config)
-            _check_ranks(config, found, file)  # before memory is allocated for them
+            found = match(self._plain, quick)
+            _check_ranks(found, file)  # before memory is allocated for them
             adapter = Adapter(
                 self._plain, quick, found, rng, self._trainable, layer, autocast_adapter_dtype
             )
@@ -724,10 +724,10 @@ def _adapter(model: PeftModel, name: str) -> Adapter:
     return model._get(name)
 
 
-def _check_ranks(config: LoraConfig, found: Match, file: checkpoint.AdapterFile) -> None:
+def _check_ranks(found: Match, file: checkpoint.AdapterFile) -> None:
     """Raise ValueError if the config asks for a rank that no tensor in the file can have."""
     longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
-    for path in found.targets.values():
-        r = layer_options(config, path)["r"]
+    for path, options in found.options.items():
+        r = options["r"]
         if r > longest:
             raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")

@@ -21,6 +21,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import loradora as ld
 import minigrad as mg
 from loradora.adapters import Adapted, ColumnDoRALinear, LowRankLinear
+from loradora.adapting import Adapter
+from loradora.matching import match
 
 METHODS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -366,6 +368,15 @@ def test_a_name_that_matches_nothing_is_refused_and_nothing_is_changed(options, 
 def test_an_exclusion_that_excludes_nothing_warns():
     with pytest.warns(UserWarning, match=r"exclude_modules=\['k'\] excludes nothing"):
         adapted(exclude_modules=["k"])
+
+
+def test_a_match_says_what_each_layer_gets_and_an_adapter_relies_on_it():
+    base, own = Net(), config(target_modules=["0.q", "0.v"], rank_pattern={"v": 3})
+    found = match(base, own)
+    assert {path: o["r"] for path, o in found.options.items()} == {"blocks.0.q": 2, "blocks.0.v": 3}
+    found.options["blocks.0.q"]["r"] = 4  # as the tensors of a file may say
+    layers = Adapter(base, own, found, np.random.default_rng(0), ()).layers()
+    assert {path: layer.r for path, layer in layers.items()} == {"blocks.0.q": 4, "blocks.0.v": 3}
 
 
 def test_a_model_with_adapters_is_not_adapted_again(tmp_path):
