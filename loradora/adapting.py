@@ -18,7 +18,7 @@ from loradora import checkpoint
 from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
-from loradora.matching import Match
+from loradora.matching import Match, match_tensors
 from loradora.nn import Dropout, Linear, Module
 from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
@@ -91,7 +91,7 @@ class Adapter:
                 module.requires_grad_(True)
         self._free_biases()
         modules = dict(self.model.named_modules())
-        names = {} if own_formula(self.layer) else PEFT_NAMES  # which tell what PEFT makes of them
+        names = _names_in_files(self.layer)
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
         own |= {id(p) for module in self._whole.values() for p in module.parameters()}
         self.saved = {
@@ -188,6 +188,10 @@ class Adapter:
             )
         return {key: p.data for key, p in self.saved.items()}
 
+    def to_save(self, name: str) -> checkpoint.Saved:
+        """Return what goes into its files; ValueError as for :meth:`arrays`."""
+        return checkpoint.Saved(self.config, self.arrays(name), self.scalings())
+
     def check_peft_can_read(self, name: str) -> None:
         """Raise ValueError if PEFT would take its files for those of another function."""
         unknown = "norm_axis=0" if self.config.norm_axis == 0 else ""
@@ -258,6 +262,30 @@ PEFT_NAMES = {
     "B_bias": "lora_B.bias",
     "m": "lora_magnitude_vector",
 }
+
+
+def _names_in_files(kind: type[LowRankLinear]) -> dict[str, str]:
+    """Return how files call the tensors of such a layer: as PEFT, unless PEFT has no such layer."""
+    return {} if own_formula(kind) else PEFT_NAMES
+
+
+def in_file(
+    base: Module,
+    config: LoraConfig,
+    file: checkpoint.AdapterFile,
+    layer: type[LowRankLinear] | None = None,
+) -> Match:
+    """Return which modules of ``base`` the tensors in a file are for, and what each layer gets.
+
+    Raises
+    ------
+    ValueError
+        If they are for none, or cannot be as large as they say.
+    """
+    names = _names_in_files(_class_for(config, layer))
+    factors = names.get("A", "A"), names.get("B", "B")
+    shapes = {key: entry.shape for key, entry in file.tensors.items()}
+    return match_tensors(base, config, shapes, factors, file.size)
 
 
 def _file_key(modules: dict[str, Module], name: str, names: dict[str, str]) -> str:

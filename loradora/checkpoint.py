@@ -1,48 +1,47 @@
 """Files: an adapter as one ``.npz``, or as PEFT's folder; a model as ``.npz`` or ``.safetensors``.
 
-Files are written atomically: all of them to temporary names beside their targets, then renamed, so a
-save that fails leaves the old ones.  They are never unpickled.  Names, shapes and dtypes are read first
-and must fit before an array is: whatever is wrong with a file is reported as one
-:class:`CheckpointError`, before anything changes.
+Files are never unpickled.  Names, shapes and dtypes are read first, and must fit before an array is.  So
+a file costs little more than its own size, whatever it says of itself.  All that can be wrong with it is
+reported as one :class:`CheckpointError`, before anything changes, and so is what the disk refuses.
+
+A save leaves the old files or the new ones (:mod:`loradora.saving`).  PEFT's folder holds two that must
+go together, and they are renamed one after the other.  So the weights note what of the config they depend
+on, and a config that says something else is refused.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import io
 import json
 import math
-import os
 import re
-import shutil
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from loradora import formats, saving
 from loradora.config import LoraConfig, as_trained
+from loradora.formats import Arrays, Described, Entry
 from loradora.nn import Module, misfits
 from minigrad import Tensor
-
-Array: TypeAlias = npt.NDArray[Any]
-
-Arrays = dict[str, Array]
 
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 
-#: Under this name PEFT's folder notes the scaling of each layer, so that a config that was edited is
-#: noticed.  (In an .npz the config lies beside the tensors, under a checksum.)
-SCALINGS = "loradora_scalings"
+#: What the weights in PEFT's folder note, so that a config that is not theirs is seen: the scaling of
+#: each layer, and the options that make an adapter what it is.  (In an .npz the config lies beside the
+#: tensors, under a checksum.)
+SCALINGS, KIND = "loradora_scalings", "loradora_kind"
+OPTIONS = "bias", "init_lora_weights", "lora_bias", "modules_to_save", "use_dora"
+
+#: No config is larger.
+MOST_BYTES = 2**20
 
 README = """---
 library_name: peft
@@ -52,23 +51,26 @@ A LoRA or DoRA adapter in the layout of Hugging Face PEFT, written by loradora.
 
 
 class CheckpointError(ValueError):
-    """A file that is missing, damaged, or does not fit the model."""
+    """A file that is missing, damaged, does not fit the model, or cannot be written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) < 5000 else f"{message[:5000]} ... and more")
+
+
+@contextlib.contextmanager
+def _reported(what: str, path: Path | None = None) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a CheckpointError that says what, where and why."""
+    try:
+        yield
+    except (CheckpointError, ImportError):
+        raise
+    except Exception as error:
+        place = getattr(error, "filename", None) or path
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise CheckpointError(f"{what}{f' {place}' if place else ''}: {reason}") from error
 
 
 # ----------------------------------------------------------------------------- models
-
-
-class Entry(NamedTuple):
-    """An array in a file, of which so far only the description has been read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    data: Callable[[], Any]
-    order: Literal["C", "F"] = "C"
-
-    def read(self) -> Array:
-        """Return the array itself, read-only."""
-        return np.frombuffer(self.data(), self.dtype).reshape(self.shape, order=self.order)
 
 
 def save_model(file: str | Path, model: Module) -> None:
@@ -80,17 +82,15 @@ def save_model(file: str | Path, model: Module) -> None:
     Raises
     ------
     CheckpointError
-        For another suffix, if there is no such directory, or if ``file`` is one.
+        For another suffix, and if the disk refuses; an old file stays as it was.
     ImportError
         Without safetensors, naming the extra and the alternative.
-    OSError
-        If the disk refuses; an old file stays as it was.
     """
     path, arrays = Path(file), {name: p.data for name, p in model.named_parameters()}
     if path.suffix == ".npz":
-        _write({path: _npz(arrays)})
+        _write({path: formats.npz(arrays)})
     elif path.suffix == ".safetensors":
-        _write({path: _safetensors_file(arrays, "save_model() also writes .npz, without it")})
+        _write({path: formats.safetensors(arrays, "save_model() also writes .npz, without it")})
     else:
         raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
 
@@ -108,9 +108,9 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     """
     path = Path(file)
     parameters = dict(model.named_parameters())
-    with _entries(path) as (entries, _):
-        wrong = misfits(model.expected(entries), entries)
-        arrays = _values(path, entries, parameters)
+    entries, _ = _entries(path, _read(path))
+    wrong = misfits(model.expected(entries), entries)
+    arrays = _values(path, entries, parameters)
     _refuse(path, wrong, arrays, allow_nan)
     with _reported(str(path)):
         model.load_state_dict(arrays)
@@ -142,14 +142,35 @@ def _refuse(source: str | Path, wrong: list[str], arrays: Arrays, allow_nan: boo
 
 
 class AdapterFile(NamedTuple):
-    """What is in an adapter's file: config, tensors without prefix, and s of every layer, if noted."""
+    """What an adapter's file holds.
+
+    Attributes
+    ----------
+    config
+        Its config.
+    tensors
+        Its tensors by name, without the prefix; described, not read.
+    notes
+        What the weights note of the config, by :data:`SCALINGS` and :data:`KIND`; PEFT notes nothing.
+    size
+        The length of the file with the tensors, in bytes.
+    """
 
     config: LoraConfig
     tensors: dict[str, Entry]
-    scalings: dict[str, Any]
+    notes: dict[str, Any]
+    size: int
 
 
-def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
+class Saved(NamedTuple):
+    """What is saved of an adapter: its config, its tensors by name, and s of every adapted layer."""
+
+    config: LoraConfig
+    arrays: Arrays
+    scalings: Mapping[str, float]
+
+
+def save_npz(file: str | Path, adapter: Saved) -> None:
     """Write an adapter into one ``.npz`` file: PEFT's tensors and, as bytes, its config."""
     path = Path(file)
     if path.suffix != ".npz":
@@ -157,22 +178,23 @@ def save_npz(file: str | Path, config: LoraConfig, arrays: Arrays) -> None:
             f"cannot write {path}: save_adapter() writes .npz; save_pretrained() writes PEFT's folder, "
             f"with {WEIGHTS} in it"
         )
-    text = np.frombuffer(_config_text(config).encode(), np.uint8)
-    _write({path: _npz({CONFIG: text, **{PREFIX + k: v for k, v in arrays.items()}})})
+    text = np.frombuffer(_config_text(adapter.config), np.uint8)
+    _write(
+        {path: formats.npz({CONFIG: text, **{PREFIX + k: v for k, v in adapter.arrays.items()}})}
+    )
 
 
-def save_folder(
-    folder: Path, config: LoraConfig, arrays: Arrays, scalings: Mapping[str, float]
-) -> None:
-    """Write an adapter in PEFT's layout, into ``folder``; a README.md that is there already stays."""
-    tensors = {PREFIX + k: v for k, v in arrays.items()}
-    noted = {SCALINGS: json.dumps(scalings)}
-    data = _safetensors_file(tensors, "save_adapter() writes .npz without it", noted)
-    _make(folder)
-    files = {folder / WEIGHTS: data, folder / CONFIG: _config_text(config).encode()}
-    if not (folder / "README.md").exists():
-        files[folder / "README.md"] = README.encode()
-    _write(files)
+def save_folders(adapters: Mapping[Path, Saved]) -> None:
+    """Write adapters in PEFT's layout, each into a folder, all or none; a README.md there stays."""
+    files = {}
+    for folder, (config, arrays, scalings) in adapters.items():
+        tensors = {PREFIX + key: array for key, array in arrays.items()}
+        notes = {SCALINGS: json.dumps(scalings), KIND: json.dumps(_kind(config), sort_keys=True)}
+        if not (folder / "README.md").exists():
+            files[folder / "README.md"] = README.encode()
+        files[folder / CONFIG] = _config_text(config)
+        files[folder / WEIGHTS] = formats.safetensors(tensors, "save_adapter() writes .npz", notes)
+    _write(files, make=list(adapters))
 
 
 def load(source: str | Path) -> AdapterFile:
@@ -184,22 +206,25 @@ def load(source: str | Path) -> AdapterFile:
         For a file that is missing or damaged, or a config that is not valid.
     """
     path = Path(source)
-    folder = path.is_dir()
-    if folder and (path / PICKLE).exists() and not (path / WEIGHTS).exists():
-        raise CheckpointError(
-            f"{path} holds {PICKLE}, a pickle, which can run any code and is never read here; PEFT "
-            f"writes {WEIGHTS} when it loads the adapter and calls save_pretrained()"
-        )
-    with _entries(path / WEIGHTS if folder else path) as (entries, metadata):
-        if folder:
-            text = _read(path / CONFIG)
-        elif CONFIG in entries:
-            text = entries.pop(CONFIG).read().tobytes()
-        else:
+    with _reported("cannot read", path):
+        folder = path.is_dir()
+        if folder and (path / PICKLE).exists() and not (path / WEIGHTS).exists():
+            raise CheckpointError(
+                f"{path} holds {PICKLE}, a pickle, which can run any code and is never read here; PEFT "
+                f"writes {WEIGHTS} when it loads the adapter and calls save_pretrained()"
+            )
+    if folder:
+        text, data = _read_folder(path)
+        entries, metadata = _entries(path / WEIGHTS, data)
+        notes = {n: _parsed(path, n, metadata[n]) for n in (SCALINGS, KIND) if n in metadata}
+    else:
+        data, notes = _read(path), {}
+        entries, _ = _entries(path, data)
+        if CONFIG not in entries:
             raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
-    config = _parsed(path, CONFIG, text, lambda values: LoraConfig.from_dict(as_trained(values)))
-    scalings = _parsed(path, SCALINGS, metadata.get(SCALINGS, "{}"), dict)
-    return AdapterFile(config, _without_prefix(path, entries), scalings)
+        text = _text_of(path, entries.pop(CONFIG))
+    config = _config(path, text, as_trained)
+    return AdapterFile(config, _without_prefix(path, entries), notes, len(data))
 
 
 def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike]) -> AdapterFile:
@@ -214,7 +239,8 @@ def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike])
     entries = {
         key: Entry(a.shape, a.dtype, partial(np.asarray, a, order="C")) for key, a in arrays.items()
     }
-    return AdapterFile(config, _without_prefix(source, entries), {})
+    size = sum(a.nbytes for a in arrays.values())
+    return AdapterFile(config, _without_prefix(source, entries), {}, size)
 
 
 def _without_prefix(source: str | Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -238,28 +264,44 @@ def check(
 
     Unless ``allow_nan`` they must also be finite, in that dtype.  Constants of the base may be there,
     too, as PEFT writes those of an output layer that is adapted; they must have the values of the base.
-    And the scaling of each layer must be the one that was noted when the file was written: who edits α
-    in a config edits the function.
+    And the config must be the one that the weights note: the same layers, scaled as they were, in an
+    adapter of the same kind.
 
     Raises
     ------
     CheckpointError
         Listing every name that is missing, unexpected, misshapen, of a wrong dtype or not finite,
-        every constant that differs, and every layer whose scaling has changed.
+        every constant that differs, and where the config is of another save, or was edited.
     """
     tensors = {k: e for k, e in file.tensors.items() if not _again(k, file.config, expected)}
     known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
-    wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
-    for path, s in scalings.items():
-        noted = file.scalings.get(path)
-        if file.scalings and noted != s:
-            wrong.append(f"the config gives {path} the scaling {s:g}, but the file notes {noted}")
+    wrong = [
+        *_differences(file.notes, {SCALINGS: scalings, KIND: _kind(file.config)}),
+        *misfits({key: p.shape for key, p in known.items()}, tensors),
+    ]
     for key, array in _values(source, tensors, constants).items():
         if not np.array_equal(array, constants[key].data, equal_nan=True):
             wrong.append(f"{key} differs from the base's: it was trained on another base")
     arrays = _values(source, tensors, expected)
     _refuse(source, wrong, arrays, allow_nan)
     return arrays
+
+
+def _kind(config: LoraConfig) -> dict[str, Any]:
+    """Return the options that make an adapter what it is, beside the tensors and the scalings."""
+    return {name: json.loads(json.dumps(config.to_dict()[name])) for name in OPTIONS}
+
+
+def _differences(notes: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return in words where the config does not say now what the weights note."""
+    words = {SCALINGS: "the scaling of ", KIND: ""}
+    found = [
+        f"{words[note]}{name} is {now[note].get(name)!r} by the config, and {noted.get(name)!r} by a note"
+        for note, noted in notes.items()
+        for name in {**noted, **now[note]}
+        if noted.get(name) != now[note].get(name)
+    ]
+    return found and [f"{CONFIG} is not the one saved with {WEIGHTS}, or was edited", *found]
 
 
 #: What PEFT puts into the path of a bias that it writes again; the second with the adapter's name.
@@ -284,23 +326,31 @@ def check_name(name: str) -> None:
 
 def save_config(folder: Path, config: LoraConfig) -> None:
     """Write a config alone, as ``adapter_config.json`` into ``folder``."""
-    _make(folder)
-    _write({folder / CONFIG: _config_text(config, config.inference_mode).encode()})
+    _write({folder / CONFIG: _config_text(config, config.inference_mode)}, make=[folder])
 
 
 def load_config(folder: Path) -> LoraConfig:
     """Return the config in ``folder``; CheckpointError for one that is missing or not valid."""
-    config: LoraConfig = _parsed(folder, CONFIG, _read(folder / CONFIG), LoraConfig.from_dict)
-    return config
+    return _config(folder, _read(folder / CONFIG, MOST_BYTES), dict)
 
 
-def _config_text(config: LoraConfig, inference_mode: bool = True) -> str:
+def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:
     """Return the JSON of a config, by default as PEFT saves it with an adapter: ready for inference."""
-    return json.dumps({**config.to_dict(), "inference_mode": inference_mode}, indent=2) + "\n"
+    values = {**config.to_dict(), "inference_mode": inference_mode}
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _parsed(path: Path, name: str, text: str | bytes, make: Callable[[Any], Any]) -> Any:
-    """Return what ``make`` makes of a JSON object."""
+def _config(path: Path, text: bytes, prepare: Callable[[Any], dict[str, Any]]) -> LoraConfig:
+    """Return the config that a JSON object describes, once it is prepared."""
+    values = _parsed(path, CONFIG, text)
+    try:
+        return LoraConfig.from_dict(prepare(values))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{CONFIG} in {path}: {error}") from error
+
+
+def _parsed(path: Path, name: str, text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -308,222 +358,61 @@ def _parsed(path: Path, name: str, text: str | bytes, make: Callable[[Any], Any]
             raise ValueError("a key occurs twice")
         return values
 
-    try:
+    with _reported(f"{name} in {path}"):
         values = json.loads(text, object_pairs_hook=unique)
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, got {type(values).__name__}")
-        return make(values)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{name} in {path}: {error}") from error
+    return values
 
 
 # ----------------------------------------------------------------------------- writing
 
 
-@contextlib.contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Turn what can go wrong with a file inside into a CheckpointError that says ``what`` and why."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except _DAMAGE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise CheckpointError(f"{what}: {reason}") from error
-
-
-def _make(folder: Path) -> None:
-    """Make a folder, if it is not there."""
-    with _reported(f"cannot make {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write(files: Mapping[Path, bytes]) -> None:
-    """Write files under temporary names and rename them, so that all of them are new, or none is."""
-    for path in files:
-        if path.is_dir():
-            raise CheckpointError(f"cannot write {path}: it is a directory")
-        if not path.parent.is_dir():
-            raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}")
-    new = {path: path.with_name(f".{path.name}.{os.getpid()}.new") for path in files}
-    old = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in files}
-    renamed: list[Path] = []
-    try:
-        for path, content in files.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(new[path], flags, 0o666), "wb") as file:  # 0o666 less the umask
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        *earlier, last = files
-        for path in earlier:
-            if path.exists():
-                shutil.copy2(path, old[path])
-            os.replace(new[path], path)
-            renamed.append(path)
-        os.replace(new[last], last)  # the one that needs no way back: after it, all are new
-    except BaseException:
-        for path in renamed:
-            if old[path].exists():
-                os.replace(old[path], path)
-            else:
-                path.unlink()
-        raise
-    finally:
-        for path in (*new.values(), *old.values()):
-            path.unlink(missing_ok=True)
-
-
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    """Return an ``.npz`` file.
-
-    np.savez would take an array called "file" or "allow_pickle" for one of its own arguments.
-    """
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-    return content.getvalue()
-
-
-def _safetensors_file(arrays: Arrays, otherwise: str, notes: Mapping[str, str] = {}) -> bytes:
-    """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
-    save, _, _ = _safetensors(otherwise)
-    # safetensors writes memory as it lies, whatever the strides say
-    tensors = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items())}
-    return _in_order(save(tensors, metadata={"format": "pt", **notes}))
+def _write(files: Mapping[Path, bytes], make: Sequence[Path] = ()) -> None:
+    """Write files, all or none; make these folders if they are not there."""
+    with _reported("cannot write", next(iter(files))), saving.folders(make):
+        saving.write(files)
 
 
 # ----------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> bytes:
-    with _reported(f"cannot read {path}"):
+def _read(path: Path, most: int | None = None) -> bytes:
+    """Return what is in a file, if it is a file and not larger than ``most``."""
+    if path.suffix == ".safetensors":
+        formats.library(formats.READING)
+    with _reported("cannot read", path):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"cannot read {path}: it is not a file")  # but, say, a pipe
-        return path.read_bytes()
+            raise ValueError("it is not a file")  # but, say, a pipe
+        with open(path, "rb") as file:
+            data = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(data) > most:
+            raise ValueError(f"it is larger than {most} bytes")
+    return data
 
 
-@contextlib.contextmanager
-def _entries(path: Path) -> Iterator[tuple[dict[str, Entry], dict[str, Any]]]:
-    """Yield the arrays in an ``.npz`` or ``.safetensors`` file, by name, and the file's metadata."""
-    safetensors = path.suffix == ".safetensors"
-    if safetensors:
-        _safetensors("from_pretrained() reads .npz without it")
-    data = _read(path)
-    with _reported(f"{path} is not a valid {'safetensors' if safetensors else '.npz'} file"):
-        yield _safetensors_entries(data) if safetensors else _npz_entries(data)
+def _read_folder(folder: Path) -> tuple[bytes, bytes]:
+    """Return the config and the weights in a folder.  If a save comes in between, they are read again."""
+    text = _read(folder / CONFIG, MOST_BYTES)
+    while True:
+        data, before = _read(folder / WEIGHTS), text
+        text = _read(folder / CONFIG, MOST_BYTES)
+        if text == before:
+            return text, data
 
 
-#: What damaged archives raise, and with what is in them, damaged arrays.
-_DAMAGED_ARCHIVE = zipfile.BadZipFile, zlib.error, NotImplementedError
-_DAMAGE = (*_DAMAGED_ARCHIVE, OSError, EOFError, ValueError, struct.error)
+def _entries(path: Path, data: bytes) -> Described:
+    """Return the arrays in an ``.npz`` or ``.safetensors`` file, by name, and the file's metadata."""
+    if path.suffix == ".safetensors":
+        with _reported(f"{path} is not a valid safetensors file"):
+            return formats.describe_safetensors(data)
+    with _reported(f"{path} is not a valid .npz file"):
+        return formats.describe_npz(data)
 
 
-def _npz_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """Return what an ``.npz`` file holds: a zip archive with an ``.npy`` file for every array."""
-    if data[:2] != b"PK":
-        raise ValueError("it is no archive")
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    entries: dict[str, Entry] = {}
-    for member in archive.infolist():
-        name = member.filename.removesuffix(".npy")
-        if name in entries:
-            raise ValueError(f"{name} occurs twice")
-        known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if member.flag_bits & 1 or not known:
-            raise ValueError(f"{name} is encrypted or compressed in an unknown way")
-        with archive.open(member) as file:
-            shape, dtype, fortran = _npy_header(name, file)
-            start = file.tell()
-        if member.file_size - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} is cut off or too long for an array {shape} of {dtype}")
-        content = partial(_without_header, archive, member, start)
-        entries[name] = Entry(shape, dtype, content, "F" if fortran else "C")
-    return entries, {}
-
-
-def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
-    return memoryview(archive.read(member))[start:]
-
-
-def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """Return shape, dtype and whether the order is Fortran's, from the header of an ``.npy`` file.
-
-    The format is NEP 1's: a magic string, a version, the header's length, and a Python literal.  Only
-    plain numbers are let through; an array of objects would be a pickle.
-    """
-    magic = file.read(8)
-    if magic[:6] != b"\x93NUMPY" or magic[6:7] not in (b"\x01", b"\x02", b"\x03"):
-        raise ValueError(f"{name} is not an array")
-    form = "<H" if magic[6] == 1 else "<I"
-    (length,) = struct.unpack(form, file.read(struct.calcsize(form)))
-    if length > 10_000:
-        raise ValueError(f"{name} has a header of {length} bytes")
-    try:
-        header = ast.literal_eval(file.read(length).decode("latin1").strip())
-        shape, descr, fortran = header["shape"], header["descr"], header["fortran_order"]
-    except (SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{name} has a damaged header: {error}") from None
-    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=][biufcSU]\d{1,4}", descr):
-        raise ValueError(f"{name} is an array of {str(descr)[:80]!r}, not of numbers")
-    sound = isinstance(shape, tuple) and isinstance(fortran, bool) and len(shape) <= 32
-    if not sound or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
-        raise ValueError(f"{name} has the shape {str(shape)[:80]}")
-    try:
-        return shape, np.dtype(descr), fortran
-    except TypeError:
-        raise ValueError(f"{name} is an array of {descr!r}, not of numbers") from None
-
-
-def _safetensors(what: str) -> tuple[Any, Any, Any]:
-    """Return safetensors' functions, which only its own file format needs."""
-    try:
-        from safetensors import SafetensorError, deserialize
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise ImportError(
-            f".safetensors files need safetensors: pip install -e '.[peft]'; {what}"
-        ) from error
-    return save, deserialize, SafetensorError
-
-
-def _in_order(data: bytes) -> bytes:
-    """Return a safetensors file with its header sorted: safetensors writes metadata in random order."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
-    padded = header.encode() + b" " * (-len(header.encode()) % 8)
-    return struct.pack("<Q", len(padded)) + padded + data[8 + length :]
-
-
-_DTYPES = {
-    "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<f4",
-    "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
-    "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "|b1",
-}  # fmt: skip
-
-
-def _safetensors_entries(data: bytes) -> tuple[dict[str, Entry], dict[str, Any]]:
-    """Return what a safetensors file holds; bfloat16 is read into float32, which holds it."""
-    _, deserialize, SafetensorError = _safetensors("from_pretrained() reads .npz without it")
-    try:
-        found = deserialize(data)
-    except (SafetensorError, TypeError, OverflowError) as error:
-        raise ValueError(str(error)) from error
-    (length,) = struct.unpack("<Q", data[:8])
-    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    entries = {}
-    for name, tensor in found:
-        kind, shape = tensor["dtype"], tuple(tensor["shape"])
-        if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
-            raise ValueError(f"{name} has dtype {kind} and shape {shape}")
-
-        content = partial(_widened if kind == "BF16" else bytes, tensor["data"])
-        entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), content)
-    return entries, metadata
-
-
-def _widened(data: Any) -> Any:
-    """Return bfloat16 as float32, of which it is the upper half."""
-    return np.frombuffer(data, "<u2").astype("<u4") << 16
+def _text_of(path: Path, entry: Entry) -> bytes:
+    """Return the config that an ``.npz`` file holds as an array of bytes."""
+    if math.prod(entry.shape) * entry.dtype.itemsize > MOST_BYTES:
+        raise CheckpointError(f"{CONFIG} in {path} is larger than {MOST_BYTES} bytes")
+    with _reported(f"{path} is damaged at {CONFIG}"):
+        return entry.read().tobytes()

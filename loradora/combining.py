@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,6 +30,7 @@ from loradora.adapters import (
     LowRankLinear,
 )
 from loradora.config import LoraConfig
+from loradora.matching import exactly
 from loradora.nn import Module, check_finite, check_positive
 from loradora.views import rebuild, share_constants
 from minigrad import Tensor
@@ -261,12 +261,6 @@ def _truncated(A: Array, B: Array, rank: int) -> Factors:
 
 def config_for(factors: Mapping[str, Factors], lora_dropout: float) -> LoraConfig:
     """Return the config of a LoRA in exactly these layers, with these ranks and s = 1."""
-    ranks = {re.escape(path): A.shape[0] for path, (A, _) in factors.items()}
-    return LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
-        lora_dropout=lora_dropout,
-        target_modules="|".join(ranks),
-        rank_pattern={f"^{path}": r for path, r in ranks.items()},
-        alpha_pattern={f"^{path}": r for path, r in ranks.items()},
-    )
+    names = exactly({path: A.shape[0] for path, (A, _) in factors.items()})
+    names |= {"lora_alpha": names["r"], "alpha_pattern": names["rank_pattern"]}
+    return LoraConfig(lora_dropout=lora_dropout, **names)

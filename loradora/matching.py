@@ -8,9 +8,10 @@ are PEFT's rules.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from loradora.config import LoraConfig, leading, listed, trailing
@@ -171,13 +172,13 @@ def _saved_whole(config: LoraConfig, path: str) -> bool:
     return path.endswith(tuple(config.modules_to_save or ()))
 
 
-def layer_options(config: LoraConfig, path: str) -> dict[str, Any]:
+def layer_options(config: LoraConfig, path: str, r: int | None = None) -> dict[str, Any]:
     """Return the arguments of the adapter layer at ``path``, beyond those of all layers only what is set.
 
-    So a class need not know an option that it does not have.
+    So a class need not know an option that it does not have.  The rank is ``r``, if that is known.
     """
     options: dict[str, Any] = {
-        "r": _lookup(config.rank_pattern, path, config.r),
+        "r": _lookup(config.rank_pattern, path, config.r) if r is None else r,
         "lora_alpha": _lookup(config.alpha_pattern, path, config.lora_alpha),
         "use_rslora": config.use_rslora,
         "lora_dropout": config.lora_dropout,
@@ -227,3 +228,103 @@ def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
         if re.match(trailing(pattern), path):
             return value
     return default
+
+
+# ----------------------------------------------------------------------------- what a file's tensors say
+
+
+def match_tensors(
+    model: Module,
+    config: LoraConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: tuple[str, str],
+    size: int,
+) -> Match:
+    """Return which modules of ``model`` the tensors in a file are for, and what each layer gets.
+
+    Whatever lies under the path of a Linear layer, beside its own weight and bias, says that the layer is
+    adapted, and the shapes of A and B say with which rank.  So no names or patterns of the config are
+    needed, but those of ``modules_to_save`` and ``alpha_pattern``.
+
+    Parameters
+    ----------
+    model
+        The model to adapt.
+    config
+        What is in the file, too.
+    shapes
+        The shape of each tensor by name.
+    factors
+        How A and B of a layer are named, below its path.
+    size
+        The length of the file in bytes.
+
+    Raises
+    ------
+    ValueError
+        If no layer is adapted, or if there would be more numbers in A and B than the file has bytes and
+        the model has numbers.
+    """
+    modules = _inside(model)
+    whole = {id(m) for path, m in modules.items() if _saved_whole(config, path)}
+    inside = _parts_of(model, whole)
+    linears = {p: m for p, m in modules.items() if isinstance(m, Linear) and id(m) not in inside}
+    targets: dict[int, str] = {}
+    options: dict[str, dict[str, Any]] = {}
+    numbers = 0
+    for path in dict.fromkeys(_layers_above(shapes, linears)):
+        A, B = (shapes.get(f"{path}.{name}", ()) for name in factors)
+        r = _rank(config, linears[path], A, B)
+        numbers += r * sum(linears[path].weight.shape)
+        if numbers > size + sum(p.size for p in model.parameters()):
+            raise ValueError(f"a file of {size} bytes cannot hold A and B of r={r} in {path}")
+        options[targets.setdefault(id(linears[path]), path)] = layer_options(config, path, r)
+    if not targets:
+        raise ValueError(f"none of its tensors is for one of the layers {', '.join(linears)}")
+    return Match(targets, whole, options)
+
+
+def _layers_above(names: Iterable[str], layers: Mapping[str, Linear]) -> Iterator[str]:
+    """Yield the path of the layer above each tensor that has one, and is not its weight or bias."""
+    depth = max((path.count(".") + 1 for path in layers), default=0)
+    for name in names:
+        parts = name.split(".", depth)
+        for i in range(1, len(parts)):
+            path, rest = ".".join(parts[:i]), ".".join(parts[i:])
+            if path in layers and rest not in ("weight", "bias"):
+                yield path
+
+
+def _rank(config: LoraConfig, layer: Linear, A: tuple[int, ...], B: tuple[int, ...]) -> int:
+    """Return the rank that the shapes of A and B tell; the config's if it does not know that rank."""
+    out_features, in_features = layer.weight.shape
+    told = [
+        *(A[:1] if A[1:] == (in_features,) else ()),
+        *(B[1:2] if B[:1] == (out_features,) else ()),
+    ]
+    r = min(told, default=config.r)
+    return r if r in (config.r, *config.rank_pattern.values()) else config.r
+
+
+def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
+    """Return a config that names what was found in ``model``: ``config`` itself if it does that."""
+    try:
+        if match(model, config) == found:
+            return config
+    except (ValueError, TypeError):
+        pass
+    ranks = {path: options["r"] for path, options in found.options.items()}
+    names: dict[str, Any] = dict.fromkeys(
+        ("exclude_modules", "layers_to_transform", "layers_pattern")
+    )
+    return dataclasses.replace(config, **names | exactly(ranks))
+
+
+def exactly(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return the options of a config that adapts the layers at these paths alone, with these ranks."""
+    paths = {re.escape(path): r for path, r in ranks.items()}
+    return {
+        "r": max(ranks.values()),
+        "target_modules": "|".join(paths),
+        "rank_pattern": {f"^{path}": r for path, r in paths.items()},
+    }

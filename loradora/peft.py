@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loradora import checkpoint
 from loradora.adapters import Adapted, LowRankLinear
-from loradora.adapting import Adapter
+from loradora.adapting import Adapter, in_file
 from loradora.combining import (
     Acting,
     check_adds_up,
@@ -28,7 +28,7 @@ from loradora.combining import (
     weighted_sum,
 )
 from loradora.config import LoraConfig, ReadOnly
-from loradora.matching import Match, check_names, match
+from loradora.matching import check_names, match, named_as
 from loradora.nn import Module, Rng, generator, named_tensors
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
@@ -438,7 +438,8 @@ class PeftModel(Module):
     ) -> None:
         """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
-        The adapter named "default" goes into ``directory``, any other into a folder of its name.  A layer
+        The adapter named "default" goes into ``directory``, any other into a folder of its name; either
+        all of them are new then, or none.  A layer
         that the model has under several names is adapted under all of them here, and in PEFT only under
         the first.
 
@@ -464,10 +465,10 @@ class PeftModel(Module):
         chosen = {name: self._get(name) for name in names}
         for name, adapter in chosen.items():
             adapter.check_peft_can_read(name)
-        arrays = {name: adapter.arrays(name) for name, adapter in chosen.items()}
-        for name, adapter in chosen.items():
-            folder = Path(directory) if name == "default" else Path(directory) / name
-            checkpoint.save_folder(folder, adapter.config, arrays[name], adapter.scalings())
+        top = Path(directory)
+        checkpoint.save_folders(
+            {top if n == "default" else top / n: a.to_save(n) for n, a in chosen.items()}
+        )
 
     def save_adapter(self, file: str | Path, adapter_name: str | None = None) -> None:
         """Write one adapter, config included, into one ``.npz`` file that needs only NumPy.
@@ -484,7 +485,7 @@ class PeftModel(Module):
             raise ValueError(f"name one of the active adapters: {', '.join(self.active_adapters)}")
         name = self.active_adapter if adapter_name is None else adapter_name
         adapter = self._get(name)
-        checkpoint.save_npz(file, adapter.config, adapter.arrays(name))
+        checkpoint.save_npz(file, adapter.to_save(name))
 
     def load_adapter(
         self,
@@ -518,15 +519,15 @@ class PeftModel(Module):
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
         rng = generator(rng)
         try:
-            found = match(self._plain, quick)
-            _check_ranks(found, file)  # before memory is allocated for them
+            found = in_file(self._plain, quick, file, layer)
             adapter = Adapter(
                 self._plain, quick, found, rng, self._trainable, layer, autocast_adapter_dtype
             )
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
-        adapter.config = config
         adapter.load(source, file, allow_nan)
+        named = named_as(found, self._plain, quick)
+        adapter.config = dataclasses.replace(named, init_lora_weights=config.init_lora_weights)
         self._keep(adapter_name, adapter)
         if not is_trainable:
             self.eval()
@@ -722,12 +723,3 @@ def _adapter(model: PeftModel, name: str) -> Adapter:
     if not isinstance(model, PeftModel):
         raise TypeError(f"expected a PeftModel, got {type(model).__name__}")
     return model._get(name)
-
-
-def _check_ranks(found: Match, file: checkpoint.AdapterFile) -> None:
-    """Raise ValueError if the config asks for a rank that no tensor in the file can have."""
-    longest = max((n for e in file.tensors.values() for n in e.shape), default=0)
-    for path, options in found.options.items():
-        r = options["r"]
-        if r > longest:
-            raise ValueError(f"r={r} for {path}, but no tensor has more than {longest} rows")

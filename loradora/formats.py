@@ -1,0 +1,174 @@
+"""Named arrays as bytes: ``.npz``, which needs only NumPy, and ``.safetensors``, which needs an extra.
+
+Reading begins with a description: names, shapes and dtypes, as far as they can be true of so many bytes.
+An array itself is read only when it is asked for.  Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+Arrays = dict[str, Array]
+
+#: A file holds no more.  (The adapters of a model have two or three for each layer.)
+MOST_ARRAYS = 10_000
+
+
+class Entry(NamedTuple):
+    """An array in a file, of which so far only the description has been read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    data: Callable[[], Any]
+    order: Literal["C", "F"] = "C"
+
+    def read(self) -> Array:
+        """Return the array itself, read-only."""
+        return np.frombuffer(self.data(), self.dtype).reshape(self.shape, order=self.order)
+
+
+#: The arrays in a file by name, and its metadata.
+Described: TypeAlias = "tuple[dict[str, Entry], dict[str, Any]]"
+
+
+# ----------------------------------------------------------------------------- npz
+
+
+def npz(arrays: Mapping[str, Array]) -> bytes:
+    """Return an ``.npz`` file.
+
+    np.savez would take an array called "file" or "allow_pickle" for one of its own arguments.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def describe_npz(data: bytes) -> Described:
+    """Return what an ``.npz`` file holds: a zip archive with an ``.npy`` file for every array."""
+    if data[:2] != b"PK":
+        raise ValueError("it is no archive")
+    if data.count(b"PK\1\2") > MOST_ARRAYS:  # what the entry of a member begins with
+        raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    entries: dict[str, Entry] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name in entries:
+            raise ValueError(f"{name} occurs twice")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is compressed in an unknown way")
+        with archive.open(member) as file:
+            try:
+                shape, dtype, order = _npy_header(file)
+            except Exception as error:
+                raise ValueError(f"{name} is not an array of numbers: {error}") from error
+            start = file.tell()
+        if member.file_size - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} is cut off or too long for an array {shape} of {dtype}")
+        content = partial(_without_header, archive, member, start)
+        entries[name] = Entry(shape, dtype, content, order)
+    return entries, {}
+
+
+def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
+    return memoryview(archive.read(member))[start:]
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:
+    """Return shape, dtype and order from the header of an ``.npy`` file, which is read to its end.
+
+    Only plain numbers are let through: an array of objects would be a pickle.  Their headers are
+    short, and of version 1, which cannot be longer than 64 KiB.
+    """
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its header is not of version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1000)
+    if dtype.kind not in "biufcSU":
+        raise ValueError(f"its dtype is {dtype}")
+    if len(shape) > 32 or not all(0 <= n < 2**48 for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, dtype, "F" if fortran else "C"
+
+
+# ----------------------------------------------------------------------------- safetensors
+
+
+READING = "from_pretrained() reads .npz without it"
+
+
+def library(otherwise: str) -> tuple[Any, Any]:
+    """Return safetensors' functions for writing and reading.
+
+    Raises
+    ------
+    ImportError
+        If it is not there, naming the extra and what can be done without it.
+    """
+    try:
+        from safetensors import deserialize
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise ImportError(
+            f".safetensors files need safetensors: pip install -e '.[peft]'; {otherwise}"
+        ) from error
+    return save, deserialize
+
+
+def safetensors(arrays: Arrays, otherwise: str, notes: Mapping[str, str] = {}) -> bytes:
+    """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
+    save, _ = library(otherwise)
+    # safetensors writes memory as it lies, whatever the strides say
+    tensors = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items())}
+    return _in_order(save(tensors, metadata={"format": "pt", **notes}))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: safetensors writes metadata in random order."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return struct.pack("<Q", len(padded)) + padded + data[8 + length :]
+
+
+_DTYPES = {
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<f4",
+    "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "|b1",
+}  # fmt: skip
+
+
+def describe_safetensors(data: bytes) -> Described:
+    """Return what a safetensors file holds; bfloat16 is read into float32, which holds it."""
+    _, deserialize = library(READING)
+    tensors, entries = deserialize(data), {}
+    if len(tensors) > MOST_ARRAYS:
+        raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
+    for name, tensor in tensors:
+        kind, shape = tensor["dtype"], tuple(tensor["shape"])
+        if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
+            raise ValueError(f"{name} has dtype {kind} and shape {shape}")
+        content = partial(_widened if kind == "BF16" else bytes, tensor["data"])
+        entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), content)
+    (length,) = struct.unpack("<Q", data[:8])
+    return entries, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+
+
+def _widened(data: Any) -> Any:
+    """Return bfloat16 as float32, of which it is the upper half."""
+    return np.frombuffer(data, "<u2").astype("<u4") << 16
