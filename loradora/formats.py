@@ -23,7 +23,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 #: A file holds no more.  (The adapters of a model have two or three for each layer.)
-MOST_ARRAYS = 10_000
+MOST_ARRAYS = 5_000
 
 
 class Entry(NamedTuple):
@@ -77,7 +77,8 @@ def describe_npz(data: bytes) -> Described:
             try:
                 shape, dtype, order = _npy_header(file)
             except Exception as error:
-                raise ValueError(f"{name} is not an array of numbers: {error}") from error
+                reason = str(error).partition("\n")[0]  # NumPy goes on with advice for trusted files
+                raise ValueError(f"{name} is not an array of numbers: {reason}") from error
             start = file.tell()
         if member.file_size - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} is cut off or too long for an array {shape} of {dtype}")
@@ -93,12 +94,12 @@ def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: in
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:
     """Return shape, dtype and order from the header of an ``.npy`` file, which is read to its end.
 
-    Only plain numbers are let through: an array of objects would be a pickle.  Their headers are
-    short, and of version 1, which cannot be longer than 64 KiB.
+    Only plain numbers are let through: an array of objects would be a pickle.  Their headers have 118
+    bytes or a few more, and are of version 1, which cannot claim more than 64 KiB.
     """
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its header is not of version 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1000)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=256)
     if dtype.kind not in "biufcSU":
         raise ValueError(f"its dtype is {dtype}")
     if len(shape) > 32 or not all(0 <= n < 2**48 for n in shape):
