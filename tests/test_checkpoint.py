@@ -1283,6 +1283,40 @@ def test_a_config_whose_alpha_was_edited_is_noticed(tmp_path, safetensors):
     )
 
 
+MIXES = {
+    "pissa over LoRA": (
+        {"init_lora_weights": "pissa"},
+        "init_lora_weights is True by the config, and 'pissa' by a note",
+    ),
+    "another alpha": (
+        {"lora_alpha": 1},
+        r"the scaling of layers\.0 is 4\.0 .*, and 0\.5 by a note",
+    ),
+    "rsLoRA": ({"use_rslora": True}, r"the scaling of layers\.0 is 4\.0 .*, and 5\.6\d* by a note"),
+    "DoRA": ({"use_dora": True}, "use_dora is False by the config, and True by a note"),
+    "biases": ({"bias": "all"}, "bias is 'none' by the config, and 'all' by a note"),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_weights_beside_the_config_of_another_save_are_refused(name, tmp_path, safetensors):
+    options, message = MIXES[name]
+    config = ld.LoraConfig(**{"r": 2, "target_modules": ["0", "2"], "lora_alpha": 8} | options)
+    trained().save_pretrained(tmp_path / "old")
+    ld.get_peft_model(base(), config, rng=0).save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / CONFIG).write_bytes((tmp_path / "old" / CONFIG).read_bytes())
+    refuse(tmp_path / "new", f"{CONFIG} is not the one saved with {WEIGHTS}, .*{message}")
+
+
+def test_weights_of_which_some_are_gone_hold_less_than_they_note(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    notes = parts(tmp_path / WEIGHTS)[0]["__metadata__"]
+    tensors = safetensors.load_file(tmp_path / WEIGHTS)
+    fewer = {key: a for key, a in tensors.items() if "layers.0" in key}
+    safetensors.save_file(fewer, tmp_path / WEIGHTS, notes)
+    refuse(tmp_path, r"the scaling of layers\.2 is None by the config, and 4\.0 by a note")
+
+
 def test_a_key_that_occurs_twice_in_the_config_is_refused(tmp_path, safetensors):
     trained().save_pretrained(tmp_path)
     text = (tmp_path / CONFIG).read_text().replace('"lora_alpha"', '"lora_alpha": 1, "lora_alpha"')
@@ -1290,17 +1324,93 @@ def test_a_key_that_occurs_twice_in_the_config_is_refused(tmp_path, safetensors)
     refuse(tmp_path, "a key occurs twice")
 
 
-def test_a_large_array_is_refused_before_it_is_unpacked(tmp_path):
+def npy(header):
+    """Return an ``.npy`` file with this header and nothing else."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+def archive(file, members):
+    """Write a deflated archive of these members."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members:
+            new.writestr(name, content)
+
+
+def packed(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def with_a_large_array(file):
+    np.savez_compressed(file, **read(file), **{PREFIX + "bomb": np.zeros(200_000_000, np.uint8)})
+
+
+def with_a_rank_of(r, **options):
+    def change(file):
+        rewritten(file.parent, config={"r": r} | options)
+        np.savez(file, **read(file), **{PREFIX + "x": np.zeros((r, 0))})
+
+    return change
+
+
+def with_deflated_factors(file):
+    r = 10**6
+    factors = {A: np.zeros((r, 3), np.float32), B: np.zeros((4, r), np.float32)}
+    rewritten(file.parent, config={"r": r})
+    np.savez_compressed(file, **read(file) | {PREFIX + name: a for name, a in factors.items()})
+
+
+def with_a_long_config(file):
+    arrays = read(file)
+    text = np.frombuffer(arrays.pop(CONFIG).tobytes() + b" " * 10**8, np.uint8)
+    members = [(f"{name}.npy", packed(a)) for name, a in arrays.items()]
+    archive(file, [*members, (f"{CONFIG}.npy", packed(text))])
+
+
+def with_headers(count, header):
+    return lambda file: archive(file, [(f"{i}.npy", npy(header)) for i in range(count)])
+
+
+SHAPE = b"{'descr': '<f4', 'fortran_order': False, 'shape': "
+
+BOMBS = {
+    "a large array": (with_a_large_array, r"unexpected bomb \(200000000,\)"),
+    "an absurd rank": (with_a_rank_of(10**7), "cannot hold A and B of r=10000000 in layers.0"),
+    "an absurd orthogonal rank": (
+        with_a_rank_of(10**8, init_lora_weights="orthogonal"),
+        "cannot hold A and B of r=100000000 in layers.0",
+    ),
+    "factors of zeros": (with_deflated_factors, "cannot hold A and B of r=1000000 in layers.0"),
+    "a long config": (with_a_long_config, f"{CONFIG} in .* is larger than 1048576 bytes"),
+    "long headers": (with_headers(1300, SHAPE + b"(" * 9900), "0 is not an array of numbers"),
+    "headers of blanks": (with_headers(1300, b" " * 65535), "0 is not an array of numbers"),
+    "deep headers": (with_headers(4000, SHAPE + b"(" * 180), "0 is not an array of numbers"),
+    "many arrays": (with_headers(6000, b""), "it holds more than 5000 arrays"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_costs_no_more_than_its_size_and_the_model(name, tmp_path):
+    change, message = BOMBS[name]
     trained().save_adapter(tmp_path / "a.npz")
-    arrays = read(tmp_path / "a.npz") | {PREFIX + "bomb": np.zeros(200_000_000, np.uint8)}
-    np.savez_compressed(tmp_path / "a.npz", **arrays)
-    del arrays
+    change(tmp_path / "a.npz")
+    size = (tmp_path / "a.npz").stat().st_size
     tracemalloc.start()
     try:
-        refuse(tmp_path / "a.npz", r"unexpected bomb \(200000000,\)")
-        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        refuse(tmp_path / "a.npz", message)
+        assert tracemalloc.get_traced_memory()[1] < 10 * size + 3_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_long_config_in_a_folder_is_refused(tmp_path, safetensors):
+    trained().save_pretrained(tmp_path)
+    with open(tmp_path / CONFIG, "a") as file:
+        file.write(" " * 2**20)
+    refuse(tmp_path, f"cannot read .*{CONFIG}: it is larger than 1048576 bytes")
+    with pytest.raises(CheckpointError, match="larger than 1048576 bytes"):
+        ld.LoraConfig.from_pretrained(tmp_path)
 
 
 def test_a_rank_that_no_tensor_has_is_refused_before_anything_is_drawn(tmp_path, safetensors):
