@@ -500,6 +500,10 @@ class PeftModel(Module):
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
+        The tensors in the file say which layers are adapted, and with which rank.  The config beside them
+        says of what kind the adapter is and how it is scaled.  Where it names other layers or ranks,
+        ``peft_config`` has those of the tensors.
+
         The model is set to evaluation mode, as by PEFT; with ``is_trainable`` it stays in its mode.
 
         Parameters are those of :meth:`from_pretrained`.
