@@ -19,7 +19,7 @@ from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankL
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
 from loradora.matching import Match, match_tensors
-from loradora.nn import Dropout, Linear, Module
+from loradora.nn import Dropout, Linear, Module, all_or_none, setting
 from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
 
@@ -120,8 +120,7 @@ class Adapter:
 
     def enable(self, value: bool) -> None:
         """Make the adapter's tensors trainable, or freeze them."""
-        for p in self.trained:
-            p.requires_grad = value
+        all_or_none([setting(p, "requires_grad", value) for p in self.trained])
 
     def scalings(self) -> dict[str, float]:
         """Return s of every adapted layer, by path."""
@@ -210,8 +209,7 @@ class Adapter:
         arrays = checkpoint.check(
             source, file, self.saved, self.constants(), self.scalings(), allow_nan
         )
-        for key, p in self.saved.items():
-            p.data = arrays[key]
+        all_or_none([(p.assign, p.data, arrays[key]) for key, p in self.saved.items()])
 
     def parts(self) -> dict[str, Module]:
         """Return what acts in the place of modules of the base, by path."""

@@ -10,7 +10,8 @@ import itertools
 import math
 import reprlib
 from collections import UserDict, UserList, deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from types import FunctionType, MappingProxyType
 from typing import Any, TypeAlias, TypeVar
@@ -135,8 +136,7 @@ class Module:
 
     def requires_grad_(self: M, value: bool = True) -> M:
         """Make every parameter trainable, or freeze it."""
-        for p in self.parameters():
-            p.requires_grad = value
+        all_or_none([setting(p, "requires_grad", value) for p in self.parameters()])
         return self
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
@@ -154,8 +154,7 @@ class Module:
             Listing every missing, unexpected, misshapen or non-float entry at once, and every one that is
             too large for the dtype of its parameter.
         """
-        for p, value in self.fitted(state):
-            p.data = value
+        all_or_none([(p.assign, p.data, value) for p, value in self.fitted(state)])
 
     def fitted(self, state: Mapping[str, npt.ArrayLike]) -> list[tuple[Tensor, npt.NDArray[Any]]]:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
@@ -289,6 +288,29 @@ def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -
         if array.dtype.kind != "f":
             wrong.append(f"{name} has dtype {array.dtype}, expected a float dtype")
     return wrong
+
+
+#: One of several that belong together: how to put a value in its place, the old value, the new one.
+Change: TypeAlias = tuple[Callable[[Any], object], Any, Any]
+
+
+def setting(owner: object, name: str, value: Any) -> Change:
+    """Return the change that sets an attribute."""
+    return partial(setattr, owner, name), getattr(owner, name), value
+
+
+def all_or_none(changes: Sequence[Change]) -> None:
+    """Make all of the changes, or none of them if one fails or an interrupt comes between two.
+
+    The new values are made before, so there is little left that can fail.
+    """
+    try:
+        for put, _, new in changes:
+            put(new)
+    except BaseException:
+        for put, old, _ in changes:
+            put(old)
+        raise
 
 
 class Linear(Module):

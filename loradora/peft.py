@@ -29,7 +29,7 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig, ReadOnly
 from loradora.matching import check_names, match, named_as
-from loradora.nn import Module, Rng, generator, named_tensors
+from loradora.nn import Module, Rng, all_or_none, generator, named_tensors
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
 
@@ -134,9 +134,7 @@ class PeftModel(Module):
             raise ValueError(
                 "the state is that of another base: load it into the base, before get_peft_model"
             )
-        for p, value in fitted:
-            if id(p) in own:
-                p.data = value
+        all_or_none([(p.assign, p.data, value) for p, value in fitted if id(p) in own])
 
     def get_base_model(self) -> Module:
         """Return the base model itself."""

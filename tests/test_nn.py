@@ -10,6 +10,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import pytest
+from interrupting import assert_whole
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -292,6 +293,42 @@ def test_a_value_too_large_for_the_dtype_changes_nothing_either():
     ):
         model.load_state_dict(state)
     assert all(a.tobytes() == before[name].tobytes() for name, a in model.state_dict().items())
+
+
+def test_an_interrupt_leaves_a_state_loaded_or_not_loaded():
+    state = ld.MLP([4, 3, 2], rng=1).state_dict()
+
+    def prepare():
+        model = ld.MLP([4, 3, 2], rng=0)
+        return model, lambda: model.load_state_dict(state)
+
+    assert_whole(prepare, lambda model: [p.data.tobytes() for p in model.parameters()])
+
+
+def test_an_interrupt_leaves_a_model_frozen_or_not_frozen():
+    def prepare():
+        model = ld.MLP([4, 3, 2])
+        return model, lambda: model.requires_grad_(False)
+
+    assert_whole(prepare, lambda model: [p.requires_grad for p in model.parameters()])
+
+
+def test_a_model_that_cannot_be_frozen_as_a_whole_is_not_frozen_at_all(monkeypatch):
+    model = ld.MLP([4, 3, 2])
+    first, *others = model.parameters()
+    monkeypatch.setattr(model, "parameters", lambda: [first, first * 2])
+    with pytest.raises(RuntimeError, match="of the result of mul"):
+        model.requires_grad_(False)
+    assert all(p.requires_grad for p in (first, *others))
+
+
+def test_a_state_that_was_loaded_is_a_copy_of_it():
+    model = ld.MLP([4, 3, 2])
+    state = {name: array.copy() for name, array in model.state_dict().items()}
+    model.load_state_dict(state)
+    for name, p in model.named_parameters():
+        assert not np.shares_memory(p.data, state[name])
+        assert p.data.flags.writeable
 
 
 @pytest.mark.parametrize(

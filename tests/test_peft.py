@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from interrupting import assert_whole
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -1714,6 +1715,39 @@ def test_the_state_of_another_base_is_refused(method):
         twin.load_state_dict(adapted(method, Net(seed=9)).state_dict())
     for name, value in twin.state_dict().items():
         assert_array_equal(value, before[name])
+
+
+LOADS = {
+    "load_state_dict": (
+        lambda model: model.state_dict(),
+        lambda model, state: model.load_state_dict(state),
+    ),
+    "set_peft_model_state_dict": (ld.get_peft_model_state_dict, ld.set_peft_model_state_dict),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_an_interrupt_leaves_an_adapter_loaded_or_not_loaded(name):
+    of, load = LOADS[name]
+    base = ld.MLP([3, 2], rng=0)
+    state = of(adapted("DoRA", base, seed=1, target_modules=["0"]))
+
+    def prepare():
+        model = adapted("DoRA", base, seed=2, target_modules=["0"])
+        return model, lambda: load(model, state)
+
+    assert_whole(prepare, lambda model: [p.data.tobytes() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_loaded_adapter_has_arrays_of_its_own(name):
+    of, load = LOADS[name]
+    model = adapted("DoRA")
+    state = of(model)
+    load(model, state)
+    for p in model.trainable_parameters():
+        assert p.data.flags.writeable
+        assert not any(np.shares_memory(p.data, array) for array in state.values())
 
 
 class Runner:

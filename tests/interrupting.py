@@ -1,0 +1,60 @@
+"""An interrupt at every point of some work, one at a time and without a clock.
+
+Python looks for a Ctrl-C between two of its instructions.  Here it comes in turn at each line of our
+packages that the work executes, or at each instruction.
+"""
+
+import itertools
+import sys
+
+PACKAGES = "loradora.", "minigrad."
+
+
+def interrupted(work, at, instructions=False):
+    """Do the work, interrupted at the point of this number; return whether it came so far."""
+    left = at
+
+    def watch(frame, event, arg):
+        nonlocal left
+        if not frame.f_globals.get("__name__", "").startswith(PACKAGES):
+            return None
+        frame.f_trace_opcodes = instructions
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def interrupted_everywhere(prepare, instructions=False):
+    """Yield what was interrupted: at its first point, then at its second, and so on to its end.
+
+    ``prepare`` returns it and the work on it, made anew each time.
+    """
+    for at in itertools.count(1):
+        subject, work = prepare()
+        if not interrupted(work, at, instructions):
+            return
+        yield subject
+
+
+def assert_whole(prepare, state, instructions=False):
+    """Check that an interrupt anywhere leaves the state before or after, and that both occur."""
+    untouched, (done, work) = prepare()[0], prepare()
+    work()
+    before, after = state(untouched), state(done)
+    found = [state(subject) for subject in interrupted_everywhere(prepare, instructions)]
+    broken = [at for at, left in enumerate(found, 1) if left not in (before, after)]
+    assert not broken, f"{len(broken)} of {len(found)} interrupts leave a mix, at {broken[:5]}"
+    assert before != after
+    assert found[0] == before
+    assert found[-1] == after
