@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora.adapters import LowRankLinear
-from loradora.nn import Module, check_finite
+from loradora.nn import Change, Module, all_or_none, check_finite, setting
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -107,6 +107,12 @@ class Optimizer:
     ValueError
         For an option out of its range or unknown, a tensor that occurs twice, and if no tensor
         requires a gradient.
+
+    Notes
+    -----
+    An optimizer of one's own is a subclass with two methods.  ``_moved`` returns the new value of one
+    parameter and its new state, and writes to nothing that it is given.  ``_fresh`` returns the state of
+    a parameter that has not been moved yet; :meth:`load_state_dict` asks it for names, shapes and dtypes.
     """
 
     def __init__(self, params: Groups, **options: Any) -> None:
@@ -191,11 +197,16 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for p in self._parameters():
-            p.grad = None
+        all_or_none([setting(p, "grad", None) for p in self._parameters()])
 
     def step(self, factor: float = 1.0) -> None:
         """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule).
+
+        The step is taken or not taken.  Whatever ends it early, Ctrl-C or an error, the parameters and
+        all that is remembered of them are those of before.
+
+        What is too small for its dtype becomes 0 without a word, even if ``np.seterr`` says that an
+        underflow is an error.
 
         Raises
         ------
@@ -203,7 +214,7 @@ class Optimizer:
             If none has a gradient.
         TypeError, ValueError
             If ``factor`` is not a finite number of at least 0, or a gradient that was set has not the
-            shape and dtype of its parameter.  Nothing is moved.
+            shape and dtype of its parameter.
         """
         check_finite(factor=factor)
         if factor < 0:
@@ -218,18 +229,26 @@ class Optimizer:
                     moving.append((p, rate, options))
         if not moving:
             raise RuntimeError(_NOTHING_TO_MOVE)
-        for p, rate, options in moving:
-            data, dtype = p.data, p.dtype
-            g: Any = p.grad
-            if dtype.itemsize == 2:  # see _state_dtype
-                data, g = data.astype(np.float32), g.astype(np.float32)
-            moved = self._moved(data, g, self._state.setdefault(p, {}), rate, options)
-            p.assign(np.asarray(moved, dtype))
+        changes: list[Change] = []
+        states = self._state.copy()
+        with np.errstate(under="ignore"):
+            for p, rate, options in moving:
+                data, dtype = p.data, p.dtype
+                g: Any = p.grad
+                if dtype.itemsize == 2:  # see _state_dtype
+                    data, g = data.astype(np.float32), g.astype(np.float32)
+                moved, states[p] = self._moved(data, g, states.get(p, {}), rate, options)
+                changes.append((p.assign, p.data, np.asarray(moved, dtype)))
+        all_or_none([*changes, setting(self, "_state", states)])
 
-    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
-        """Return the new value for the value p and the gradient g, a new array; update ``state``.
+    def _moved(
+        self, p: Any, g: Any, state: Mapping[str, Any], rate: float, options: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the new value and the new state for the value p and the gradient g.
 
-        Both have the dtype of the state; ``state`` is empty at first.
+        This is what an optimizer of one's own defines.  All arrays have the dtype of the state; ``state``
+        is what was returned last, empty at first.  Nothing that is given here is written to: what is
+        returned is new, and takes effect only if the whole step succeeds.
         """
         raise NotImplementedError
 
@@ -284,10 +303,11 @@ class Optimizer:
             for k in range(len(self.param_groups))
         ]
 
-        for group, new in zip(self.param_groups, options, strict=True):
-            group.update(new)
         states = {p: _below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
-        self._state = {p: entries for p, entries in states.items() if entries}
+        changes = [setting(self, "_state", {p: known for p, known in states.items() if known})]
+        for group, new in zip(self.param_groups, options, strict=True):
+            changes.append(setting(group, "_entries", group._entries | new))
+        all_or_none(changes)
 
     def _expected(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Return arrays like those of a state with moments for the same parameters as ``given``."""
@@ -408,11 +428,13 @@ class SGD(Optimizer):
     def __init__(self, params: Groups, lr: float = 1e-3, momentum: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum)
 
-    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
-        if options["momentum"]:
-            g = options["momentum"] * state.get("momentum_buffer", 0) + g
-            state["momentum_buffer"] = g
-        return p - rate * g
+    def _moved(
+        self, p: Any, g: Any, state: Mapping[str, Any], rate: float, options: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        if not options["momentum"]:
+            return p - rate * g, dict(state)
+        velocity = options["momentum"] * state.get("momentum_buffer", 0) + g
+        return p - rate * velocity, {"momentum_buffer": velocity}
 
     @staticmethod
     def _fresh(shape: tuple[int, ...], dtype: npt.DTypeLike) -> dict[str, Any]:
@@ -476,21 +498,29 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _moved(self, p: Any, g: Any, state: dict[str, Any], rate: float, options: Any) -> Any:
-        if not state:
-            state.update(self._fresh(p.shape, p.dtype))
+    def _moved(
+        self, p: Any, g: Any, state: Mapping[str, Any], rate: float, options: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        known = state or self._fresh(p.shape, p.dtype)
         beta1, beta2 = options["betas"]
-        m, v = state["exp_avg"], state["exp_avg_sq"]
-        m += (1 - beta1) * (g - m)
-        v *= beta2
-        v += (1 - beta2) * g * g
-        t = state["step"] = int(state["step"]) + 1
+        t = int(known["step"]) + 1
+        # in place, but only on arrays that are made here: that takes less time than one-liners
+        m = g - known["exp_avg"]
+        m *= 1 - beta1
+        m += known["exp_avg"]
+        v = (1 - beta2) * g
+        v *= g
+        v += beta2 * known["exp_avg_sq"]
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         root = np.sqrt(v)
         if options["eps"] < 1e-37:  # which may be 0 in float32
             root = np.where(root == 0, p.dtype.type(np.inf), root)  # so that 0/(0 + ε) is 0
-        step = m / (root + d * options["eps"])
-        return (1 - rate * options["weight_decay"]) * p - (rate * d / c) * step
+        root += d * options["eps"]
+        step = m / root
+        step *= rate * d / c
+        moved = (1 - rate * options["weight_decay"]) * p
+        moved -= step
+        return moved, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 
     @staticmethod
     def _fresh(shape: tuple[int, ...], dtype: npt.DTypeLike) -> dict[str, Any]:

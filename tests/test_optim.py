@@ -1,14 +1,17 @@
 """SGD and AdamW are the textbook formulas with PyTorch's defaults, for trained tensors alone."""
 
+import contextlib
 import copy
 import math
 import pickle
+import signal
 import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupting import assert_whole
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -352,6 +355,166 @@ def test_zero_grad_forgets_all_gradients():
     ld.SGD([p, q]).zero_grad()
     assert p.grad is None
     assert q.grad is None
+
+
+# ----------------------------------------------------------------------------- all or nothing
+
+
+def trained(make, dtype=np.float64):
+    """Return parameters that have taken a step and have a gradient for another, and their optimizer."""
+    params = [parameter(dtype=dtype), parameter(2.0, dtype), parameter(GRADIENTS[1, :1], dtype)]
+    optimizer = make([{"params": params[:2]}, {"params": params[2:]}], lr=0.1)
+    for p in params[1:]:
+        p.grad = np.ones_like(p.data)
+    optimizer.step()
+    for p in params:
+        p.grad = np.full_like(p.data, 0.5)
+    return params, optimizer
+
+
+def all_of(params, optimizer):
+    """Return everything that a step changes."""
+    state = {name: array.tobytes() for name, array in optimizer.state_dict().items()}
+    return [p.data.tobytes() for p in params], state, len(optimizer.state)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_an_interrupt_leaves_a_step_taken_or_not_taken(make, dtype):
+    def prepare():
+        params, optimizer = trained(make, dtype)
+        return (params, optimizer), optimizer.step
+
+    assert_whole(prepare, lambda subject: all_of(*subject), instructions=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+def test_a_real_signal_leaves_a_step_taken_or_not_taken():
+    """The moments are those of a constant gradient: they tell how many steps there were."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    params = [parameter(np.full(3, 1.0)) for _ in range(20)]
+    optimizer = ld.AdamW(params, lr=1e-6)
+    for p in params:
+        p.grad = np.ones(3)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(300):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 2e-6 * (i % 100))
+                while True:
+                    optimizer.step()
+            assert len({p.data.tobytes() for p in params}) == 1
+            moments = {repr(optimizer.state[p]) for p in params} if optimizer.state else {""}
+            assert len(moments) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    t, m = (optimizer.state[params[0]][name] for name in ("step", "exp_avg"))
+    assert t > 10
+    assert_allclose(m, 1 - 0.9**t, rtol=1e-9)
+
+
+@every_optimizer
+@pytest.mark.parametrize("what", ["over", "invalid"])
+def test_a_step_that_numpy_refuses_is_not_taken(make, what):
+    """The first two parameters could have moved."""
+    params, optimizer = trained(make)
+    last = params[-1]
+    last.grad[...], last.data[...] = (1e308, -1.7e308) if what == "over" else (np.inf, np.inf)
+    optimizer.param_groups[1]["lr"] = 10.0
+    before = all_of(params, optimizer)
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert all_of(params, optimizer) == before
+
+
+class Halving(ld.SGD):
+    """An optimizer of one's own: p ← p/2, which remembers the last gradient."""
+
+    def _moved(self, p, g, state, rate, options):
+        return p / 2, {"last": g}
+
+
+def test_an_optimizer_of_ones_own_returns_the_new_value_and_the_new_state():
+    p = parameter()
+    optimizer = Halving([p])
+    p.grad = GRADIENTS[0]
+    optimizer.step()
+    assert_array_equal(p.data, START / 2)
+    assert_array_equal(optimizer.state[p]["last"], GRADIENTS[0])
+
+
+#: What a step of one's own may return by mistake.
+MISTAKES = {
+    "a value without a state": lambda p: p / 2,
+    "a value of another shape": lambda p: (p[:1], {}),
+    "nothing": lambda p: None,
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_step_of_ones_own_that_makes_something_else_is_not_taken(name):
+    class Wrong(ld.SGD):
+        def _moved(self, p, g, state, rate, options):
+            return MISTAKES[name](p) if p.ndim else (p / 2, {})
+
+    p, q = parameter(2.0), parameter()
+    optimizer = Wrong([p, q])
+    p.grad, q.grad = np.ones(()), np.ones(q.shape)
+    with pytest.raises((ValueError, TypeError)):
+        optimizer.step()
+    assert all_of([p, q], optimizer) == all_of([parameter(2.0), parameter()], Wrong([p, q]))
+
+
+@every_optimizer
+def test_an_interrupt_leaves_a_state_loaded_or_not_loaded(make):
+    _, optimizer = trained(make)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.3
+    state = optimizer.state_dict()
+
+    def prepare():
+        params, optimizer = trained(make)
+        return (params, optimizer), lambda: optimizer.load_state_dict(state)
+
+    assert_whole(prepare, lambda subject: all_of(*subject))
+
+
+def test_an_interrupt_leaves_all_gradients_or_none():
+    def prepare():
+        params, optimizer = trained(ld.SGD)
+        return params, optimizer.zero_grad
+
+    assert_whole(prepare, lambda params: [p.grad is None for p in params])
+
+
+def test_an_interrupt_leaves_a_group_added_or_not_added():
+    def prepare():
+        params, optimizer = trained(ld.SGD)
+        group = {"params": [parameter(), parameter()], "lr": 3.0}
+        return (params, optimizer), lambda: optimizer.add_param_group(group)
+
+    assert_whole(prepare, lambda subject: all_of(*subject))
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_number_too_small_to_matter_raises_nothing(make, dtype):
+    """The square of a small gradient, the rate times it, a moment that fades: they underflow to 0."""
+    tiny = float(np.finfo(dtype).tiny)
+    params = [parameter(np.array([1.0, 0.1]), dtype), parameter(tiny, dtype)]
+    plain = [parameter(p.data, dtype) for p in params]
+    optimizer, twin = make(params, lr=1e-3), make(plain, lr=1e-3)
+    for small in (tiny, 2 * tiny, 0.0, tiny):
+        for p in params + plain:
+            p.grad = np.full_like(p.data, small)
+        with np.errstate(all="raise"):
+            optimizer.step(1e-3)
+        twin.step(1e-3)
+    assert all_of(params, optimizer) == all_of(plain, twin)
 
 
 # ----------------------------------------------------------------------------- groups and schedules
