@@ -98,6 +98,8 @@ class Optimizer:
         A :class:`Group` for each group: ``optimizer.param_groups[0]["lr"] = 0.01`` sets its rate.
     state
         What is remembered of each parameter that has been moved, by PyTorch's names.
+    steps_taken
+        How many steps it has taken since it was made.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class Optimizer:
         self._defaults = {name: checked_option(name, value) for name, value in options.items()}
         self._groups: tuple[Group, ...] = ()
         self._state: dict[Tensor, dict[str, Any]] = {}
+        self._steps_taken = 0
         for group in _as_groups(params):
             self.add_param_group(group)
         if not any(p.requires_grad for p in self._parameters()):
@@ -166,6 +169,11 @@ class Optimizer:
     def state(self) -> dict[Tensor, dict[str, Any]]:
         """What is remembered of each parameter that has been moved."""
         return self._state
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps it has taken since it was made."""
+        return self._steps_taken
 
     def _parameters(self) -> Iterator[Tensor]:
         """Yield every parameter, in the order in which they were given."""
@@ -239,7 +247,9 @@ class Optimizer:
                     data, g = data.astype(np.float32), g.astype(np.float32)
                 moved, states[p] = self._moved(data, g, states.get(p, {}), rate, options)
                 changes.append((p.assign, p.data, np.asarray(moved, dtype)))
-        all_or_none([*changes, setting(self, "_state", states)])
+        changes.append(setting(self, "_state", states))
+        changes.append(setting(self, "_steps_taken", self._steps_taken + 1))
+        all_or_none(changes)
 
     def _moved(
         self, p: Any, g: Any, state: Mapping[str, Any], rate: float, options: Mapping[str, Any]

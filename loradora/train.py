@@ -66,7 +66,7 @@ def fit(
     loss: Loss = mg.cross_entropy,
     start: int = 0,
     rng: Rng,
-) -> Iterator[Step]:
+) -> Training:
     """Train on shuffled batches; yield a record after each step.
 
     It works as it is iterated, and not before.  ``for step in fit(…): pass`` trains without a word.  A
@@ -121,6 +121,11 @@ def fit(
     the parameters, the state of the optimizer, the number of steps taken, and the generators that dropout
     draws from.  For an adapter, ``save_adapter`` and ``from_pretrained(…, is_trainable=True)`` take the
     places of ``save_model`` and ``load_model``.
+
+    Ctrl-C, or an error, leaves every step taken or not taken.  After ``training = fit(…)`` and
+    ``for step in training``, ``training.taken`` is their number, which is the ``start`` to go on from.
+    The last record may say one less.  With dropout it is another training from there, because what was
+    drawn for a step that was not taken stays drawn.
 
     Examples
     --------
@@ -198,15 +203,30 @@ def fit(
             yield Step(step, steps, value.item(), factor)
         optimizer.zero_grad()  # lest an old gradient be taken for a new one
 
-    return _Training(training())
+    return Training(training(), optimizer, start)
 
 
-class _Training(Iterator[Step]):
-    """The steps of a training; it warns if nobody has asked for one."""
+class Training(Iterator[Step]):
+    """What :func:`fit` returns: a training that takes its next step when it is asked for it.
 
-    def __init__(self, steps: Generator[Step, None, None]) -> None:
+    It warns if nobody has asked for one.
+    """
+
+    def __init__(
+        self, steps: Generator[Step, None, None], optimizer: Optimizer, start: int
+    ) -> None:
         self._steps = steps
+        self._optimizer = optimizer
+        self._elsewhere = optimizer.steps_taken - start
         self._begun = False
+
+    @property
+    def taken(self) -> int:
+        """How many steps have been taken, those before ``start`` included.
+
+        It counts those of the optimizer, which nothing else may move meanwhile.
+        """
+        return self._optimizer.steps_taken - self._elsewhere
 
     def __next__(self) -> Step:
         self._begun = True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupting import interrupted_everywhere
 from numpy.testing import assert_allclose
 
 import loradora as ld
@@ -589,6 +590,70 @@ def test_an_interrupted_training_goes_on_bit_by_bit_in_another_process(model, op
             found += more
         assert found == losses
         assert reached == parameters
+
+
+OPTIMIZERS = {
+    "AdamW": lambda params: ld.AdamW(params, lr=0.1),
+    "SGD": lambda params: ld.SGD(params, lr=0.1),
+    "momentum": lambda params: ld.SGD(params, lr=0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_after_an_interrupt_anywhere_a_training_knows_how_far_it_came_and_goes_on_bit_by_bit(name):
+    """In the third step of five, of a training that has gone on once before."""
+
+    def begun():
+        model = ld.Linear(8, 3, rng=1)
+        optimizer = OPTIMIZERS[name](model.parameters())
+        return model, optimizer, go_on(model, optimizer, 0)
+
+    def go_on(model, optimizer, start):
+        options = {"steps": 5, "batch_size": 20, "schedule": linear_decay, "rng": 4}
+        return ld.fit(model, X, LABELS, optimizer=optimizer, start=start, **options)
+
+    def state(model, optimizer):
+        entries = [*model.state_dict().values(), *optimizer.state_dict().values()]
+        return [array.tobytes() for array in entries]
+
+    model, optimizer, training = begun()
+    states = [state(model, optimizer)]
+    for _ in training:
+        states.append(state(model, optimizer))
+
+    def prepare():
+        model, optimizer, training = begun()
+        next(training)
+        training.close()
+        training = go_on(model, optimizer, training.taken)
+        next(training)
+        return (model, optimizer, training), lambda: next(training)
+
+    reached = []
+    for model, optimizer, training in interrupted_everywhere(prepare):
+        reached.append(training.taken)
+        assert state(model, optimizer) == states[training.taken]
+        for _ in go_on(model, optimizer, training.taken):
+            pass
+        assert state(model, optimizer) == states[5]
+    assert set(reached) == {2, 3}
+    assert reached == sorted(reached)
+
+
+def test_a_training_counts_the_steps_that_were_taken():
+    optimizer = ld.SGD((model := base()).parameters())
+    options = {"optimizer": optimizer, "steps": 9, "rng": 0}
+    training = ld.fit(model, X, LABELS, **options)
+    assert training.taken == 0
+    for step in training:
+        assert training.taken == step.step
+        if step.step == 6:
+            break
+    again = ld.fit(model, X, LABELS, start=training.taken, **options)
+    assert again.taken == 6
+    assert [step.step for step in again] == [7, 8, 9]
+    assert again.taken == 9
+    assert optimizer.steps_taken == 9
 
 
 def test_one_logit_is_no_classifier():
