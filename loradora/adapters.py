@@ -162,6 +162,7 @@ class LowRankLinear(Adapted):
         For r < 1, an α that is not finite, a dropout rate outside [0, 1).
     """
 
+    @np.errstate(under="ignore")
     def __init__(
         self,
         base: Linear,

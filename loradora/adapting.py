@@ -204,6 +204,7 @@ class Adapter:
         """Return the tensors that are no part of it, but of the base, by their names in files."""
         return {name: self._tensors[name] for name in self._constants}
 
+    @np.errstate(under="ignore")
     def load(self, source: str | Path, file: checkpoint.AdapterFile, allow_nan: bool) -> None:
         """Set its tensors to those of a file, if that fits; else CheckpointError, listing why not."""
         arrays = checkpoint.check(

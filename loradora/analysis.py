@@ -62,6 +62,7 @@ class Count(NamedTuple):
 # ----------------------------------------------------------------------------- magnitude and direction
 
 
+@np.errstate(under="ignore")
 def magnitude_and_direction(W: Matrix) -> tuple[Array, Array]:
     """Return m (out,) and V̂ (out, in) with W = m ∘ V̂ row by row, m ≥ 0 and ‖v̂ᵢ‖ = 1 (eq. 2).
 
@@ -91,6 +92,7 @@ def magnitude_and_direction(W: Matrix) -> tuple[Array, Array]:
     return m, rows / np.where(m == 0, 1, m)[:, None]
 
 
+@np.errstate(under="ignore")
 def change(W0: Matrix, W: Matrix) -> Change:
     """Return ΔM and ΔD between two weights (eq. 3 and 4).
 
@@ -158,6 +160,7 @@ def weight_decomposition(before: Module, after: Module) -> dict[str, Change]:
     return {path: change(W0[path], W[path]) for path in W0}
 
 
+@np.errstate(under="ignore")
 def correlation(changes: Iterable[Change]) -> float:
     """Return Pearson's correlation of ΔM and ΔD over layers and checkpoints (§3.2 of the paper).
 
@@ -178,7 +181,7 @@ def correlation(changes: Iterable[Change]) -> float:
     """
     points = np.array(list(changes), dtype=np.float64).reshape(-1, 2)
     centred = points - points.mean(axis=0) if len(points) else points
-    lengths = np.linalg.norm(centred, axis=0)
+    lengths = row_length(centred, axis=0).data  # which neither overflows nor underflows
     if len(points) < 2 or not np.all(lengths > 0):
         raise ValueError("a correlation needs two points that differ in magnitude and in direction")
     M, D = (centred / lengths).T
@@ -208,6 +211,7 @@ def spectrum(dW: Matrix) -> Array:
     return np.asarray(np.linalg.svd(_matrix(dW), compute_uv=False), np.float64)
 
 
+@np.errstate(under="ignore")
 def effective_rank(dW: Matrix) -> float:
     """Return e^H with H = −Σ pᵢ log pᵢ the entropy of the singular values, pᵢ = σᵢ/Σσ.
 

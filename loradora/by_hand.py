@@ -105,6 +105,7 @@ class DoRAGradients(NamedTuple):
     V: Array
 
 
+@np.errstate(under="ignore")
 def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: float) -> Array:
     """Return y = x W0ᵀ + b + s (x Aᵀ) Bᵀ, shape (N, out) (arXiv:2106.09685, eq. 3).
 
@@ -133,6 +134,7 @@ def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: f
     return y
 
 
+@np.errstate(under="ignore")
 def lora_gradients(G: Array, x: Array, W0: Array, A: Array, B: Array, s: float) -> LoRAGradients:
     """Return the cotangents of x, A and B for the cotangent G of y: see the derivation above.
 
@@ -165,6 +167,7 @@ def lora_gradients(G: Array, x: Array, W0: Array, A: Array, B: Array, s: float) 
     return LoRAGradients(x=G @ W0 + h_bar @ A, A=h_bar.T @ x, B=s * (G.T @ h))
 
 
+@np.errstate(under="ignore")
 def dora_forward(
     x: Array, W0: Array, b: Array | float, A: Array, B: Array, m: Array, s: float
 ) -> Array:
@@ -196,6 +199,7 @@ def dora_forward(
     return y
 
 
+@np.errstate(under="ignore")
 def dora_gradients(
     G: Array,
     x: Array,

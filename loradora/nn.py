@@ -162,7 +162,7 @@ class Module:
         wrong = misfits(self.expected(state), given)
         found = []
         for name, p in self.named_parameters() if not wrong else ():
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", under="ignore"):
                 value = given[name].astype(p.dtype)
             if np.isfinite(given[name]).all() and not np.isfinite(value).all():
                 wrong.append(f"{name} has numbers that are too large for {p.dtype}")
@@ -413,7 +413,8 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
     """
     if isinstance(x, Tensor) or (type(x) is np.ndarray and x.dtype == dtype):
         return x
-    return as_reals(x).astype(dtype, copy=False)
+    with np.errstate(under="ignore"):
+        return as_reals(x).astype(dtype, copy=False)
 
 
 def generator(rng: Rng) -> np.random.Generator:
@@ -426,6 +427,7 @@ def generator(rng: Rng) -> np.random.Generator:
         raise type(error)(f"rng must be a Generator, a seed or None, not {rng!r}") from error
 
 
+@np.errstate(under="ignore")
 def uniform(
     rng: np.random.Generator, bound: float, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> Tensor:

@@ -336,6 +336,7 @@ class PeftModel(Module):
             p.data = arrays[key]
         return new
 
+    @np.errstate(under="ignore")
     def _weighted(
         self, chosen: list[Adapter], weights: Sequence[float], kind: str, svd_rank: int | None
     ) -> Adapter:

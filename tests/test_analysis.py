@@ -132,6 +132,15 @@ def test_correlation_is_pearsons(seed, count):
     assert_allclose(analysis.correlation(stretched), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200, 1e307])
+def test_correlation_does_not_ask_how_large_the_changes_are(size):
+    """Squares of these are 0 or infinite."""
+    points = [(1, 3), (2, 1), (4, 0), (5, 2)]
+    expected = np.corrcoef(np.transpose(points))[0, 1]
+    found = analysis.correlation([Change(m * size, d * size) for m, d in points])
+    assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("points", [[], [(1, 2)], [(1, 2), (1, 3)], [(1, 2), (2, 2)]])
 def test_correlation_needs_points_that_differ(points):
     with pytest.raises(ValueError, match="two points"):

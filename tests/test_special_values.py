@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+import loradora as ld
 import minigrad as mg
+from loradora import analysis, by_hand
 
 inf, nan = np.inf, np.nan
 
@@ -645,3 +647,110 @@ def test_a_norm_counts_squares_that_vanish_one_by_one():
     x = np.full(10**6, 3e-23, np.float32)  # 9e-46 is 0 in float32, but a million of them is not
     x[0] = 1.2e-19
     assert_allclose(mg.norm(x).item(), np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
+
+
+# ----------------------------------------------------------------------------- too small to matter
+
+TINY = float(np.finfo(np.float64).tiny)
+
+
+def tiny(*shape, dtype=np.float64):
+    """Return numbers about as small as the dtype has."""
+    with np.errstate(under="ignore"):
+        found = np.random.default_rng(0).normal(size=shape) * float(np.finfo(dtype).tiny)
+        return found.astype(dtype)
+
+
+def tiny_linear(dtype=np.float32):
+    layer = ld.Linear(6, 4, rng=0, dtype=dtype)
+    layer.weight.data, layer.bias.data = tiny(4, 6, dtype=dtype), tiny(4, dtype=dtype)
+    return layer
+
+
+def adapted(**options):
+    config = ld.LoraConfig(r=2, lora_alpha=1, target_modules="all-linear", **options)
+    model = ld.get_peft_model(ld.Sequential(tiny_linear()), config, rng=0)
+    for p in model.trainable_parameters():
+        p.data = tiny(*p.shape, dtype=p.dtype)
+    return model
+
+
+def loaded_with_float64(load, model):
+    load(model, {name: tiny(*a.shape) for name, a in ld.get_peft_model_state_dict(model).items()})
+    return model
+
+
+def summed(kind):
+    model = adapted()
+    model.add_weighted_adapter(["default"], [0.3], "sum", kind)
+    model.set_adapter("sum")
+    return model
+
+
+def trained(optimizer):
+    model, x, labels = adapted(), tiny(8, 6, dtype=np.float32), np.arange(8) % 4
+    list(ld.fit(model, x, labels, optimizer=optimizer(model.parameters()), steps=3, rng=0))
+    ld.evaluate(model, x, labels)
+    return model
+
+
+def into_float32():
+    layer = tiny_linear()
+    layer.load_state_dict(tiny_linear(np.float64).state_dict())
+    return layer
+
+
+def float16_adapter(**options):
+    return ld.LoRALinear(
+        ld.Linear(100, 9, dtype=np.float16, rng=0), r=9, lora_alpha=1, rng=0, **options
+    )
+
+
+A, B, W0, X, G = tiny(2, 3), tiny(4, 2), tiny(4, 3), tiny(5, 3), tiny(5, 4)
+
+#: What underflows on its way to a model, or to arrays, and is none the worse for it.
+UNDERFLOWS = {
+    "float16 weights": lambda: ld.Linear(100, 100, rng=0, dtype=np.float16),
+    "float64 inputs": lambda: [ld.Linear(6, 4, rng=0)(tiny(5, 6)).data],
+    "a state in float64": into_float32,
+    "a float16 adapter": lambda: float16_adapter(autocast_adapter_dtype=False),
+    "pissa": lambda: ld.LoRALinear(
+        tiny_linear(np.float64), r=2, lora_alpha=30, init_lora_weights="pissa"
+    ),
+    "olora": lambda: ld.LoRALinear(tiny_linear(), r=2, lora_alpha=3, init_lora_weights="olora"),
+    "dora": lambda: adapted(use_dora=True),
+    "an adapter in float64": lambda: loaded_with_float64(ld.set_peft_model_state_dict, adapted()),
+    "its state_dict": lambda: adapted().load_state_dict(adapted().state_dict()),
+    "cat": lambda: summed("cat"),
+    "svd": lambda: summed("svd"),
+    "linear": lambda: summed("linear"),
+    "merging": lambda: adapted(use_dora=True).merge_and_unload(),
+    "training": lambda: trained(ld.AdamW),
+    "training with SGD": lambda: trained(lambda params: ld.SGD(params, momentum=0.9)),
+    "magnitude_and_direction": lambda: analysis.magnitude_and_direction([[3.0, TINY]]),
+    "change": lambda: analysis.change(tiny(3, 3), tiny(3, 3)[::-1]),
+    "effective_rank": lambda: [analysis.effective_rank(np.diag([1e10, TINY]))],
+    "correlation": lambda: [
+        analysis.correlation([analysis.Change(k * TINY / 3, k * k * TINY) for k in (1, 2, 4)])
+    ],
+    "lora_forward": lambda: [by_hand.lora_forward(X, W0, 0, A, B, 0.3)],
+    "lora_gradients": lambda: by_hand.lora_gradients(G, X, W0, A, B, 0.3),
+    "dora_forward": lambda: [by_hand.dora_forward(X, W0, 0, A, B, np.ones(4), 0.3)],
+    "dora_gradients": lambda: by_hand.dora_gradients(G, X, W0, A, B, np.ones(4), 0.3),
+    "gradcheck": lambda: mg.gradcheck(lambda x: x * TINY / 3, np.array([0.7])),
+    "gradgradcheck": lambda: mg.gradgradcheck(lambda x: x * x * TINY / 3, np.array([0.7])),
+}
+
+
+def arrays_of(found):
+    """Return what was made as bytes."""
+    if isinstance(found, ld.Module):
+        found = found.state_dict().values()
+    return [np.asarray(array).tobytes() for array in found or ()]
+
+
+@pytest.mark.parametrize("name", UNDERFLOWS)
+def test_an_underflow_is_no_error_whatever_numpy_is_told_to_do(name):
+    with np.errstate(all="raise"):
+        found = arrays_of(UNDERFLOWS[name]())
+    assert found == arrays_of(UNDERFLOWS[name]())
