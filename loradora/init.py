@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from loradora.nn import short
+
 Scheme: TypeAlias = bool | Literal["gaussian", "orthogonal", "pissa", "olora"]
 Matrix: TypeAlias = npt.NDArray[Any]
 
@@ -50,7 +52,7 @@ def initial_factors(
         with "pissa" and "olora".
     """
     if not any(type(known) is type(scheme) and known == scheme for known in SCHEMES):
-        raise ValueError(f"init_lora_weights must be one of {SCHEMES}, not {scheme!r}")
+        raise ValueError(f"init_lora_weights must be one of {SCHEMES}, not {short(scheme)}")
     out_features, in_features = W0.shape
     if scheme == "gaussian":
         return rng.normal(0, 1 / r, (r, in_features)), np.zeros((out_features, r)), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
+import sys
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -435,26 +436,39 @@ def uniform(
     return Tensor(rng.uniform(-bound, bound, shape).astype(dtype), requires_grad=True)
 
 
+def short(value: Any) -> str:
+    """Return a repr that fits into a message, however large or deep the value is."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = 80
+    try:
+        text = form.repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        text = f"an {type(value).__name__} of very many digits"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def check_positive(**values: Any) -> None:
-    """Raise unless every value is an int (not a bool) of at least 1."""
+    """Raise unless every value is an int (not a bool) of at least 1, and a size that memory can have."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
+            raise TypeError(f"{name} must be an integer, not {short(value)}")
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise ValueError(f"{name} must be at least 1, not {short(int(value))}")
+        if value > sys.maxsize:
+            raise ValueError(f"{name} must be at most {sys.maxsize}, not {short(int(value))}")
 
 
 def check_finite(**values: Any) -> None:
     """Raise unless every value is a finite real number (not a bool)."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, not {value!r}")
+            raise TypeError(f"{name} must be a number, not {short(value)}")
         try:
             finite = math.isfinite(value)
         except OverflowError:  # an integer that no float can hold
             finite = False
         if not finite:
-            raise ValueError(f"{name} must be finite, not {value!r}")
+            raise ValueError(f"{name} must be finite, not {short(value)}")
 
 
 class ReLU(Module):
