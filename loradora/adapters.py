@@ -52,6 +52,7 @@ from loradora.nn import (
     check_formula,
     check_positive,
     generator,
+    short,
 )
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
@@ -159,7 +160,8 @@ class LowRankLinear(Adapted):
     TypeError
         If ``base`` is not a Linear or has a ``forward`` of its own, or ``r`` is not an int.
     ValueError
-        For r < 1, an α that is not finite, a dropout rate outside [0, 1).
+        For r < 1, an α that is not finite or too large or small for s in the dtype of the adapter, a
+        dropout rate outside [0, 1).
     """
 
     @np.errstate(under="ignore")
@@ -184,11 +186,12 @@ class LowRankLinear(Adapted):
         check_finite(lora_alpha=lora_alpha)
         rng = generator(rng)
         self.lora_dropout = Dropout(lora_dropout, rng=rng)
-        self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         W0 = base.weight.data
+        dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
+        self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
+        _check_scaling(self.scaling, lora_alpha, r, dtype)
         # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
-        dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
         self.base_layer = frozen(base, residual)
         self.A = Tensor(A.astype(dtype), requires_grad=True)
         self.B = Tensor(B.astype(dtype), requires_grad=True)
@@ -219,6 +222,15 @@ class LowRankLinear(Adapted):
     def extra_repr(self) -> str:
         """Return the base layer's, rank and scaling."""
         return f"{self.base_layer.extra_repr()}, r={self.r}, scaling={self.scaling:g}"
+
+
+def _check_scaling(s: float, lora_alpha: float, r: int, dtype: npt.DTypeLike) -> None:
+    """Raise ValueError unless s is a normal number of this dtype, or α is 0."""
+    limits = np.finfo(dtype)
+    if lora_alpha != 0 and not float(limits.tiny) <= abs(s) <= float(limits.max):
+        raise ValueError(
+            f"lora_alpha={short(lora_alpha)} with r={r} scales by {s:g}, which {limits.dtype} cannot hold"
+        )
 
 
 class LoRALinear(LowRankLinear):

@@ -1191,6 +1191,8 @@ REFUSED = [
     ({"r": True}, TypeError, "r must be an integer, not True"),
     ({"r": 2.0}, TypeError, r"r must be an integer, not 2\.0"),
     ({"r": "4"}, TypeError, "r must be an integer, not '4'"),
+    ({"r": 2**70}, ValueError, "r must be at most .*, not 1180591620717411303424"),
+    ({"r": "4" * 10**6}, TypeError, r"^r must be an integer, not '4{1,50}\.\.\.4{1,50}'$"),
     ({"lora_alpha": math.nan}, ValueError, "lora_alpha must be finite, not nan"),
     ({"lora_alpha": math.inf}, ValueError, "lora_alpha must be finite, not inf"),
     ({"lora_alpha": True}, TypeError, "lora_alpha must be a number, not True"),
@@ -1203,6 +1205,7 @@ REFUSED = [
     ({"lora_dropout": math.nan}, ValueError, r"dropout rate must lie in \[0, 1\), not nan"),
     ({"init_lora_weights": "eva"}, ValueError, "init_lora_weights must be one of .* not 'eva'"),
     ({"init_lora_weights": 1}, ValueError, "init_lora_weights must be one of .* not 1"),
+    ({"init_lora_weights": "x" * 10**6}, ValueError, r"not 'x{1,50}\.\.\.x{1,50}'$"),
     ({"base": ld.ReLU()}, TypeError, "adapts a Linear layer, not ReLU"),
     ({"base": np.ones((3, 3))}, TypeError, "adapts a Linear layer, not ndarray"),
 ]
@@ -1214,6 +1217,43 @@ def test_bad_options_are_refused_by_name_and_value(cls, wrong, error, message):
     options = {"base": ld.Linear(3, 4), "r": 2, "lora_alpha": 4, **wrong}
     with pytest.raises(error, match=message):
         cls(options.pop("base"), **options)
+
+
+@pytest.mark.parametrize("cls", [ld.LoRALinear, ld.DoRALinear])
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize(
+    ("lora_alpha", "dtype", "cast"),
+    [
+        (1e308, np.float32, True),
+        (-1e308, np.float32, True),
+        (1e39, np.float32, True),
+        (2 * 10**38 * 3, np.float32, True),
+        (1e-45, np.float32, True),
+        (5e-324, np.float64, True),
+        (1e39, np.float16, True),
+        (1e6, np.float16, False),
+        (-1e6, np.float16, False),
+        (1e-8, np.float16, False),
+    ],
+)
+def test_a_scaling_that_the_dtype_cannot_hold_is_refused(cls, use_rslora, lora_alpha, dtype, cast):
+    options = {"use_rslora": use_rslora, "autocast_adapter_dtype": cast}
+    base = ld.Linear(3, 4, dtype=dtype)
+    held = np.dtype(np.float32 if cast and dtype == np.float16 else dtype)
+    message = f"lora_alpha=.* with r=1 scales by .*, which {held} cannot hold"
+    with pytest.raises(ValueError, match=message):
+        cls(base, r=1, lora_alpha=lora_alpha, **options)
+    assert base.weight.data.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("lora_alpha", "dtype"),
+    [(0, np.float32), (1e30, np.float32), (-1e-30, np.float32), (1e6, np.float16), (1e300, float)],
+)
+def test_a_scaling_that_it_can_hold_is_not(lora_alpha, dtype):
+    layer = ld.LoRALinear(ld.Linear(3, 4, dtype=dtype), r=2, lora_alpha=lora_alpha)
+    assert layer.scaling == lora_alpha / 2
+    assert np.isfinite(layer(np.ones(3, dtype)).data).all()
 
 
 @pytest.mark.parametrize("norm_axis", [2, -1, None])
