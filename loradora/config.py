@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
+import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
-from loradora.nn import check_finite, check_positive
+from loradora.nn import check_finite, check_positive, short
+from loradora.patterns import all_of, numbered, trailing, whole
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -54,7 +55,8 @@ class LoraConfig:
     target_modules
         The Linear layers to adapt: a list of names, each matching whole trailing parts
         of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
-        path; or "all-linear", in any case.
+        path; or "all-linear", in any case.  An expression whose search could take long is refused, here
+        and in all options that take one: see :mod:`loradora.patterns`.
     exclude_modules
         Layers not to adapt, in the same forms.
     lora_dropout
@@ -93,7 +95,8 @@ class LoraConfig:
     inference_mode
         The adapter is frozen until ``set_adapter`` activates it to be trained.
     auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
-        What PEFT notes in the file; kept for it.
+        What PEFT notes in the file; kept for it.  The mapping is a dict of plain values, the others are
+        strings.
 
     PEFT's other options are known, too, and refused with the reason unless they have their default.
 
@@ -153,6 +156,7 @@ class LoraConfig:
             if isinstance(value, ReadOnly):  # of a frozen config
                 setattr(self, name, _json(value))
         self._check_absent()
+        self._check_notes()
         self._set_names()
         self._check_names()
         self._check_expressions()
@@ -182,7 +186,7 @@ class LoraConfig:
         """Raise if options are set that do not go together."""
         for name, value in self.own_options().items():
             if not self.use_dora:
-                raise ValueError(f"{name}={value!r} goes with use_dora=True")
+                raise ValueError(f"{name}={short(value)} goes with use_dora=True")
         if self.lora_bias and self.use_dora:
             raise ValueError("lora_bias does not go with use_dora: m scales a weight, not a bias")
         if self.lora_bias and not isinstance(self.init_lora_weights, bool):
@@ -203,7 +207,17 @@ class LoraConfig:
         for option in dataclasses.fields(self):
             name, value, notes = option.name, getattr(self, option.name), option.metadata
             if "absent" in notes and value and value != notes["default"]:
-                raise ValueError(f"{name}={value!r} is not implemented: {notes['absent']}")
+                raise ValueError(f"{name}={short(value)} is not implemented: {notes['absent']}")
+
+    def _check_notes(self) -> None:
+        """Raise unless what is only kept for PEFT is what PEFT writes."""
+        for name in ("base_model_name_or_path", "peft_version", "revision"):
+            value = getattr(self, name)
+            if value is not None and not _is_text(value):
+                raise TypeError(f"{name} must be a string, not {short(value)}")
+        mapping = self.auto_mapping
+        if mapping is not None and not (isinstance(mapping, Mapping) and _is_plain(mapping)):
+            raise TypeError(f"auto_mapping must be a dict of plain values, not {short(mapping)}")
 
     def _set_names(self) -> None:
         """Write in small letters what may be given in any case, and fill in the version."""
@@ -220,42 +234,37 @@ class LoraConfig:
         """Raise unless names and patterns are strings, and layer numbers integers."""
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
-            one = value is None or (isinstance(value, str) and name != "modules_to_save")
-            if not one and not _all_are(str, value):
-                raise TypeError(f"{name} must be a list of names, not {value!r}")
+            one = value is None or (_is_text(value) and name != "modules_to_save")
+            if not one and not _all_are(_is_text, value):
+                raise TypeError(f"{name} must be a list of names, not {short(value)}")
         if "" in (self.modules_to_save or ()):  # every path ends in it
             raise ValueError("modules_to_save holds an empty name, which is the end of every path")
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
-            if not isinstance(value, Mapping) or not _all_are(str, list(value)):
-                raise TypeError(f"{name} must be a dict from names to numbers, not {value!r}")
-        numbers = self.layers_to_transform
-        if not (numbers is None or _all_are(Integral, [numbers]) or _all_are(Integral, numbers)):
-            raise TypeError(f"layers_to_transform must be a list of integers, not {numbers!r}")
+            if not isinstance(value, Mapping) or not _all_are(_is_text, list(value)):
+                raise TypeError(f"{name} must be a dict from names to numbers, not {short(value)}")
+        wanted = self.layers_to_transform
+        if not (wanted is None or _is_integer(wanted) or _all_are(_is_integer, wanted)):
+            raise TypeError(f"layers_to_transform must be a list of integers, not {short(wanted)}")
 
     def _check_expressions(self) -> None:
-        """Raise unless every pattern can be compiled, as it is given and as it is meant."""
-        expressions = [
-            *[(p, p) for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)],
-            *[(p, leading(p)) for p in listed(self.layers_pattern)],
-            *[(p, trailing(p)) for p in (*self.rank_pattern, *self.alpha_pattern)],
-        ]
-        for given, meant in expressions:
-            try:
-                re.compile(given)
-                re.compile(meant)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"{given[:80]!r} is no regular expression: {error}") from error
+        """Raise PatternError unless every pattern can be compiled and run, as it is meant."""
+        for name in ("target_modules", "exclude_modules"):
+            pattern = getattr(self, name)
+            all_of(name, whole, [pattern] if isinstance(pattern, str) else [])
+        all_of("layers_pattern", numbered, listed(self.layers_pattern))
+        all_of("rank_pattern", trailing, self.rank_pattern)
+        all_of("alpha_pattern", trailing, self.alpha_pattern)
 
     def _check_numbers(self) -> None:
         """Raise unless ranks are positive integers and the others finite; make them Python's own."""
-        ranks = {f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}
+        ranks = {f"rank_pattern[{short(k)}]": v for k, v in self.rank_pattern.items()}
         check_positive(r=self.r, **ranks)
-        alphas = {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
+        alphas = {f"alpha_pattern[{short(k)}]": v for k, v in self.alpha_pattern.items()}
         numbers = {"lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout, **alphas}
         check_finite(**numbers)
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
+            raise ValueError(f"lora_dropout must lie in [0, 1), not {short(self.lora_dropout)}")
         self.r = int(self.r)
         self.lora_alpha, self.lora_dropout = _plain(self.lora_alpha), float(self.lora_dropout)
         self.rank_pattern = {k: int(v) for k, v in self.rank_pattern.items()}
@@ -269,7 +278,7 @@ class LoraConfig:
         value = getattr(self, name)
         matching = [a for a in allowed if isinstance(value, type(a)) and value == a]
         if not matching or (isinstance(value, int) and type(value) is not type(matching[0])):
-            raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+            raise ValueError(f"{name} must be one of {allowed}, not {short(value)}")
         setattr(self, name, matching[0])  # PEFT's TaskType is a str, but JSON would not know it
 
     # -- the config of an adapter, which says how it was made
@@ -330,12 +339,15 @@ class LoraConfig:
         UserWarning
             For keys that neither side knows (a newer file).
         """
+        if not isinstance(values, Mapping) or not _all_are(_is_text, list(values)):
+            raise TypeError(f"a config is a dict from options to values, not {short(values)}")
         if values.get("peft_type") != "LORA":
-            raise ValueError(f"peft_type must be 'LORA', not {values.get('peft_type')!r}")
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+            raise ValueError(f"peft_type must be 'LORA', not {short(values.get('peft_type'))}")
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            warnings.warn(f"unknown keys in the adapter config: {unknown}", stacklevel=2)
-        return cls(**{name: value for name, value in values.items() if name not in unknown})
+            warnings.warn(f"unknown keys in the adapter config: {short(unknown)}", stacklevel=2)
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``adapter_config.json`` into a directory, which is made if it is not there.
@@ -396,7 +408,7 @@ def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
     start = scheme.lower() if isinstance(scheme, str) else ""
     if start in ("corda", "loftq") or start.startswith("pissa_niter_"):
         raise ValueError(
-            f"{scheme!r} adapters act on another weight than the base's, and it is not in the file; "
+            f"{short(scheme)} adapters act on another weight than the base's, and it is not in the file; "
             "for PiSSA and CorDA, save them again in PEFT with "
             "path_initial_model_for_weight_conversion"
         )
@@ -411,11 +423,11 @@ def _plain(number: Any) -> float:
 
 def _json(value: Any) -> Any:
     """Return a copy of ``value`` made of dicts and lists, a set in order."""
+    if isinstance(value, (str, int, float)) or not isinstance(value, Collection):
+        return value
     if isinstance(value, Mapping):
         return {key: _json(v) for key, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value)
-    return [_json(v) for v in value] if isinstance(value, (list, tuple, range)) else value
+    return [_json(v) for v in (sorted(value) if isinstance(value, Set) else value)]
 
 
 class ReadOnly(dict[str, Any]):
@@ -440,23 +452,36 @@ def _fixed(value: Any) -> Any:
     return tuple(_fixed(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def _all_are(kind: type, values: Any) -> bool:
-    """Whether ``values`` is a collection, not a string or a dict, of ``kind`` alone; a bool is no int."""
+def _is_text(value: Any) -> bool:
+    """Whether ``value`` is a string that any file can hold: half of a surrogate pair is no letter."""
+    return isinstance(value, str) and (
+        value.isascii() or value.encode(errors="replace").decode() == value
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer, not a bool, and no larger than any reader of JSON takes."""
+    whole_number = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole_number and abs(int(value)) <= sys.maxsize
+
+
+def _is_plain(value: Any, levels: int = 4) -> bool:
+    """Whether ``value`` is what JSON has, and no more than so many levels deep."""
+    if value is None or isinstance(value, (bool, float)) or _is_text(value) or _is_integer(value):
+        return True
+    if isinstance(value, Mapping):
+        return _all_are(_is_text, list(value)) and _is_plain(list(value.values()), levels)
+    many = isinstance(value, (list, tuple)) and levels > 0
+    return many and all(_is_plain(v, levels - 1) for v in value)
+
+
+def _all_are(is_one: Callable[[Any], bool], values: Any) -> bool:
+    """Whether ``values`` is a collection, not a string or a dict, of what is such a one."""
     if isinstance(values, (str, Mapping)) or not isinstance(values, Collection):
         return False
-    return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
-
-
-def trailing(pattern: str) -> str:
-    """Return the expression that matches whole trailing parts of a path."""
-    return rf"(.*\.)?({pattern})$"
+    return all(map(is_one, values))
 
 
 def listed(names: Sequence[str] | str | None) -> list[str]:
     """Return the names in a list; one alone need not stand in one."""
     return [names] if names and isinstance(names, str) else list(names or ())
-
-
-def leading(pattern: str) -> str:
-    """Return the expression for a path up to a part of it."""
-    return rf"(?:^|.*?\.)(?:{pattern})"

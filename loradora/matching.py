@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
-from loradora.config import LoraConfig, leading, listed, trailing
-from loradora.nn import Linear, Module, check_formula
+from loradora.config import LoraConfig, listed
+from loradora.nn import Linear, Module, check_formula, short
+from loradora.patterns import all_of, check_time, numbered, trailing, whole
 
 
 class Match(NamedTuple):
@@ -43,7 +44,7 @@ def match(model: Module, config: LoraConfig) -> Match:
     ------
     ValueError
         For targets that match nothing, listing the Linear layers there are, or something else than
-        a Linear.
+        a Linear, or patterns that could take long in a model as large as this.
     TypeError
         For a Linear with a ``forward`` of its own.
 
@@ -52,22 +53,23 @@ def match(model: Module, config: LoraConfig) -> Match:
     UserWarning
         If ``exclude_modules`` excludes nothing.
     """
-    modules = _inside(model)
-    whole = {id(m) for path, m in modules.items() if _saved_whole(config, path)}
+    modules, rules = _inside(model), Rules(config)
+    rules.check_time(modules)
+    whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
     inside = _parts_of(model, whole)
     targets: dict[int, str] = {}
-    for path, layer in _named_linears(model, config).items():
+    for path, layer in _named_linears(model, rules).items():
         if id(layer) not in inside:  # under another name
             targets.setdefault(id(layer), path)
-    if config.exclude_modules and not any(_excluded(config, path) for path in modules):
-        warnings.warn(f"exclude_modules={config.exclude_modules!r} excludes nothing", stacklevel=3)
-    options = {path: layer_options(config, path) for path in targets.values()}
-    return Match(targets, whole, options)
+    if config.exclude_modules and not any(map(rules.excluded, modules)):
+        excluded = short(config.exclude_modules)
+        warnings.warn(f"exclude_modules={excluded} excludes nothing", stacklevel=3)
+    return Match(targets, whole, rules.options(dict.fromkeys(targets.values())))
 
 
-def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
-    modules = _inside(model)
-    named = {path: m for path, m in modules.items() if is_target(config, path)}
+def _named_linears(model: Module, rules: Rules) -> dict[str, Module]:
+    modules, config = _inside(model), rules.config
+    named = {path: m for path, m in modules.items() if rules.is_target(path)}
     if config.target_modules == "all-linear":
         named = {path: m for path, m in named.items() if isinstance(m, Linear)}
     wrong = [f"{p} ({type(m).__name__})" for p, m in named.items() if not isinstance(m, Linear)]
@@ -79,7 +81,7 @@ def _named_linears(model: Module, config: LoraConfig) -> dict[str, Module]:
         linears = [path for path, m in modules.items() if isinstance(m, Linear)]
         limits = "exclude_modules", "layers_to_transform", "modules_to_save"
         given = ["target_modules", *(name for name in limits if getattr(config, name) is not None)]
-        options = ", ".join(f"{name}={getattr(config, name)!r}" for name in given)
+        options = ", ".join(f"{name}={short(getattr(config, name))}" for name in given)
         raise ValueError(
             f"{options} matches no Linear layer; there are: "
             + (", ".join(linears) or f"none inside this {type(model).__name__}")
@@ -99,38 +101,48 @@ def check_names(model: Module, config: LoraConfig, found: Match) -> None:
         For a pattern or a module to save that matches nothing, or a target all of whose layers
         train whole.
     """
-    _check_patterns(config, found)
-    _check_modules_to_save(model, config)
-    _check_overlap(model, config, found)
+    rules, paths = Rules(config), list(_inside(model))
+    _check_patterns(rules, found)
+    _check_modules_to_save(config, paths)
+    _check_overlap(model, rules, found)
 
 
-def _check_patterns(config: LoraConfig, found: Match) -> None:
+def _check_patterns(rules: Rules, found: Match) -> None:
     targets = list(found.targets.values())
-    for option in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(config, option):
-            if not any(re.match(trailing(pattern), path) for path in targets):
-                raise ValueError(f"{option} key {pattern!r} matches none of {', '.join(targets)}")
+    for option, patterns in rules.patterns.items():
+        for pattern, expression in patterns:
+            if not any(map(expression.match, targets)):
+                raise ValueError(
+                    f"{option} key {short(pattern)} matches none of {', '.join(targets)}"
+                )
 
 
-def _check_modules_to_save(model: Module, config: LoraConfig) -> None:
-    paths = list(_inside(model))
-    for name in config.modules_to_save or ():
-        implied = name in config.heads()  # by the task; the model need not have it
-        if not implied and not any(path.endswith(name) for path in paths):
+def _check_modules_to_save(config: LoraConfig, paths: list[str]) -> None:
+    names = [name for name in config.modules_to_save or () if name not in config.heads()]
+    ends = _Ends(names)
+    hits = {name for path in paths for name in ends.of(path)}
+    for name in names:
+        if name not in hits:
             raise ValueError(
-                f"modules_to_save={name!r} matches no module; there are: {', '.join(paths)}"
+                f"modules_to_save={short(name)} matches no module; there are: {', '.join(paths)}"
             )
 
 
-def _check_overlap(model: Module, config: LoraConfig, found: Match) -> None:
-    targets = config.target_modules
-    names = [] if targets is None or isinstance(targets, str) else targets
+def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
+    targets = rules.config.target_modules
     inside = _parts_of(model, found.whole)
     linears = {p: m for p, m in _inside(model).items() if isinstance(m, Linear)}
-    named = [p for p in linears if _named_as_target(config, p) and not _excluded(config, p)]
-    hits = [[path for path in named if _matches([name], path)] for name in names]
+    named = [p for p in linears if rules.named_as_target(p) and not rules.excluded(p)]
+    hits: dict[str, list[str]] = {} if isinstance(targets, str) else {n: [] for n in targets or ()}
+    for path in named:
+        for part in trailing_parts(path):
+            if part in hits:
+                hits[part].append(path)
     both = [
-        path for paths in hits if all(id(linears[p]) in inside for p in paths) for path in paths
+        path
+        for paths in hits.values()
+        if all(id(linears[p]) in inside for p in paths)
+        for path in paths
     ]
     if both or not found.targets:
         both = both or named
@@ -150,84 +162,169 @@ def _parts_of(model: Module, ids: Container[int]) -> set[int]:
 # ----------------------------------------------------------------------------- what a path gets
 
 
-def is_target(config: LoraConfig, path: str) -> bool:
-    """Whether the linear layer at ``path`` is to be adapted.
+class Rules:
+    """What a config says about paths, ready to be asked about many.
+
+    Names are kept in sets, so that a path is looked up, however many there are.  Expressions are compiled
+    once.
+
+    Attributes
+    ----------
+    config
+        The config.
+    patterns
+        Those of ``rank_pattern`` and ``alpha_pattern``, in order, with their expressions.
 
     Raises
     ------
-    ValueError
-        If ``target_modules`` is not set.
+    PatternError
+        For an expression that is refused.
     """
-    named = _named_as_target(config, path)
-    return named and not _excluded(config, path) and not trains_whole(config, path)
+
+    def __init__(self, config: LoraConfig) -> None:
+        self.config = config
+        self._targets = _Names("target_modules", config.target_modules)
+        self._excluded = _Names("exclude_modules", config.exclude_modules)
+        self._whole = _Ends(config.modules_to_save or ())
+        wanted = config.layers_to_transform
+        self._numbers = {wanted} if isinstance(wanted, int) else set(wanted or ())
+        parts = all_of("layers_pattern", numbered, listed(config.layers_pattern))
+        self._numbered = parts or [numbered(None)]
+        self.patterns = {
+            option: list(zip(keys, all_of(option, trailing, keys)))
+            for option in ("rank_pattern", "alpha_pattern")
+            for keys in [getattr(config, option)]
+        }
+
+    def check_time(self, paths: Collection[str]) -> None:
+        """Raise PatternError if it could take long to find out which of these paths are targets."""
+        check_time("target_modules", self._targets.expressions, paths)
+        check_time("exclude_modules", self._excluded.expressions, paths)
+        check_time("layers_pattern", self._numbered if self._numbers else [], paths)
+
+    def is_target(self, path: str) -> bool:
+        """Whether the linear layer at ``path`` is to be adapted.
+
+        Raises
+        ------
+        ValueError
+            If ``target_modules`` is not set.
+        """
+        named = self.named_as_target(path)
+        return named and not self.excluded(path) and not self.trains_whole(path)
+
+    def named_as_target(self, path: str) -> bool:
+        """Whether ``target_modules`` names ``path``; ValueError if it is not set."""
+        targets = self.config.target_modules
+        if targets is None:
+            raise ValueError("target_modules is not set: name the Linear layers, or 'all-linear'")
+        if targets == "all-linear" or path in self._targets.names:
+            return True
+        return self._targets.match(path) and self._at_wanted_depth(path)
+
+    def _at_wanted_depth(self, path: str) -> bool:
+        """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
+        if not self._numbers:
+            return True
+        matches = (expression.match(path) for expression in self._numbered)
+        found = next((match for match in matches if match), None)
+        return found is not None and int(found["number"]) in self._numbers
+
+    def excluded(self, path: str) -> bool:
+        """Whether ``exclude_modules`` names ``path``."""
+        return self._excluded.match(path)
+
+    def saved_whole(self, path: str) -> bool:
+        """Whether ``path`` is one of ``modules_to_save``."""
+        return any(True for _ in self._whole.of(path))
+
+    def trains_whole(self, path: str) -> bool:
+        """Whether ``path`` is, or lies inside, one of ``modules_to_save``."""
+        parts = path.split(".")
+        return any(self.saved_whole(".".join(parts[:i])) for i in range(1, len(parts) + 1))
+
+    def options(self, ranks: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+        """Return the arguments of the adapter layer at each path; beyond those of all, what is set.
+
+        So a class need not know an option that it does not have.
+
+        Parameters
+        ----------
+        ranks
+            The rank by path; None is that of the config.
+
+        Raises
+        ------
+        PatternError
+            If it could take long to try ``rank_pattern`` and ``alpha_pattern`` on all paths.
+        """
+        for option, patterns in self.patterns.items():
+            check_time(option, [expression for _, expression in patterns], ranks)
+        config = self.config
+        always = {
+            "use_rslora": config.use_rslora,
+            "lora_dropout": config.lora_dropout,
+            "init_lora_weights": config.init_lora_weights,
+            **config.own_options(),
+            **({"lora_bias": True} if config.lora_bias else {}),
+        }
+        return {
+            path: {
+                "r": r or self._first("rank_pattern", path, config.r),
+                "lora_alpha": self._first("alpha_pattern", path, config.lora_alpha),
+                **always,
+            }
+            for path, r in ranks.items()
+        }
+
+    def _first(self, option: str, path: str, default: Any) -> Any:
+        """Return the value of the first pattern that matches whole trailing parts of ``path``."""
+        for pattern, expression in self.patterns[option]:
+            if expression.match(path):
+                return getattr(self.config, option)[pattern]
+        return default
 
 
-def trains_whole(config: LoraConfig, path: str) -> bool:
-    """Whether ``path`` is, or lies inside, one of ``modules_to_save``."""
-    parts = path.split(".")
-    return any(_saved_whole(config, ".".join(parts[:i])) for i in range(1, len(parts) + 1))
+class _Names:
+    """Names of which a path has whole trailing parts, or an expression for all of it; or neither."""
+
+    def __init__(self, option: str, given: Iterable[str] | str | None) -> None:
+        self.expressions = all_of(option, whole, [given] if isinstance(given, str) else [])
+        self.names = frozenset(() if given is None or isinstance(given, str) else given)
+
+    def match(self, path: str) -> bool:
+        if self.expressions:
+            return self.expressions[0].match(path) is not None
+        return any(part in self.names for part in trailing_parts(path))
 
 
-def _saved_whole(config: LoraConfig, path: str) -> bool:
-    return path.endswith(tuple(config.modules_to_save or ()))
+class _Ends:
+    """Names that a path may end in, whether or not a part begins there."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self.lengths = {len(name) for name in self.names}
+
+    def of(self, path: str) -> Iterator[str]:
+        """Yield those that ``path`` ends in."""
+        for length in self.lengths.intersection(range(1, len(path) + 1)):
+            if path[-length:] in self.names:
+                yield path[-length:]
 
 
-def layer_options(config: LoraConfig, path: str, r: int | None = None) -> dict[str, Any]:
-    """Return the arguments of the adapter layer at ``path``, beyond those of all layers only what is set.
-
-    So a class need not know an option that it does not have.  The rank is ``r``, if that is known.
-    """
-    options: dict[str, Any] = {
-        "r": _lookup(config.rank_pattern, path, config.r) if r is None else r,
-        "lora_alpha": _lookup(config.alpha_pattern, path, config.lora_alpha),
-        "use_rslora": config.use_rslora,
-        "lora_dropout": config.lora_dropout,
-        "init_lora_weights": config.init_lora_weights,
-        **config.own_options(),
-    }
-    return {**options, "lora_bias": True} if config.lora_bias else options
+def trailing_parts(path: str) -> list[str]:
+    """Return what is left of a path without its first parts: "a.b.c", "b.c" and "c"."""
+    return [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == ".")]
 
 
-def _named_as_target(config: LoraConfig, path: str) -> bool:
-    targets = config.target_modules
-    if targets is None:
-        raise ValueError("target_modules is not set: name the Linear layers, or 'all-linear'")
-    if targets == "all-linear":
-        return True
-    in_full = not isinstance(targets, str) and path in targets
-    return in_full or (_matches(targets, path) and _at_wanted_depth(config, path))
+def is_target(config: LoraConfig, path: str) -> bool:
+    """Whether the linear layer at ``path`` is to be adapted; :class:`Rules` is for many paths."""
+    return Rules(config).is_target(path)
 
 
-def _at_wanted_depth(config: LoraConfig, path: str) -> bool:
-    """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
-    wanted = config.layers_to_transform
-    if wanted is None or wanted == []:
-        return True
-    parts = [leading(pattern) for pattern in listed(config.layers_pattern)]
-    for part in parts or [r".*?\.[^.]*"]:
-        found = re.match(rf"{part}\.(?P<number>\d+)\.", path)
-        if found:
-            return int(found["number"]) in ([wanted] if isinstance(wanted, int) else wanted)
-    return False
-
-
-def _excluded(config: LoraConfig, path: str) -> bool:
-    return config.exclude_modules is not None and _matches(config.exclude_modules, path)
-
-
-def _matches(names: Iterable[str] | str, path: str) -> bool:
-    """Whether a regular expression matches all of ``path``, or a list has whole trailing parts of it."""
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches whole trailing parts of ``path``."""
-    for pattern, value in patterns.items():
-        if re.match(trailing(pattern), path):
-            return value
-    return default
+def layer_options(config: LoraConfig, path: str) -> dict[str, Any]:
+    """Return the arguments of the adapter layer at ``path``; :class:`Rules` is for many paths."""
+    return Rules(config).options({path: None})[path]
 
 
 # ----------------------------------------------------------------------------- what a file's tensors say
@@ -265,12 +362,12 @@ def match_tensors(
         If no layer is adapted, or if there would be more numbers in A and B than the file has bytes and
         the model has numbers.
     """
-    modules = _inside(model)
-    whole = {id(m) for path, m in modules.items() if _saved_whole(config, path)}
+    modules, rules = _inside(model), Rules(config)
+    whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
     inside = _parts_of(model, whole)
     linears = {p: m for p, m in modules.items() if isinstance(m, Linear) and id(m) not in inside}
     targets: dict[int, str] = {}
-    options: dict[str, dict[str, Any]] = {}
+    ranks: dict[str, int | None] = {}
     numbers = 0
     for path in dict.fromkeys(_layers_above(shapes, linears)):
         A, B = (shapes.get(f"{path}.{name}", ()) for name in factors)
@@ -278,10 +375,10 @@ def match_tensors(
         numbers += r * sum(linears[path].weight.shape)
         if numbers > size + sum(p.size for p in model.parameters()):
             raise ValueError(f"a file of {size} bytes cannot hold A and B of r={r} in {path}")
-        options[targets.setdefault(id(linears[path]), path)] = layer_options(config, path, r)
+        ranks[targets.setdefault(id(linears[path]), path)] = r
     if not targets:
         raise ValueError(f"none of its tensors is for one of the layers {', '.join(linears)}")
-    return Match(targets, whole, options)
+    return Match(targets, whole, rules.options(ranks))
 
 
 def _layers_above(names: Iterable[str], layers: Mapping[str, Linear]) -> Iterator[str]:
