@@ -6,7 +6,8 @@ So a pattern is parsed first, and the time of a search is bounded from above.  W
 never compiled, nor run.
 
 The bound is that of a search in which every letter of the path matches every piece of the pattern, so it
-need not know the letters.  Only dots are told apart: a path has few of them.
+need not know the letters.  It knows only that a path has few dots, and that a word like "attn" begins at
+most at every fourth of its letters.
 """
 
 from __future__ import annotations
@@ -193,9 +194,8 @@ class _Bound:
     """
 
     def __init__(self, tree: Any, letters: int, dots: int) -> None:
-        self.letters, self.pieces, self.depth = letters, 0, 0
+        self.letters, self.dots, self.pieces, self.depth = letters, dots, 0, 0
         self.after: Sequence[Any] = ()  # what follows the piece at hand
-        self.dot = np.arange(letters + 1) % max(1, letters // max(1, dots)) == 0
         if tree.state.groups > MOST_GROUPS:  # all are copied at every branch
             raise _Unbounded(f"it has more than {MOST_GROUPS} groups")
         self.time = float(self.sequence(tree, np.zeros(letters + 1)).max())
@@ -225,11 +225,7 @@ class _Bound:
 
     def letter(self, value: Any, rest: Times) -> Times:
         """Any letter: what is left after it is one letter less."""
-        return 4 + np.concatenate(([0], rest[:-1]))
-
-    def literal(self, value: int, rest: Times) -> Times:
-        after = self.letter(value, rest)
-        return np.where(self.dot, after, 4) if value == ord(".") else after
+        return 2 + np.concatenate(([0], rest[:-1]))
 
     def any_of(self, value: list[tuple[Any, Any]], rest: Times) -> Times:
         span = sum(v[1] - v[0] for kind, v in value if kind.name == "RANGE")
@@ -277,13 +273,16 @@ class _Bound:
         After one word, the next cannot begin at once, so the rest is reached only so often.  Everywhere
         else it fails at the words.
         """
-        distance = _distance(words, least=1)
+        tries = np.arange(1.0, len(rest) + 1)
+        failing, distance = _failing(words) * tries, _distance(words, least=1)
+        times = np.maximum.accumulate(rest)
+        if words and all(word[0] == "." for word in words):
+            return np.asarray(failing + times * np.minimum(tries, self.dots))
         if distance == 1:
             return np.cumsum(rest)
-        times = np.maximum.accumulate(rest)
         for m in range(distance, len(times)):
             times[m] += times[m - distance]
-        return times + _failing(words) * np.arange(len(rest))
+        return np.asarray(failing + times)
 
 
 def _first_words(items: Sequence[Any]) -> Words:
@@ -322,13 +321,13 @@ def _distance(words: Words, least: int) -> int:
 
 def _failing(words: Words) -> int:
     """Return how long it takes at most to try all these words in vain."""
-    return sum(35 + 4 * len(word) for word in words)
+    return sum(15 + 2 * len(word) for word in words)
 
 
 _SINGLE: dict[str, Callable[[_Bound, Any, Times], Times]] = {
     "ANY": _Bound.letter,
     "IN": _Bound.any_of,
-    "LITERAL": _Bound.literal,
+    "LITERAL": _Bound.letter,
     "NOT_LITERAL": _Bound.letter,
 }
 _PIECES = _SINGLE | {

@@ -48,9 +48,10 @@ def test_what_people_write_is_accepted_and_means_what_it_means_to_re(pattern):
     paths += ["layers.1.self_attn.k", "model.layers.12.mlp.up", "abc", "cba"]
     found = [bool(whole(pattern).match(path)) for path in paths]
     assert found == [bool(re.fullmatch(pattern, path)) for path in paths]
-    inside = pattern.replace("(?i)", "")
-    found = [bool(trailing(inside).match(path)) for path in paths]
-    assert found == [bool(re.match(rf"(.*\.)?({inside})$", path)) for path in paths]
+    if pattern.count("*") > 2 or "(?i)" in pattern:
+        return  # as a trailing part it could take long, or be no expression
+    found = [bool(trailing(pattern).match(path)) for path in paths]
+    assert found == [bool(re.match(rf"(.*\.)?({pattern})$", path)) for path in paths]
 
 
 #: Pattern → why it is not run.
@@ -68,6 +69,9 @@ REFUSED = {
     "(?:la|lay)" * 30: "could take too long",
     "(a?){30}b": "could take too long",
     ".*.*.*.*.*!": "too many repeats",
+    r"model\..*.*.*.*.*!": "too many repeats",
+    r"model\.(?:.|.)*!": "could take too long",
+    r"(?:.*\.){9}.*": "could take too long",
     ".*?a.*?a.*?a.*?a.*?a": "too many repeats",
     "(?=(.|.)*!)q": "could take too long",
     "q(?<!(?:a|a(?:)){40})": "could take too long",
@@ -140,8 +144,8 @@ class Wide(ld.Module):
         ("target_modules", {"target_modules": ".*.*.*.*!"}),
         ("exclude_modules", {"exclude_modules": ".*.*.*.*!"}),
         ("layers_pattern", {"layers_pattern": [".*.*!"] * 99, "layers_to_transform": 1}),
-        ("rank_pattern", {"rank_pattern": {f".*.*.*!{i}": 1 for i in range(9)}}),
-        ("alpha_pattern", {"alpha_pattern": {f".*.*.*!{i}": 1 for i in range(9)}}),
+        ("rank_pattern", {"rank_pattern": {f".*.*!{i}": 1 for i in range(99)}}),
+        ("alpha_pattern", {"alpha_pattern": {f".*.*!{i}": 1 for i in range(99)}}),
     ],
 )
 def test_what_would_add_up_on_a_large_model_is_refused_there(option, given):
@@ -223,7 +227,7 @@ def tried(pattern, path):
 
 def random_pattern(rng, depth=3):
     """Return a pattern of a few pieces, in which words, groups and repeats meet."""
-    atoms = [".", "a", "b", "ab", "aba", "abb", "bab", "[ab]", "[^a]"]
+    atoms = [".", "a", "b", "ab", "aba", "abb", "bab", "[ab]", "[^a]", r"\.", r"\.a", r"a\."]
 
     def piece(depth):
         if depth == 0 or rng.random() < 0.4:
@@ -247,9 +251,10 @@ def test_no_search_tries_more_pieces_than_its_bound_counts():
         except PatternError:
             continue
         accepted += 1
-        for path in ("ab" * 5, "aba" * 3, "abb" * 3, "a" * 9, "".join(rng.choice(["a", "b"], 9))):
-            # each piece is counted with 4 ns at least
-            assert 4 * tried(pattern, path) <= expression.time(len(path), 0), (pattern, path)
+        paths = ["ab" * 5, "aba" * 3, "abb" * 3, "a" * 9, "a.b" * 3, "a....", "...bab"]
+        for path in [*paths, "".join(rng.choice(["a", "b", "."], 9))]:
+            bound = expression.time(len(path), path.count("."))
+            assert 2 * tried(pattern, path) <= bound, path  # each piece counts with 2 ns at least
 
 
 def test_what_is_accepted_runs_in_the_time_that_it_may_take():
