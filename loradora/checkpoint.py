@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora import formats, saving
-from loradora.config import LoraConfig, as_trained
+from loradora.config import LoraConfig, of_trained
 from loradora.formats import Arrays, Described, Entry
 from loradora.nn import Module, misfits
 from minigrad import Tensor
@@ -223,7 +223,7 @@ def load(source: str | Path) -> AdapterFile:
         if CONFIG not in entries:
             raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
         text = _text_of(path, entries.pop(CONFIG))
-    config = _config(path, text, as_trained)
+    config = _config(path, text, of_trained)
     return AdapterFile(config, _without_prefix(path, entries), notes, len(data))
 
 
@@ -331,7 +331,7 @@ def save_config(folder: Path, config: LoraConfig) -> None:
 
 def load_config(folder: Path) -> LoraConfig:
     """Return the config in ``folder``; CheckpointError for one that is missing or not valid."""
-    return _config(folder, _read(folder / CONFIG, MOST_BYTES), dict)
+    return _config(folder, _read(folder / CONFIG, MOST_BYTES), LoraConfig.from_dict)
 
 
 def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:
@@ -340,11 +340,11 @@ def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _config(path: Path, text: bytes, prepare: Callable[[Any], dict[str, Any]]) -> LoraConfig:
-    """Return the config that a JSON object describes, once it is prepared."""
+def _config(path: Path, text: bytes, make: Callable[[Any], LoraConfig]) -> LoraConfig:
+    """Return the config that ``make`` makes of a JSON object."""
     values = _parsed(path, CONFIG, text)
     try:
-        return LoraConfig.from_dict(prepare(values))
+        return make(values)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{CONFIG} in {path}: {error}") from error
 

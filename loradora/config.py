@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
 from loradora.nn import check_finite, check_positive, short
-from loradora.patterns import all_of, numbered, trailing, whole
+from loradora.patterns import NUMBER, PatternError, compiled
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -248,13 +248,13 @@ class LoraConfig:
             raise TypeError(f"layers_to_transform must be a list of integers, not {short(wanted)}")
 
     def _check_expressions(self) -> None:
-        """Raise PatternError unless every pattern can be compiled and run, as it is meant."""
+        """Raise PatternError unless every pattern can be compiled and run."""
         for name in ("target_modules", "exclude_modules"):
             pattern = getattr(self, name)
-            all_of(name, whole, [pattern] if isinstance(pattern, str) else [])
-        all_of("layers_pattern", numbered, listed(self.layers_pattern))
-        all_of("rank_pattern", trailing, self.rank_pattern)
-        all_of("alpha_pattern", trailing, self.alpha_pattern)
+            compiled(name, [pattern] if isinstance(pattern, str) else [])
+        compiled("layers_pattern", listed(self.layers_pattern), NUMBER)
+        for name in ("rank_pattern", "alpha_pattern"):
+            compiled(name, getattr(self, name))
 
     def _check_numbers(self) -> None:
         """Raise unless ranks are positive integers and the others finite; make them Python's own."""
@@ -414,6 +414,30 @@ def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     trained = {name: value for name, value in values.items() if name not in ONLY_AT_THE_START}
     return trained | {"init_lora_weights": True if start in ("eva", "lora_ga", "mica") else scheme}
+
+
+#: Options that only say which layers are adapted, and with which rank.
+NAMING = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern")
+
+
+def of_trained(values: Mapping[str, Any]) -> LoraConfig:
+    """Return the config in the file of a trained adapter.
+
+    What names its layers by a pattern that is refused is left out: the tensors name them, too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_trained` and :meth:`LoraConfig.from_dict`.
+    """
+    trained = as_trained(values)
+    while True:
+        try:
+            return LoraConfig.from_dict(trained)
+        except PatternError as error:
+            if error.option not in NAMING:
+                raise
+            del trained[error.option]
 
 
 def _plain(number: Any) -> float:

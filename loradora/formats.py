@@ -77,7 +77,9 @@ def describe_npz(data: bytes) -> Described:
             try:
                 shape, dtype, order = _npy_header(file)
             except Exception as error:
-                reason = str(error).partition("\n")[0]  # NumPy goes on with advice for trusted files
+                reason = str(error).partition("\n")[
+                    0
+                ]  # NumPy goes on with advice for trusted files
                 raise ValueError(f"{name} is not an array of numbers: {reason}") from error
             start = file.tell()
         if member.file_size - start != math.prod(shape) * dtype.itemsize:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from loradora.config import LoraConfig, listed
 from loradora.nn import Linear, Module, check_formula, short
-from loradora.patterns import all_of, check_time, numbered, trailing, whole
+from loradora.patterns import ANY_NUMBER, NUMBER, check_time, compiled, ends, starts
 
 
 class Match(NamedTuple):
@@ -111,7 +111,7 @@ def _check_patterns(rules: Rules, found: Match) -> None:
     targets = list(found.targets.values())
     for option, patterns in rules.patterns.items():
         for pattern, expression in patterns:
-            if not any(map(expression.match, targets)):
+            if not any(ends(path, expression) for path in targets):
                 raise ValueError(
                     f"{option} key {short(pattern)} matches none of {', '.join(targets)}"
                 )
@@ -135,9 +135,9 @@ def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
     named = [p for p in linears if rules.named_as_target(p) and not rules.excluded(p)]
     hits: dict[str, list[str]] = {} if isinstance(targets, str) else {n: [] for n in targets or ()}
     for path in named:
-        for part in trailing_parts(path):
-            if part in hits:
-                hits[part].append(path)
+        for i in starts(path):
+            if path[i:] in hits:
+                hits[path[i:]].append(path)
     both = [
         path
         for paths in hits.values()
@@ -188,10 +188,10 @@ class Rules:
         self._whole = _Ends(config.modules_to_save or ())
         wanted = config.layers_to_transform
         self._numbers = {wanted} if isinstance(wanted, int) else set(wanted or ())
-        parts = all_of("layers_pattern", numbered, listed(config.layers_pattern))
-        self._numbered = parts or [numbered(None)]
+        parts = listed(config.layers_pattern)
+        self._numbered = compiled("layers_pattern", parts, NUMBER)
         self.patterns = {
-            option: list(zip(keys, all_of(option, trailing, keys)))
+            option: list(zip(keys, compiled(option, keys)))
             for option in ("rank_pattern", "alpha_pattern")
             for keys in [getattr(config, option)]
         }
@@ -200,7 +200,7 @@ class Rules:
         """Raise PatternError if it could take long to find out which of these paths are targets."""
         check_time("target_modules", self._targets.expressions, paths)
         check_time("exclude_modules", self._excluded.expressions, paths)
-        check_time("layers_pattern", self._numbered if self._numbers else [], paths)
+        check_time("layers_pattern", self._numbered if self._numbers else [], paths, _depth(paths))
 
     def is_target(self, path: str) -> bool:
         """Whether the linear layer at ``path`` is to be adapted.
@@ -226,8 +226,8 @@ class Rules:
         """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
         if not self._numbers:
             return True
-        matches = (expression.match(path) for expression in self._numbered)
-        found = next((match for match in matches if match), None)
+        matches = (e.match(path, i) for e in self._numbered for i in starts(path))
+        found = next(filter(None, matches), None) if self._numbered else ANY_NUMBER.match(path)
         return found is not None and int(found["number"]) in self._numbers
 
     def excluded(self, path: str) -> bool:
@@ -259,7 +259,7 @@ class Rules:
             If it could take long to try ``rank_pattern`` and ``alpha_pattern`` on all paths.
         """
         for option, patterns in self.patterns.items():
-            check_time(option, [expression for _, expression in patterns], ranks)
+            check_time(option, [expression for _, expression in patterns], ranks, _depth(ranks))
         config = self.config
         always = {
             "use_rslora": config.use_rslora,
@@ -280,7 +280,7 @@ class Rules:
     def _first(self, option: str, path: str, default: Any) -> Any:
         """Return the value of the first pattern that matches whole trailing parts of ``path``."""
         for pattern, expression in self.patterns[option]:
-            if expression.match(path):
+            if ends(path, expression):
                 return getattr(self.config, option)[pattern]
         return default
 
@@ -289,13 +289,13 @@ class _Names:
     """Names of which a path has whole trailing parts, or an expression for all of it; or neither."""
 
     def __init__(self, option: str, given: Iterable[str] | str | None) -> None:
-        self.expressions = all_of(option, whole, [given] if isinstance(given, str) else [])
+        self.expressions = compiled(option, [given] if isinstance(given, str) else [])
         self.names = frozenset(() if given is None or isinstance(given, str) else given)
 
     def match(self, path: str) -> bool:
         if self.expressions:
-            return self.expressions[0].match(path) is not None
-        return any(part in self.names for part in trailing_parts(path))
+            return self.expressions[0].fullmatch(path) is not None
+        return any(path[i:] in self.names for i in starts(path))
 
 
 class _Ends:
@@ -312,9 +312,9 @@ class _Ends:
                 yield path[-length:]
 
 
-def trailing_parts(path: str) -> list[str]:
-    """Return what is left of a path without its first parts: "a.b.c", "b.c" and "c"."""
-    return [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == ".")]
+def _depth(paths: Iterable[str]) -> int:
+    """Return how many parts the paths have, at most."""
+    return max((path.count(".") + 1 for path in paths), default=0)
 
 
 def is_target(config: LoraConfig, path: str) -> bool:
@@ -383,7 +383,7 @@ def match_tensors(
 
 def _layers_above(names: Iterable[str], layers: Mapping[str, Linear]) -> Iterator[str]:
     """Yield the path of the layer above each tensor that has one, and is not its weight or bias."""
-    depth = max((path.count(".") + 1 for path in layers), default=0)
+    depth = _depth(layers)
     for name in names:
         parts = name.split(".", depth)
         for i in range(1, len(parts)):

@@ -673,7 +673,11 @@ MISFITS = {
     "a rank in words": ({"config": {"r": "two"}}, "r must be an integer, not 'two'"),
     "alpha NaN": ({"config": {"lora_alpha": float("nan")}}, "lora_alpha must be finite, not nan"),
     "no dict": ({"config": {"rank_pattern": None}}, "rank_pattern must be a dict"),
-    "no expression": ({"config": {"target_modules": "("}}, "no regular expression"),
+    "no expression": ({"config": {"alpha_pattern": {"(": 1}}}, "no regular expression"),
+    "a slow expression": (
+        {"config": {"alpha_pattern": {"(.|.)*!": 1}}},
+        "alpha_pattern: .* is refused, because a search could take too long",
+    ),
     "no config": ({"drop": [CONFIG]}, f"holds no adapter: it has no {CONFIG}"),
     "no JSON": (
         {CONFIG: np.frombuffer(b"{", np.uint8)},
@@ -702,6 +706,9 @@ def test_a_file_that_does_not_fit_is_refused(name, tmp_path):
         {"target_modules": ["q"]},
         {"target_modules": None},
         {"target_modules": r"layers\.0"},
+        {"target_modules": "(.|.)*!"},
+        {"target_modules": "("},
+        {"exclude_modules": "(.|.)*!"},
         {"exclude_modules": ["2"]},
         {"layers_to_transform": [0]},
         {"layers_to_transform": [7], "layers_pattern": "blocks"},
