@@ -316,7 +316,8 @@ def options() -> argparse.Namespace:
     chosen = parser.parse_args()
 
     chosen.alpha = 2 * chosen.rank if chosen.alpha is None else chosen.alpha
-    if not 0 < chosen.alpha < math.inf:
+    numbers = np.finfo(np.float32)  # of which alpha/rank has to be one
+    if not float(numbers.tiny) <= chosen.alpha / chosen.rank <= float(numbers.max):
         parser.error(f"argument --alpha: must be positive and finite, not {chosen.alpha}")
     if chosen.plot and chosen.method:
         parser.error("argument --plot: the figure shows all methods, leave out --method")
