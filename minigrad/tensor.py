@@ -11,12 +11,9 @@ x to a new Tensor.  Only leaves, the tensors that a user makes, can be assigned 
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import copy
-import inspect
 import itertools
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
@@ -28,6 +25,7 @@ from numpy import ndarray
 
 from minigrad import engine, foreign, ops
 from minigrad.ops import Axis, Op
+from minigrad.scopes import Scope, here, quietly
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -38,75 +36,30 @@ Made: TypeAlias = "tuple[Op[...], Any, Any]"
 
 Operator: TypeAlias = "Callable[[Tensor, Operand], Tensor]"
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _next_birth = itertools.count().__next__
 
 
-def _call(f: Callable[..., Any], *args: Any) -> Any:
-    return f(*args)
-
-
-#: While an op runs, how to run another one meanwhile.
-_inside: contextvars.ContextVar[Any] = contextvars.ContextVar("_inside", default=None)
-
-
-class _Thread(threading.local):
-    """What every thread has for itself: whether it records, and a context in which NumPy is quiet.
-
-    1/0 = inf is a value here, not an accident, so ops run with NumPy's floating-point warnings off.
-    A prepared context costs a tenth of ``np.errstate``, which matters for small arrays.
-    A context cannot be entered twice, but an op may be called while another one runs: by its forward,
-    or by a signal handler or a finaliser.  There it is quiet already, and ``_inside`` says so.
-    """
-
-    def __init__(self) -> None:
-        self.pauses = 0
-        context = contextvars.copy_context()
-        context.run(np.seterr, all="ignore")
-        context.run(_inside.set, _call)
-        self.quietly = context.run
-
-
-_thread = _Thread()
-
-
-def _quietly(f: Callable[..., Any], *args: Any) -> Any:
-    """Return ``f(*args)``, computed without NumPy's floating-point warnings."""
-    return (_inside.get() or _thread.quietly)(f, *args)
-
-
-_LAZY = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-
-
-class no_grad(contextlib.ContextDecorator):
+class no_grad(Scope):
     """Record nothing inside: as ``with no_grad():`` or ``@no_grad()``.
 
-    May be nested, ends on exceptions, and concerns the current thread only.
+    May be nested, and ends on exceptions and on interrupts.  It concerns the current thread only, and
+    there the current asyncio task.  A new thread records.  A task that is started inside begins inside.
 
     Raises
     ------
     TypeError
         As a decorator of a generator or coroutine function, whose body runs after the call has ended:
         write ``with no_grad():`` inside it.
+    RuntimeError
+        If one object is entered by two threads or tasks at a time.
     """
-
-    def __call__(self, function: F) -> F:
-        """Return ``function`` with recording off while it runs."""
-        if any(is_lazy(function) for is_lazy in _LAZY):
-            raise TypeError(f"{function.__name__} runs later: write 'with no_grad():' inside it")
-        return super().__call__(function)
-
-    def __enter__(self) -> None:
-        _thread.pauses += 1
-
-    def __exit__(self, *exc: object) -> None:
-        _thread.pauses -= 1
 
 
 def is_grad_enabled() -> bool:
     """Whether results are recorded: true outside of :class:`no_grad`."""
-    return not _thread.pauses
+    return not no_grad.in_force()
 
 
 def record(op: Op[...], *args: Any) -> Tensor:
@@ -138,15 +91,17 @@ def record(op: Op[...], *args: Any) -> Tensor:
     if len(args) > op.ruled:
         _refuse_tensors(op, args)
 
+    place = here.get()
     try:
-        y = (_inside.get() or _thread.quietly)(op.forward, *inputs)
+        y = place.quietly(op.forward, *inputs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray or y.dtype.kind != "f":
         y = _result(op, y)
     y.setflags(write=False)
 
-    return _tensor(y, (op, inputs, parents) if needed and not _thread.pauses else None)
+    recorded = needed and not (place.scopes and no_grad.in_force())
+    return _tensor(y, (op, inputs, parents) if recorded else None)
 
 
 def _tensor(data: Array, made: Made | None = None) -> Tensor:
@@ -254,7 +209,7 @@ def _holds_tensor(a: Any) -> bool:
 
 def _cast(array: Array, dtype: npt.DTypeLike) -> Array:
     """Return ``array`` in another dtype; what is too large becomes infinity without a warning."""
-    return array if array.dtype == dtype else _quietly(array.astype, dtype)
+    return array if array.dtype == dtype else quietly(array.astype, dtype)
 
 
 def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
@@ -291,7 +246,7 @@ def _in_place(op: Op[...], sign: str) -> Operator:
     """Return the method for ``x += y``, which binds x to a new result, as ``x = x + y`` does."""
 
     def rebound(self: Tensor, other: Operand) -> Tensor:
-        if _thread.pauses and self._requires_grad and self._made is None:
+        if not is_grad_enabled() and self._requires_grad and self._made is None:
             warnings.warn(
                 f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
                 f"it, set x.data = x.data {sign} y; else write x = x {sign} y",
@@ -311,7 +266,7 @@ def _compared(compare: np.ufunc, *pair: Any) -> npt.NDArray[np.bool_]:
             return x._data
         return x if type(x) in _NUMBERS else _operand(ops.sub, i, pair)
 
-    return np.asarray(_quietly(compare, plain(0), plain(1)))
+    return np.asarray(quietly(compare, plain(0), plain(1)))
 
 
 def _comparison(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
@@ -557,7 +512,7 @@ class Tensor:
         return number
 
     def _warn_that_the_gradient_ends(self, where: str, instead: str) -> None:
-        if self._requires_grad and not _thread.pauses:
+        if self._requires_grad and is_grad_enabled():
             warnings.warn(f"{where}, and the gradient ends there: use {instead}", stacklevel=3)
 
     def __bool__(self) -> bool:
@@ -693,7 +648,7 @@ Op.tensor = Tensor
 
 def _loses_nothing(name: str, given: Any) -> bool:
     """Whether a function that minigrad does not have is given constants alone."""
-    return foreign.own_name(name) is None and (bool(_thread.pauses) or not _needs_gradient(given))
+    return foreign.own_name(name) is None and not (is_grad_enabled() and _needs_gradient(given))
 
 
 def _needs_gradient(a: Any) -> bool:
@@ -753,14 +708,12 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
     return gradient if gradient.dtype == y.dtype else gradient.astype(y.dtype)
 
 
-@contextlib.contextmanager
-def _recording_again() -> Iterator[None]:
-    """Record inside, also within ``no_grad``: who asks for the graph of a gradient means it."""
-    pauses, _thread.pauses = _thread.pauses, 0
-    try:
-        yield
-    finally:
-        _thread.pauses = pauses
+def _recorded(walk: Callable[..., T], *args: Any) -> T:
+    """Return ``walk(*args)``, recorded also within ``no_grad``: who asks for the graph means it."""
+    context = contextvars.copy_context()  # to be thrown away, and the change with it
+    for scope in no_grad.in_force():
+        context.run(scope.leave)
+    return context.run(walk, *args)
 
 
 @overload
@@ -820,8 +773,10 @@ def grad(
         if not x.requires_grad:
             raise RuntimeError(f"tensor {i} of xs, of shape {x.shape}, does not require a gradient")
     start = _cotangent(y, gradient)
-    with _recording_again() if create_graph else contextlib.nullcontext():
-        found = engine.gradients(y, start if create_graph else start._data, wanted, create_graph)
+    if create_graph:
+        found = _recorded(engine.gradients, y, start, wanted, True)
+    else:
+        found = engine.gradients(y, start._data, wanted, False)
     results = [
         g if isinstance(g, Tensor) else Tensor(np.zeros(x.shape, x.dtype) if g is None else g)
         for x, g in ((x, found.get(x)) for x in wanted)

@@ -1,12 +1,16 @@
 """The chain rule: what a graph remembers, when it forgets, and which work is not done."""
 
+import asyncio
+import contextlib
 import re
 import signal
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from interrupts import interrupted, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
@@ -408,6 +412,150 @@ def test_no_grad_concerns_its_own_thread_only():
     assert elsewhere == [True]
 
 
+@needs_timers
+def test_an_interrupt_never_leaves_recording_paused():
+    @mg.no_grad()
+    def decorated():
+        return mg.is_grad_enabled()
+
+    def work():
+        with mg.no_grad():
+            assert not decorated()
+            with mg.no_grad():
+                pass
+            assert not mg.is_grad_enabled()
+        assert mg.is_grad_enabled()
+
+    assert all(mg.is_grad_enabled() for _ in interrupted(work, 3000))
+
+
+@needs_timers
+def test_an_interrupt_inside_of_a_no_grad_does_not_end_it():
+    def work():
+        with mg.no_grad():
+            pass
+        with again:
+            pass
+
+    with mg.no_grad():
+        again = mg.no_grad()
+        assert not any(mg.is_grad_enabled() for _ in interrupted(work, 3000))
+    assert mg.is_grad_enabled()
+
+
+def test_one_no_grad_can_be_entered_again_inside_and_afterwards():
+    scope = mg.no_grad()
+    for _ in range(2):
+        with scope:
+            with scope:
+                assert not records()
+            assert not records()
+        assert records()
+
+
+def test_no_grad_may_be_left_by_an_exit_stack():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mg.no_grad())
+        assert not records()
+    assert records()
+
+
+def test_each_call_of_what_no_grad_decorates_has_one_of_its_own():
+    @mg.no_grad()
+    def nested(depth):
+        return not records() and (depth == 0 or (nested(depth - 1) and not records()))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(nested, [5] * 40))
+    assert records()
+
+
+def test_one_no_grad_is_not_shared_by_threads():
+    scope = mg.no_grad()
+    with scope, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(RuntimeError, match="make one for each"):
+            pool.submit(scope.__enter__).result()
+        assert pool.submit(records).result()
+        assert not records()
+    assert records()
+
+
+def test_no_grad_takes_no_arguments():
+    with pytest.raises(TypeError):
+        mg.no_grad(records)
+
+
+# ----------------------------------------------------------------------------- no_grad and asyncio
+
+
+def test_tasks_on_one_thread_do_not_see_each_others_no_grad():
+    async def paused(turns):
+        with mg.no_grad():
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                found.append(records())
+
+    async def free():
+        for _ in range(5):
+            await asyncio.sleep(0)
+            found_free.append(records())
+
+    async def both():
+        await asyncio.gather(paused(3), free(), paused(5))
+
+    found, found_free = [], []
+    asyncio.run(both())
+    assert found == [False] * 8
+    assert found_free == [True] * 5
+
+
+def test_a_task_is_inside_of_the_no_grad_that_it_is_started_in_while_that_lasts():
+    async def reporting():
+        found.append(records())
+        await left.wait()
+        found.append(records())
+
+    async def starting():
+        with mg.no_grad():
+            task = asyncio.create_task(reporting())
+            await asyncio.sleep(0)
+        left.set()
+        await task
+
+    found, left = [], asyncio.Event()
+    asyncio.run(starting())
+    assert found == [False, True]
+
+
+def test_one_no_grad_is_not_shared_by_tasks():
+    scope = mg.no_grad()
+
+    async def holding():
+        with scope:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def joining():
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="make one for each"):
+            scope.__enter__()
+        assert records()
+
+    async def both():
+        await asyncio.gather(holding(), joining())
+
+    asyncio.run(both())
+    assert records()
+
+
+def test_another_thread_records_even_in_the_context_of_a_task_that_does_not():
+    async def asking():
+        with mg.no_grad():
+            return await asyncio.to_thread(records), records()
+
+    assert asyncio.run(asking()) == (True, False)
+
+
 def test_a_constant_made_under_no_grad_is_a_constant_of_a_later_graph():
     x = leaf(3.0)
     with mg.no_grad():
@@ -682,6 +830,63 @@ def test_a_finaliser_may_call_an_op_while_an_op_runs():
     next(waiting[0])
     assert mg.ops.Op(dropping, (lambda g, y, a: g,))(leaf(1.0)).item() == 1
     assert answers == [6]
+
+
+# ----------------------------------------------------------------------------- no_grad while an op runs
+
+
+def asked_while_an_op_runs(question):
+    """Return the answer that ``question()`` gets from within the forward of an op."""
+    answers = []
+    op = mg.ops.Op(lambda a: answers.append(question()) or a * 1, (lambda g, y, a: g,))
+    op(np.ones(1))
+    return answers[0]
+
+
+def test_what_runs_while_an_op_runs_is_inside_of_the_same_no_grad():
+    assert asked_while_an_op_runs(records)
+    with mg.no_grad():
+        assert not asked_while_an_op_runs(records)
+        with mg.no_grad():
+            assert not asked_while_an_op_runs(mg.is_grad_enabled)
+        assert not asked_while_an_op_runs(records)
+    assert asked_while_an_op_runs(records)
+
+
+def test_no_grad_works_while_an_op_runs():
+    def question():
+        with mg.no_grad():
+            inside = records(), asked_while_an_op_runs(records)
+        return *inside, records(), asked_while_an_op_runs(records)
+
+    for _ in range(2):
+        assert asked_while_an_op_runs(question) == (False, False, True, True)
+    assert records()
+
+
+def test_a_rule_is_inside_of_the_no_grad_around_the_backward_pass():
+    found = []
+    op = mg.ops.Op(lambda a: a * 1, (lambda g, y, a: found.append(mg.is_grad_enabled()) or g,))
+    x = leaf(1.0)
+    y, z = op(x), op(x)
+    y.backward()
+    with mg.no_grad():
+        z.backward()
+    assert found == [True, False]
+
+
+@needs_timers
+def test_a_recorded_gradient_leaves_no_grad_as_it_was_if_it_is_interrupted():
+    x = leaf(2.0)
+    y = x**3
+
+    def work():
+        mg.grad(y, x, create_graph=True)
+        assert not mg.is_grad_enabled()
+
+    with mg.no_grad():
+        assert not any(mg.is_grad_enabled() for _ in interrupted(work, 2000, longest=1e-4))
+    assert mg.is_grad_enabled()
 
 
 # ----------------------------------------------------------------------------- rules that are wrong
