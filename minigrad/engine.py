@@ -22,6 +22,7 @@ Everything that belongs to one pass lives in local variables of that pass.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ import numpy as np
 from numpy import ndarray
 
 from minigrad import ops
+from minigrad.scopes import at_once, quietly
 
 if TYPE_CHECKING:
     from minigrad.ops import Array, Op
@@ -64,12 +66,10 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     return found
 
 
-@np.errstate(all="ignore")
 def sweep(
     order: list[Tensor],
     seed: Array,
     wanted: Collection[Tensor] = (),
-    *,
     record: bool = False,
     release: bool = False,
 ) -> dict[Tensor, Array]:
@@ -185,13 +185,15 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
             raise ValueError(
                 f"a leaf of shape {leaf.shape} has been given a .grad of shape {np.shape(leaf.grad)}"
             )
-    for leaf, c in sweep(order, g, release=not retain_graph).items():
+    found, sums = quietly(sweep, order, g, (), False, not retain_graph), []
+    for leaf, c in found.items():
         nobodys = c.base is None and c.flags.writeable and id(c) not in taken
         taken.add(id(c))
         if leaf.grad is None:
-            leaf.grad = c if nobodys and c.dtype is leaf.dtype else np.array(c, leaf.dtype)
+            sums.append(c if nobodys and c.dtype is leaf.dtype else np.array(c, leaf.dtype))
         else:
-            leaf.grad = np.asarray(leaf.grad + c, leaf.dtype)
+            sums.append(np.asarray(leaf.grad + c, leaf.dtype))
+    at_once(object.__setattr__, found, repeat("grad"), sums)()
 
 
 def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
@@ -207,4 +209,4 @@ def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dic
     order = [tensor for tensor in order if tensor in between]
     if not order:
         return {}
-    return sweep(order, g, wanted, record=record)
+    return quietly(sweep, order, g, wanted, record)

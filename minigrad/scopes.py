@@ -13,6 +13,7 @@ call of something that is written in C:
 - A :class:`Scope` is a lock, which is held for as long as the ``with`` block runs.  ``with`` calls the
   ``__exit__`` of the lock, which is C.  What is in force is asked of the lock itself, so there is no
   count and no flag that could say something else.
+- :func:`at_once` makes many assignments in one call.
 - :func:`quietly` runs a function in a context that is prepared once, instead of changing NumPy's settings
   and changing them back.
 """
@@ -23,8 +24,9 @@ import contextlib
 import contextvars
 import inspect
 import threading
-from collections.abc import Callable
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -156,3 +158,20 @@ def quietly(f: Callable[..., T], *args: Any) -> T:
     """
     result: T = here.get().quietly(f, *args)
     return result
+
+
+# ----------------------------------------------------------------------------- many assignments
+
+
+def at_once(function: Callable[..., object], *columns: Iterable[Any]) -> Callable[[], object]:
+    """Return a call that applies ``function`` to the rows of ``columns``, to all of them or to none.
+
+    No interrupt comes between, and no other thread, if ``function`` is written in C, too.  It is
+    ``object.__setattr__`` for most::
+
+        at_once(object.__setattr__, modules, repeat("training"), modes)()
+
+    What is computed from the rows must be computed before.  Where it undoes something in a ``finally``,
+    prepare it before the ``try``: the call itself must be the first thing in the ``finally``.
+    """
+    return partial(deque, map(function, *columns), 0)

@@ -889,6 +889,39 @@ def test_a_recorded_gradient_leaves_no_grad_as_it_was_if_it_is_interrupted():
     assert mg.is_grad_enabled()
 
 
+# ----------------------------------------------------------------------------- interrupted passes
+
+
+@needs_timers
+@needs_timers
+def test_an_interrupted_pass_adds_to_all_leaves_or_to_none():
+    leaves = [leaf(1.0) for _ in range(50)]
+
+    def work():
+        mg.stack(leaves).sum().backward()
+
+    work()
+    for _ in interrupted(work, 300, longest=1e-3):
+        assert len({x.grad.item() for x in leaves}) == 1
+
+
+def test_a_gradient_that_cannot_be_added_leaves_those_of_all_leaves():
+    a, b = leaf(1.0), leaf(2.0)
+    a.grad, b.grad = np.float64(1.0), np.array("text")
+    with pytest.raises(TypeError):
+        (a * b).backward()
+    assert a.grad == 1.0
+
+
+@needs_timers
+@needs_timers
+def test_an_interrupted_pass_leaves_the_warnings_of_numpy_as_they_were():
+    x = leaf(1.0)
+    before = np.geterr()
+    for _ in interrupted(lambda: (x * 2).backward(), 2000):
+        assert np.geterr() == before
+
+
 # ----------------------------------------------------------------------------- rules that are wrong
 
 # what a rule for arguments of shape (2, 3) returns, and what the report says of it
