@@ -1,12 +1,17 @@
-"""An interrupt at every point of some work, one at a time and without a clock.
+"""An interrupt at every point of some work, one at a time.
 
 Python looks for a Ctrl-C between two of its instructions.  Here it comes in turn at each line of our
-packages that the work executes, or at each instruction.
+packages that the work executes, or at each instruction, without a clock.  It comes from a timer where
+it matters at which instructions Python does look.
 """
 
 import contextlib
 import itertools
+import random
+import signal
 import sys
+
+import pytest
 
 PACKAGES = "loradora.", "minigrad."
 
@@ -58,3 +63,27 @@ def assert_whole(prepare, state, instructions=False):
     assert before != after
     assert found[0] == before
     assert found[-1] == after
+
+
+needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+
+
+def interrupted_by_a_timer(work, times, longest=5e-5):
+    """Repeat ``work`` until it is interrupted, and yield then; ``times`` times over."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    delays = random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for n in range(times):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest))
+                while True:
+                    work()
+            except KeyboardInterrupt:
+                pass
+            yield n
+    finally:
+        signal.signal(signal.SIGALRM, before)

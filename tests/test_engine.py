@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from interrupts import interrupted, needs_timers
+from interrupting import interrupted_by_a_timer, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad as mg
@@ -426,7 +426,7 @@ def test_an_interrupt_never_leaves_recording_paused():
             assert not mg.is_grad_enabled()
         assert mg.is_grad_enabled()
 
-    assert all(mg.is_grad_enabled() for _ in interrupted(work, 3000))
+    assert all(mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 3000))
 
 
 @needs_timers
@@ -439,7 +439,7 @@ def test_an_interrupt_inside_of_a_no_grad_does_not_end_it():
 
     with mg.no_grad():
         again = mg.no_grad()
-        assert not any(mg.is_grad_enabled() for _ in interrupted(work, 3000))
+        assert not any(mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 3000))
     assert mg.is_grad_enabled()
 
 
@@ -885,7 +885,9 @@ def test_a_recorded_gradient_leaves_no_grad_as_it_was_if_it_is_interrupted():
         assert not mg.is_grad_enabled()
 
     with mg.no_grad():
-        assert not any(mg.is_grad_enabled() for _ in interrupted(work, 2000, longest=1e-4))
+        assert not any(
+            mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 2000, longest=1e-4)
+        )
     assert mg.is_grad_enabled()
 
 
@@ -901,7 +903,7 @@ def test_an_interrupted_pass_adds_to_all_leaves_or_to_none():
         mg.stack(leaves).sum().backward()
 
     work()
-    for _ in interrupted(work, 300, longest=1e-3):
+    for _ in interrupted_by_a_timer(work, 300, longest=1e-3):
         assert len({x.grad.item() for x in leaves}) == 1
 
 
@@ -918,7 +920,7 @@ def test_a_gradient_that_cannot_be_added_leaves_those_of_all_leaves():
 def test_an_interrupted_pass_leaves_the_warnings_of_numpy_as_they_were():
     x = leaf(1.0)
     before = np.geterr()
-    for _ in interrupted(lambda: (x * 2).backward(), 2000):
+    for _ in interrupted_by_a_timer(lambda: (x * 2).backward(), 2000):
         assert np.geterr() == before
 
 
