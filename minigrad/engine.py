@@ -16,7 +16,9 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
     1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
-Everything that belongs to one pass lives in local variables of that pass.
+Everything that belongs to one pass lives in local variables of that pass.  So threads can walk at the
+same time, also over shared leaves.  Only the last step of :func:`backward` is not for two threads at a
+time: of two that add to the ``.grad`` of one leaf, one may be lost.
 """
 
 from __future__ import annotations
@@ -175,8 +177,10 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
     Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.  No
-    ``.grad`` is written before the whole walk has succeeded.  A leaf is given the very array that a rule
-    has made for it; it gets a copy of what may be somebody else's: a view, another leaf's, or ``g``.
+    ``.grad`` is written before all are known, and then all are written at once.
+
+    A leaf is given the very array that a rule has made for it; it gets a copy of what may be somebody
+    else's: a view, another leaf's, or ``g``.
     """
     taken = {id(g)}  # arrays that somebody has already
     order = ancestry(root)

@@ -540,6 +540,11 @@ class Tensor:
     def backward(self, gradient: Operand | None = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf), weighted by ``gradient``, to the ``.grad`` of every leaf.
 
+        An error or an interrupt leaves the ``.grad`` of all leaves as they were, or adds to all of them.
+
+        Threads may share leaves and use :func:`grad`, which writes nothing.  But two that add to the
+        ``.grad`` of one leaf at the same time may lose a gradient.
+
         Parameters
         ----------
         gradient
