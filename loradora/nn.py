@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 import minigrad as mg
 from minigrad import Tensor
+from minigrad.scopes import at_once
 from minigrad.tensor import as_reals
 
 M = TypeVar("M", bound="Module")
@@ -35,6 +36,11 @@ class Module:
 
     Subclasses define ``forward`` and set tensors and modules as attributes, as such or in lists, tuples
     and dicts, however deep.
+
+    Threads may share a module to compute in evaluation mode.  Its mode, its parameters and their
+    gradients are the same for all of them.  So train in one thread: of two backward passes at a time, or
+    two steps of an optimizer, one may be lost, and it is left to chance which thread gets which numbers
+    for dropout.
     """
 
     training: bool = True
@@ -126,9 +132,9 @@ class Module:
     # -- state
 
     def train(self: M, mode: bool = True) -> M:
-        """Set training mode here and in all modules inside (dropout is active)."""
-        for _, module in self.named_modules():
-            module.training = mode
+        """Set training mode here and in all modules inside (dropout is active); in all or in none."""
+        modules = [module for _, module in self.named_modules()]
+        at_once(object.__setattr__, modules, itertools.repeat("training"), itertools.repeat(mode))()
         return self
 
     def eval(self: M) -> M:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ import minigrad as mg
 from loradora.nn import Module, Rng, check_positive, generator
 from loradora.optim import Optimizer, Schedule, constant
 from minigrad.ops import check_labels
+from minigrad.scopes import at_once
 
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
@@ -336,7 +338,10 @@ def _batches(
 def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
-    Then every module is in the mode in which it was.
+    Then every module is in the mode in which it was, also after an error or an interrupt.
+
+    Several threads may evaluate one model at a time if it is in evaluation mode before.  If not, one may
+    set it back while another still computes.
 
     Raises
     ------
@@ -347,10 +352,11 @@ def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> 
     check_positive(batch_size=batch_size)
     x, labels = _examples(x, labels)
     _check_classes(labels, "evaluate counts right classes")
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    for module, _ in modes:
-        module.training = False
+    modules = [module for _, module in model.named_modules()]
+    modes = [module.training for module in modules]
+    as_before = at_once(object.__setattr__, modules, repeat("training"), modes)
     try:
+        at_once(object.__setattr__, modules, repeat("training"), repeat(False))()
         loss, right = 0.0, 0
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
@@ -359,6 +365,5 @@ def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> 
             loss += mg.cross_entropy(logits, labels[part], reduction="sum").item()
             right += int(np.sum(np.argmax(logits.data, axis=1) == labels[part]))
     finally:
-        for module, mode in modes:
-            module.training = mode
+        as_before()
     return Evaluation(loss / len(x), right / len(x))

@@ -19,6 +19,7 @@ from loradora.adapters import freeze
 from loradora.nn import Module, items_of, named_tensors
 from loradora.reaching import reaches
 from minigrad import Tensor
+from minigrad.scopes import at_once
 
 Replace: TypeAlias = Callable[[Module], "Module | None"]
 
@@ -119,11 +120,13 @@ def take_modes(view: Module, other: Module) -> None:
     What is not there, such as the parts of an adapted layer, takes the mode of what it lies in.
     """
     modes = {path: module.training for path, module in other.named_modules()}
+    taken = []
     for path, module in view.named_modules():
         place = path
         while place not in modes:
             place = place.rpartition(".")[0]
-        module.training = modes[place]
+        taken.append((module, "training", modes[place]))
+    at_once(object.__setattr__, *zip(*taken))()
 
 
 def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Module:
@@ -143,10 +146,10 @@ def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Modu
 def intact(base: Module) -> Iterator[None]:
     """Let what is done inside make arrays of ``base`` read-only, but not if it fails."""
     parameters = base.parameters() if isinstance(base, Module) else []  # else it will be refused
-    before = [(array, array.flags.writeable) for array in (p.data for p in parameters)]
+    arrays = [p.data for p in parameters]
+    as_before = at_once(np.ndarray.setflags, arrays, [a.flags.writeable for a in arrays])
     try:
         yield
     except BaseException:
-        for array, writeable in before:
-            array.setflags(write=writeable)
+        as_before()
         raise

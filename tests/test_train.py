@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from interrupting import interrupted_everywhere
+from interrupting import interrupted_by_a_timer, interrupted_everywhere, needs_timers
 from numpy.testing import assert_allclose
 
 import loradora as ld
@@ -236,6 +237,30 @@ def test_evaluation_gives_every_module_its_own_mode_back(x):
     except ValueError:
         assert x is not X
     assert [m.training for _, m in model.named_modules()] == before
+
+
+@needs_timers
+@pytest.mark.parametrize("x", [X[:2], X[:2, :5]], ids=["at the end", "after an error"])
+def test_an_interrupted_evaluation_gives_every_module_its_own_mode_back(x):
+    model = ld.Sequential(*(ld.Dropout(0.5) for _ in range(20)), ld.Linear(8, 3))
+    model[1].eval()
+    before = [m.training for _, m in model.named_modules()]
+
+    def work():
+        with contextlib.suppress(ValueError):
+            ld.evaluate(model, x, LABELS[:2])
+
+    for _ in interrupted_by_a_timer(work, 1000, 5e-4):
+        assert [m.training for _, m in model.named_modules()] == before
+        assert mg.is_grad_enabled()
+
+
+def test_threads_may_evaluate_one_model_at_a_time_if_it_is_in_evaluation_mode():
+    model = adapted("DoRA").eval()
+    expected = ld.evaluate(model, X, LABELS)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(ld.evaluate, model, X, LABELS) for _ in range(40)]
+    assert {future.result() for future in futures} == {expected}
 
 
 def test_evaluation_leaves_the_mode_of_other_adapters():
