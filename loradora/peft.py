@@ -6,9 +6,10 @@ Nothing here changes the base, except that its arrays become read-only: every ad
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig, ReadOnly
 from loradora.matching import check_names, match, named_as
-from loradora.nn import Module, Rng, all_or_none, generator, named_tensors
+from loradora.nn import Module, Rng, all_or_none, generator, named_tensors, setting
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor
+from minigrad.scopes import Scope, at_once
 
 
 class PeftModel(Module):
@@ -39,6 +41,10 @@ class PeftModel(Module):
 
     Calling it runs the active adapter's view.  The base model is never changed: it can be used beside
     this one, and :meth:`get_base_model` returns it.
+
+    Threads may share it, and the base, to compute in evaluation mode: each has its own ``no_grad`` and
+    ``disable_adapter``.  All the rest is the same for all threads: which adapter is active, the mode, the
+    parameters and their gradients.  So train, and choose adapters, while no other thread computes.
 
     Parameters
     ----------
@@ -71,7 +77,6 @@ class PeftModel(Module):
         self._base = base
         self._trainable = {name for name, p in named_tensors(base) if p.requires_grad}
         self._plain = self._active = rebuild(base, lambda _: None)
-        self._disabled = False
         self._adapters: dict[str, Adapter] = {}
         self._names: list[str] = []
         self.training = base.training
@@ -113,9 +118,17 @@ class PeftModel(Module):
 
     def train(self, mode: bool = True) -> PeftModel:
         """Set training or evaluation mode for every adapter."""
-        self.training = mode
-        for view in [self._plain, self._active, *(a.model for a in self._adapters.values())]:
-            view.train(mode)
+        views = [self._plain, self._active, *(a.model for a in self._adapters.values())]
+        modules = [self, *(module for view in views for _, module in view.named_modules())]
+        modes = [module.training for module in modules]
+        as_before = at_once(object.__setattr__, modules, repeat("training"), modes)
+        try:
+            self.training = mode
+            for view in views:
+                view.train(mode)
+        except BaseException:
+            as_before()
+            raise
         return self
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
@@ -167,18 +180,21 @@ class PeftModel(Module):
         """
         return ReadOnly({name: a.config.frozen() for name, a in self._adapters.items()})
 
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> _Disabled:
         """Compute with the base alone inside the ``with``; afterwards all is as before.
+
+        As :class:`minigrad.no_grad` it concerns the current thread only, and there the current asyncio
+        task: others meet the adapter meanwhile.  It is a decorator, too.
 
         :meth:`set_adapter` inside ends it: what it activates stays active.
         """
         take_modes(self._plain, self.base_model)
-        before, self._disabled = self._disabled, True
-        try:
-            yield
-        finally:
-            self._disabled = self._disabled and before
+        return _Disabled(self)
+
+    @property
+    def _disabled(self) -> list[_Disabled]:
+        """Return the scopes in which the adapters are off here."""
+        return [scope for scope in _Disabled.in_force() if scope.model() is self]
 
     # -- several adapters
 
@@ -236,11 +252,22 @@ class PeftModel(Module):
             DoRA, a variant with a formula of its own, a module that trains whole.
         """
         names = _names(adapter_names)
-        view = self._view_of(names)
-        for name, adapter in self._adapters.items():
-            adapter.enable(name in names and not inference_mode)
+        self._activate(self._view_of(names), names, self._adapters, not inference_mode)
+        for scope in self._disabled:
+            scope.leave()
+
+    def _activate(
+        self, view: Module, names: list[str], adapters: dict[str, Adapter], trainable: bool
+    ) -> None:
+        """Have these adapters, of which those named act, in ``view``; all of the change or none."""
         take_modes(view, self.base_model)
-        self._active, self._disabled, self._names = view, False, names
+        changes = [
+            setting(p, "requires_grad", trainable and name in names)
+            for name, adapter in adapters.items()
+            for p in adapter.trained
+        ]
+        new = {"_adapters": adapters, "_active": view, "_names": names}
+        all_or_none(changes + [setting(self, name, value) for name, value in new.items()])
 
     def _view_of(self, names: Sequence[str]) -> Module:
         """Return the view in which these adapters act together."""
@@ -272,18 +299,13 @@ class PeftModel(Module):
             For an unknown name.
         """
         self._get(adapter_name)
-        frozen = not self._active.trainable_parameters()
-        del self._adapters[adapter_name]
-        if adapter_name in self.active_adapters:
-            disabled = self._disabled
-            remaining = [name for name in self.active_adapters if name != adapter_name]
-            remaining = remaining or list(self._adapters)[:1]
-            if remaining:
-                self.set_adapter(remaining, inference_mode=frozen)
-            else:
-                take_modes(self._plain, self.base_model)
-                self._active, self._names = self._plain, []
-            self._disabled = disabled
+        others = {name: a for name, a in self._adapters.items() if name != adapter_name}
+        if adapter_name not in self._names:
+            self._adapters = others
+            return
+        names = [name for name in self._names if name != adapter_name] or list(others)[:1]
+        view = self._view_of(names) if names else self._plain
+        self._activate(view, names, others, bool(self._active.trainable_parameters()))
 
     def add_weighted_adapter(
         self,
@@ -595,6 +617,18 @@ class PeftModel(Module):
         notes += ", disabled" if self._disabled else f", {trainable:,} of {total:,} trainable"
         body = repr(self.base_model).replace("\n", "\n  ")
         return f"PeftModel({notes}\n  {body}\n)"
+
+
+class _Disabled(Scope):
+    """Inside, the adapters of one model are off."""
+
+    def __init__(self, model: PeftModel) -> None:
+        # weakly, because a scope that has ended is remembered until one asks what is in force
+        self.model = weakref.ref(model)
+
+    def _recreate_cm(self) -> _Disabled:
+        model = self.model()
+        return model.disable_adapter() if model is not None else self
 
 
 def get_peft_model(

@@ -1,5 +1,7 @@
 """An adapted model is a new one: the base it shares is never touched, and what it merges to is plain."""
 
+import asyncio
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,13 +12,14 @@ import subprocess
 import sys
 import weakref
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MethodType
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from interrupting import assert_whole
+from interrupting import assert_whole, interrupted_by_a_timer, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -417,6 +420,173 @@ def test_an_adapter_chosen_while_disabled_is_active_afterwards():
         assert_array_equal(out(model), expected)
     assert model.active_adapters == ["other"]
     assert_array_equal(out(model), expected)
+
+
+@needs_timers
+def test_an_interrupt_never_leaves_an_adapter_off():
+    model = adapted(base=ld.MLP([4, 3]), target_modules="all-linear")
+    with_adapter, without = out(model), out(model.get_base_model())
+
+    def work():
+        with model.disable_adapter():
+            assert model.base_model is not model._active
+
+    with mg.no_grad():
+        for _ in interrupted_by_a_timer(work, 2000):
+            assert model.base_model is model._active
+    assert_array_equal(out(model), with_adapter)
+    with model.disable_adapter():
+        assert_array_equal(out(model), without)
+
+
+def test_other_threads_meet_the_adapter_that_one_has_disabled():
+    model = adapted(base=Net().eval())
+    with_adapter, without = out(model), out(model.get_base_model())
+    wrong, calls = [], range(200)
+
+    def disabling():
+        for _ in calls:
+            with model.disable_adapter():
+                wrong.append(not np.array_equal(out(model), without))
+
+    def calling():
+        wrong.extend(not np.array_equal(out(model), with_adapter) for _ in calls)
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for work in (disabling, calling) * 2]:
+            future.result()
+    assert wrong == [False] * 800
+
+
+def test_other_tasks_meet_the_adapter_that_one_has_disabled():
+    model = adapted(base=Net().eval())
+    with_adapter, without = out(model), out(model.get_base_model())
+
+    async def disabling():
+        with model.disable_adapter():
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert_array_equal(out(model), without)
+
+    async def calling():
+        for _ in range(5):
+            await asyncio.sleep(0)
+            assert_array_equal(out(model), with_adapter)
+
+    async def all_three():
+        await asyncio.gather(disabling(), calling(), disabling())
+
+    asyncio.run(all_three())
+    assert_array_equal(out(model), with_adapter)
+
+
+def test_a_disabled_adapter_is_so_while_an_op_runs_and_in_its_own_model_only():
+    model, other = adapted(), adapted()
+    seen = []
+    op = mg.ops.Op(lambda a: seen.append(out(model)) or a * 1, (lambda g, y, a: g,))
+    with model.disable_adapter(), model.disable_adapter():
+        op(X)
+        assert_array_equal(out(other), other._active(X).data)
+    op(X)
+    assert_array_equal(seen[0], out(Net()))
+    assert_array_equal(seen[1], out(other))
+
+
+def test_a_function_may_be_decorated_to_run_without_the_adapter():
+    model = adapted()
+    with_adapter = out(model)
+
+    @model.disable_adapter()
+    def without(depth):
+        assert_array_equal(out(model), out(Net()))
+        return depth == 0 or without(depth - 1)
+
+    def later():
+        yield
+
+    assert without(2)
+    assert_array_equal(out(model), with_adapter)
+    with pytest.raises(TypeError, match="later runs later"):
+        model.disable_adapter()(later)
+
+
+def test_the_mode_of_a_module_is_its_own_without_the_adapter_too():
+    base = ld.Sequential(ld.Linear(4, 4), ld.Dropout(0.5))
+    model = adapted(base=base, target_modules=["0"])
+    model.base_model[1].eval()
+    with model.disable_adapter():
+        assert_array_equal(out(model), out(model))
+
+
+def test_a_copy_made_while_the_adapter_is_off_has_it_on():
+    model = adapted()
+    expected = out(model)
+    with model.disable_adapter():
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert "disabled" in repr(model)
+    for twin in copies:
+        assert_array_equal(out(twin), expected)
+
+
+def test_a_model_that_was_without_its_adapter_is_forgotten(no_gc):
+    model = adapted()
+    with model.disable_adapter():
+        pass
+    memory = weakref.ref(model)
+    del model
+    assert memory() is None
+
+
+def test_choosing_an_adapter_while_it_is_off_concerns_ones_own_thread_only():
+    model = adapted()
+    expected = out(model)
+    with model.disable_adapter(), ThreadPoolExecutor(1) as pool:
+        pool.submit(model.set_adapter, "default").result()
+        assert_array_equal(out(model), out(Net()))
+        model.set_adapter("default")
+        assert_array_equal(out(model), expected)
+
+
+@pytest.mark.parametrize("change", ["set_adapter", "delete_adapter"])
+def test_an_interrupted_change_of_the_active_adapter_is_made_whole_or_not_at_all(change):
+    def prepare():
+        model = adapted(base=ld.Sequential(ld.Linear(2, 2)), target_modules="all-linear")
+        add(model, "other", target_modules="all-linear", trained=False)
+        name = "other" if change == "set_adapter" else "default"
+        return model, lambda: getattr(model, change)(name)
+
+    def state(model):
+        trainable = {n: [p.requires_grad for p in a.trained] for n, a in model._adapters.items()}
+        acting = [a.model is model.base_model for a in model._adapters.values()]
+        return trainable, acting, model.active_adapters
+
+    assert_whole(prepare, state)
+
+
+@needs_timers
+@pytest.mark.parametrize("kind", ["base", "adapted"])
+def test_an_interrupted_change_of_the_mode_reaches_all_modules_or_none(kind):
+    model = ld.Sequential(*(ld.Linear(2, 2) for _ in range(10)))
+    if kind == "adapted":
+        model = add(adapted(base=model, target_modules=["0"]), "other", target_modules=["1"])
+        views = [model, model._plain, *(a.model for a in model._adapters.values())]
+    else:
+        views = [model]
+    modules = [m for view in views for _, m in view.named_modules()]
+    for _ in interrupted_by_a_timer(lambda: model.train(not model.training), 1000, 1e-3):
+        assert len({m.training for m in modules}) == 1
+
+
+@needs_timers
+def test_an_interrupt_leaves_the_arrays_of_the_base_writable():
+    base = ld.Sequential(*(ld.Linear(2, 2) for _ in range(20)))
+
+    def work():
+        with contextlib.suppress(ValueError):
+            ld.get_peft_model(base, config(target_modules=["nothing"]))
+
+    for _ in interrupted_by_a_timer(work, 300, 2e-3):
+        assert all(p.data.flags.writeable for p in base.parameters())
 
 
 # ----------------------------------------------------------------------------- several adapters
