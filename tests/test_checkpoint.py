@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_adapter_files import fuzz
+from fuzz_adapter_files import Net, fuzz, try_hostile
+from hostile_files import HOSTILE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -923,10 +924,17 @@ def test_flipped_bytes_are_refused_by_their_checksum(flips, tmp_path):
     assert_array_equal(loaded(X).data, expected)  # it was a byte without a meaning
 
 
-def test_damaged_files_are_refused_clearly_or_load_soundly(tmp_path):
-    counts = fuzz(200, tmp_path)
-    assert counts.total() == 200
+def test_damaged_files_are_refused_clearly_or_load_soundly_and_cost_little(tmp_path):
+    counts = fuzz(400, tmp_path)
+    assert counts.total() == 400
     assert {result for _, result in counts} == {"loaded", "refused"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_made_on_purpose_is_refused_or_sound_and_costs_little(name, tmp_path):
+    if WEIGHTS in HOSTILE[name][0]():
+        pytest.importorskip("safetensors")
+    try_hostile(name, Net(), tmp_path)
 
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
