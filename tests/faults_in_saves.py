@@ -227,6 +227,8 @@ replace rmdir scandir sendfile stat statvfs symlink sync truncate unlink utime w
 """
 
 REAL = {name: getattr(os, name) for name in SYSTEM.split() if hasattr(os, name)}
+#: Of that, what removes something, or finds out what is to be removed.
+REMOVAL = "os.listdir", "os.scandir", "os.unlink", "os.rmdir"
 FAILS, BEFORE, AFTER = "fails", "interrupted before", "interrupted after"
 KILLED_BEFORE, KILLED_AFTER = "killed before", "killed after"
 
@@ -241,7 +243,7 @@ class Faults:
     def __init__(self, spoiled=None, number=errno.EIO):
         self.spoiled, self.number = spoiled or {}, number
         self.calls = []
-        self.removing = False  # whether a call was spoiled that was to remove something
+        self.removing = False  # whether something may be left, because its removal was spoiled
         self._thread = threading.get_ident()
         self._patches = contextlib.ExitStack()
 
@@ -272,7 +274,7 @@ class Faults:
         if way is None:
             return function(*args, **options)
         in_rmtree = any("rmtree" in frame.name for frame in traceback.extract_stack())
-        self.removing |= in_rmtree or name in ("os.unlink", "os.rmdir")
+        self.removing |= in_rmtree or name in REMOVAL
         closed = name == "close" or (name == "os.close" and way == FAILS)
         if closed or way in (AFTER, KILLED_AFTER):
             with contextlib.suppress(OSError):
