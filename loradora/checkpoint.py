@@ -190,8 +190,9 @@ def save_folders(adapters: Mapping[Path, Saved]) -> None:
     for folder, (config, arrays, scalings) in adapters.items():
         tensors = {PREFIX + key: array for key, array in arrays.items()}
         notes = {SCALINGS: json.dumps(scalings), KIND: json.dumps(_kind(config), sort_keys=True)}
-        if not (folder / "README.md").exists():
-            files[folder / "README.md"] = README.encode()
+        with _reported("cannot write", folder):
+            if not (folder / "README.md").exists():
+                files[folder / "README.md"] = README.encode()
         files[folder / CONFIG] = _config_text(config)
         files[folder / WEIGHTS] = formats.safetensors(tensors, "save_adapter() writes .npz", notes)
     _write(files, make=list(adapters))

@@ -34,7 +34,7 @@ _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 1
 MOST_TRIES, MOST_TRIES_IN_ALL = 1e7, 2e8
 
 #: The most patterns of one option, the most letters in them together, and the most groups in one.
-MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 100_000, 100
+MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 50_000, 100
 
 
 #: What follows the part of a path that ``layers_pattern`` names; and after any part but the first.

@@ -68,27 +68,26 @@ def write(files: Mapping[Path, bytes]) -> None:
 
 def _put(files: Mapping[Path, bytes]) -> bool:
     """Write the files and rename them; return whether what is there then is of one save."""
-    with contextlib.ExitStack() as at_the_end:
-        homes = {
-            folder: at_the_end.enter_context(_directory_in(folder))
-            for folder in dict.fromkeys(path.parent for path in files)
-        }
-        new = {path: homes[path.parent] / path.name for path in files}
-        old = {path: homes[path.parent] / f"{path.name}{OLD}" for path in files}
-        ours = {path: _written(new[path], content) for path, content in files.items()}
-        *earlier, last = files
+    homes: dict[Path, _Home] = {}
+    ours: dict[Path, Identity | None] = {}
+    *earlier, last = files
+    try:
+        for path, content in files.items():
+            if path.parent not in homes:
+                homes[path.parent] = _Home(path.parent)
+            ours[path] = _written(homes[path.parent].new(path), content)
         for path in earlier:
-            _keep(path, old[path])
-        try:
-            for path in files:
-                os.replace(new[path], path)
-        except BaseException:
-            if _identity(last) != ours[last]:  # else all of them are new
-                back = {path: old[path] for path in earlier if _identity(path) == ours[path]}
-                _go_back(back, at_the_end)
-            raise
+            _keep(path, homes[path.parent].old(path))
+        for path in files:
+            os.replace(homes[path.parent].new(path), path)
         there = [_identity(path) == mine for path, mine in ours.items()]
-        return all(there) or not any(there)
+    except BaseException:
+        if len(ours) == len(files):
+            _go_back({path: homes[path.parent].old(path) for path in earlier}, last, ours)
+        _remove_all(homes.values())
+        raise
+    _remove_all(homes.values())
+    return all(there) or not any(there)
 
 
 def _written(path: Path, content: bytes) -> Identity | None:
@@ -109,74 +108,117 @@ def _identity(path: Path) -> Identity | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-#: What the name of an old file ends in while the new one takes its place.
-OLD = ".old"
-
-
 def _keep(path: Path, place: Path) -> None:
     """Give a file a second name; copy it where a disk cannot do that."""
-    if os.path.lexists(path):
+    if _identity(path) is not None:
         try:
             os.link(path, place, follow_symlinks=False)
         except (OSError, NotImplementedError):
             shutil.copy2(path, place, follow_symlinks=False)
 
 
-def _go_back(kept: Mapping[Path, Path], at_the_end: contextlib.ExitStack) -> None:
-    """Put old files back into their places; if that fails, leave them where they are kept."""
+def _go_back(kept: Mapping[Path, Path], last: Path, ours: Mapping[Path, Identity | None]) -> None:
+    """Put old files back where ours are, and remove ours where there was none; unless all are new."""
     try:
+        if _identity(last) == ours[last]:
+            return
         for path, old in kept.items():
-            if os.path.lexists(old):
-                os.replace(old, path)
-            else:
-                path.unlink(missing_ok=True)
-    except Exception as error:
-        at_the_end.pop_all()
-        left = [str(old) for old in kept.values() if os.path.lexists(old)]
-        raise OSError(f"{error}; the old files could not be put back: {', '.join(left)}") from error
+            if _identity(path) == ours[path]:
+                if _identity(old) is None:
+                    path.unlink()
+                else:
+                    os.replace(old, path)
+    except OSError as error:
+        left = ", ".join(str(old) for old in kept.values() if os.path.lexists(old))
+        raise OSError(f"{error}; the old files could not be put back: {left}") from error
 
 
 # ----------------------------------------------------------------------------- temporary directories
 
 
-@contextlib.contextmanager
-def _directory_in(folder: Path) -> Iterator[Path]:
-    """Make a directory for the time of a save, locked so that others see that its owner is alive."""
-    with contextlib.ExitStack() as at_the_end:
+#: What the name of an old file ends in while the new one takes its place.
+OLD = ".old"
+
+
+class _Home:
+    """A directory for the time of a save, locked so that others see that its owner is alive."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lock: int | None = None
         while True:
-            home = folder / f"{PREFIX}{secrets.token_hex(8)}"
-            at_the_end.callback(shutil.rmtree, home, ignore_errors=True)
-            home.mkdir(0o700)
-            at_the_end.enter_context(_locked(home, wait=True))
-            if home.is_dir():  # else somebody swept it before it was locked
-                break
-        yield home
+            self._path = folder / f"{PREFIX}{secrets.token_hex(8)}"
+            try:
+                self._path.mkdir(0o700)
+                self._lock = _locked(self._path)
+                if self._path.is_dir():  # else somebody swept it before it was locked
+                    break
+            except BaseException:
+                self.remove()
+                raise
 
+    def new(self, path: Path) -> Path:
+        """Return where the new file for ``path`` is written."""
+        return self._path / path.name
 
-@contextlib.contextmanager
-def _locked(directory: Path, *, wait: bool) -> Iterator[bool]:
-    """Lock a directory; say whether it is locked, which not every disk and system can do."""
-    descriptor = None
-    try:
+    def old(self, path: Path) -> Path:
+        """Return where the old file of ``path`` is kept."""
+        return self._path / f"{path.name}{OLD}"
+
+    def remove(self) -> None:
+        """Remove it with all that is inside, and unlock it in any case: then it can be swept."""
         try:
-            descriptor = os.open(directory, os.O_RDONLY)
-            import fcntl  # which Windows does not have; there a directory cannot be opened
+            _remove(self._path)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+
+def _remove_all(homes: Iterable[_Home]) -> None:
+    """Remove all of them, even if it is interrupted at one."""
+    with contextlib.ExitStack() as each:
+        for home in homes:
+            each.callback(home.remove)
+
+
+def _locked(directory: Path, wait: bool = True) -> int | None:
+    """Lock a directory until the descriptor that is returned is closed, or its process has ended.
+
+    None is returned where that cannot be: not every disk can lock, and not every system can do it to a
+    directory.  Without ``wait`` BlockingIOError is raised if somebody else has locked it.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    import fcntl  # which Windows has not; but there no directory was opened
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory of plain files, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            os.unlink(directory / name)
+        os.rmdir(directory)
 
 
 def _sweep(folder: Path, names: set[str]) -> None:
     """Remove what killed saves of the same files have left in a folder."""
     for home in folder.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else was quicker, or may and we may not
+        with contextlib.suppress(OSError):  # its owner is alive, or somebody else was quicker
             if home.is_dir() and not home.is_symlink():
-                with _locked(home, wait=False) as dead:
-                    if dead and {p.name.removesuffix(OLD) for p in home.iterdir()} <= names:
-                        shutil.rmtree(home)
+                lock = _locked(home, wait=False)
+                if lock is not None:
+                    try:
+                        if {name.removesuffix(OLD) for name in os.listdir(home)} <= names:
+                            _remove(home)
+                    finally:
+                        os.close(lock)
