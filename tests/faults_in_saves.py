@@ -458,11 +458,23 @@ def in_a_child(work):
     os._exit(0)
 
 
-def ended(child):
-    """Wait for a child; return the signal that ended it, or 0.  Raise if it failed by itself."""
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status <= 0, "a save failed, see above"
-    return -status
+def ended(child, how=None):
+    """Wait for a child, or end it by this signal; return the one that ended it, or 0.
+
+    It is sent again to a child that goes on: Python swallows a Ctrl-C that comes while it destroys
+    something.  Raises if the child failed by itself.
+    """
+    done = 0
+    while not done:
+        if how:
+            os.kill(child, how)
+        patience = time.perf_counter() + 0.5
+        while not done and (time.perf_counter() < patience or not how):
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.0005)
+    code = os.waitstatus_to_exitcode(status)
+    assert code <= 0, "a save failed, see above"
+    return -code
 
 
 def check_killed(ground):
@@ -525,7 +537,7 @@ def loaded(root, known):
         return "refused"
 
 
-def kills_at_random(folder, count, seed=0, savers=(["LoRA", "PiSSA"], ["DoRA", "LoRA"])):
+def kills_at_random(folder, count, seed=0, savers=(["PiSSA", "LoRA"], ["DoRA", "LoRA"])):
     """Return how often each (event, outcome) occurred where processes that save are killed.
 
     One process saves an adapter of two kinds in turn, or two processes do.  Beside them the folder is
@@ -534,22 +546,20 @@ def kills_at_random(folder, count, seed=0, savers=(["LoRA", "PiSSA"], ["DoRA", "
     """
     known = outcomes({kind for kinds in savers for kind in kinds}, folder)
     rng, counts, root = np.random.default_rng(seed), collections.Counter(), folder / "killed"
-    adapted(savers[0][0]).save_pretrained(root)
+    adapted("LoRA").save_pretrained(root)
     start = time.perf_counter()
-    adapted(savers[0][0]).save_pretrained(root)
+    adapted("LoRA").save_pretrained(root)
     once = time.perf_counter() - start
     for i in range(count):
         how = (signal.SIGKILL, signal.SIGINT)[i // 2 % 2]
         working = savers[: 1 + i % 2]
         children = [in_a_child(lambda k=k: saves_without_end(root, k)) for k in working]
         event = f"{len(children)} saving, then {how.name}"
-        until = time.perf_counter() + once * rng.uniform(1, 8)
+        until = time.perf_counter() + once * rng.uniform(1, 20)
         while time.perf_counter() < until:
             counts["beside " + event.partition(",")[0], loaded(root, known)] += 1
         for child in children:
-            os.kill(child, how)
-        for child in children:
-            assert ended(child) in (0, how)
+            assert ended(child, how) in (0, how)
         result = loaded(root, known)
         assert result != "refused" or how == signal.SIGKILL, "Ctrl-C leaves a mix"
         counts[event, result] += 1
