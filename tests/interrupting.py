@@ -70,20 +70,22 @@ needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no t
 
 def interrupted_by_a_timer(work, times, longest=5e-5):
     """Repeat ``work`` until it is interrupted, and yield then; ``times`` times over."""
+    rung = False
 
     def interrupt(*_):
+        nonlocal rung
+        rung = True  # Python swallows an interrupt that comes in a finaliser
         raise KeyboardInterrupt
 
     delays = random.Random(0)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for n in range(times):
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
+                rung = False
                 signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest))
-                while True:
+                while not rung:
                     work()
-            except KeyboardInterrupt:
-                pass
             yield n
     finally:
         signal.signal(signal.SIGALRM, before)

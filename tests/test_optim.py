@@ -1,17 +1,15 @@
 """SGD and AdamW are the textbook formulas with PyTorch's defaults, for trained tensors alone."""
 
-import contextlib
 import copy
 import math
 import pickle
-import signal
 import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interrupting import assert_whole
+from interrupting import assert_whole, interrupted_by_a_timer, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -388,30 +386,17 @@ def test_an_interrupt_leaves_a_step_taken_or_not_taken(make, dtype):
     assert_whole(prepare, lambda subject: all_of(*subject), instructions=True)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+@needs_timers
 def test_a_real_signal_leaves_a_step_taken_or_not_taken():
     """The moments are those of a constant gradient: they tell how many steps there were."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     params = [parameter(np.full(3, 1.0)) for _ in range(20)]
     optimizer = ld.AdamW(params, lr=1e-6)
     for p in params:
         p.grad = np.ones(3)
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for i in range(300):
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 2e-6 * (i % 100))
-                while True:
-                    optimizer.step()
-            assert len({p.data.tobytes() for p in params}) == 1
-            moments = {repr(optimizer.state[p]) for p in params} if optimizer.state else {""}
-            assert len(moments) == 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    for _ in interrupted_by_a_timer(optimizer.step, 300, longest=2e-4):
+        assert len({p.data.tobytes() for p in params}) == 1
+        moments = {repr(optimizer.state[p]) for p in params} if optimizer.state else {""}
+        assert len(moments) == 1
     t, m = (optimizer.state[params[0]][name] for name in ("step", "exp_avg"))
     assert t > 10
     assert_allclose(m, 1 - 0.9**t, rtol=1e-9)
