@@ -33,7 +33,7 @@ _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 1
 #: them take 5 to 20 µs.
 MOST_TRIES, MOST_TRIES_IN_ALL = 1e7, 2e8
 
-#: The most patterns of one option, the most letters in them together, and the most groups in one.
+#: The most patterns of one option and groups in them, their most letters, and the most groups in one.
 MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 50_000, 100
 
 
@@ -67,12 +67,12 @@ def compiled(option: str, patterns: Collection[str], after: str = "") -> list[re
     PatternError
         For one that is refused, and for too many, naming the option.
     """
-    letters = sum(map(len, patterns))
-    if len(patterns) > MOST_PATTERNS or letters > MOST_LETTERS:
+    letters, groups = sum(map(len, patterns)), sum(p.count("(") for p in patterns)
+    if len(patterns) > MOST_PATTERNS or letters > MOST_LETTERS or groups > MOST_PATTERNS:
         raise PatternError(
             option,
-            f"it holds {len(patterns):,} patterns with {letters:,} letters, but at most "
-            f"{MOST_PATTERNS:,} with {MOST_LETTERS:,} are read",
+            f"it holds {len(patterns):,} patterns with {letters:,} letters and {groups:,} groups; at most "
+            f"{MOST_PATTERNS:,}, {MOST_LETTERS:,} and {MOST_PATTERNS:,} are read",
         )
     return [_compiled(option, pattern, after) for pattern in patterns]
 
@@ -80,7 +80,7 @@ def compiled(option: str, patterns: Collection[str], after: str = "") -> list[re
 @lru_cache(maxsize=2 * MOST_PATTERNS)
 def _compiled(option: str, pattern: str, after: str) -> re.Pattern[str]:
     try:
-        _parser.parse(pattern)  # alone, because "a)|(b" would pass in parentheses
+        tries(pattern, 100)  # it must be one alone, because "a)|(b" would pass in parentheses
         meant = f"(?:{pattern}){after}" if after else pattern
         if not tries(meant, 100) <= MOST_TRIES:  # NaN is none, either
             reason = "a search could take too long: use fewer repeats, and none of a group"

@@ -75,6 +75,7 @@ def interrupted_by_a_timer(work, times, longest=5e-5):
     def interrupt(*_):
         nonlocal rung
         rung = True  # Python swallows an interrupt that comes in a finaliser
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt
 
     delays = random.Random(0)
@@ -83,7 +84,8 @@ def interrupted_by_a_timer(work, times, longest=5e-5):
         for n in range(times):
             with contextlib.suppress(KeyboardInterrupt):
                 rung = False
-                signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest))
+                # a signal that reaches another thread may wait there: it comes again
+                signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest), 0.05)
                 while not rung:
                     work()
             yield n
