@@ -71,8 +71,8 @@ def compiled(option: str, patterns: Collection[str], after: str = "") -> list[re
     if len(patterns) > MOST_PATTERNS or letters > MOST_LETTERS or groups > MOST_PATTERNS:
         raise PatternError(
             option,
-            f"it holds {len(patterns):,} patterns with {letters:,} letters and {groups:,} groups; at most "
-            f"{MOST_PATTERNS:,}, {MOST_LETTERS:,} and {MOST_PATTERNS:,} are read",
+            f"it holds {len(patterns):,} patterns with {letters:,} letters and {groups:,} groups; at "
+            f"most {MOST_PATTERNS:,}, {MOST_LETTERS:,} and {MOST_PATTERNS:,} are read",
         )
     return [_compiled(option, pattern, after) for pattern in patterns]
 

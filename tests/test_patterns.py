@@ -133,7 +133,7 @@ def test_a_pattern_with_a_group_of_our_own_name_is_refused_when_it_is_given():
 @pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
 def test_so_are_more_patterns_than_can_be_read(option):
     ld.LoraConfig(**{option: {f"layers.{i}.q": 1 for i in range(2000)}})
-    with pytest.raises(PatternError, match=f"{option}: it holds 2,001 patterns .* at most 2,000,"):
+    with pytest.raises(PatternError, match=f"{option}: it holds 2,001 patterns .* most 2,000,"):
         ld.LoraConfig(**{option: {f"layers.{i}.q": 1 for i in range(2001)}})
     with pytest.raises(PatternError, match=f"{option}: it holds 30 patterns with 150,050 letters"):
         ld.LoraConfig(**{option: {f"{i}" + "q" * 5000: 1 for i in range(30)}})
