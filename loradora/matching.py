@@ -362,18 +362,18 @@ def match_tensors(
         If no layer is adapted, or if there would be more numbers in A and B than the file has bytes and
         the model has numbers.
     """
-    modules, rules = _inside(model), Rules(config)
+    modules, rules = _inside(model), Rules(dataclasses.replace(config, rank_pattern={}))
     whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
     inside = _parts_of(model, whole)
     linears = {p: m for p, m in modules.items() if isinstance(m, Linear) and id(m) not in inside}
     targets: dict[int, str] = {}
     ranks: dict[str, int | None] = {}
-    numbers = 0
+    numbers, most = 0, size + sum(p.size for p in model.parameters())
     for path in dict.fromkeys(_layers_above(shapes, linears)):
         A, B = (shapes.get(f"{path}.{name}", ()) for name in factors)
         r = _rank(config, linears[path], A, B)
         numbers += r * sum(linears[path].weight.shape)
-        if numbers > size + sum(p.size for p in model.parameters()):
+        if numbers > most:
             raise ValueError(f"a file of {size} bytes cannot hold A and B of r={r} in {path}")
         ranks[targets.setdefault(id(linears[path]), path)] = r
     if not targets:

@@ -40,10 +40,19 @@ if TYPE_CHECKING:
     class Lock:
         """A lock that its thread may take again, and must give back as often: ``threading.RLock``."""
 
-        def acquire(self, blocking: bool) -> bool: ...  # noqa: D102
-        def release(self) -> None: ...  # noqa: D102
-        def _is_owned(self) -> bool: ...
-        def __exit__(self, *exc: object) -> None: ...
+        def acquire(self, blocking: bool) -> bool:
+            """Take it; without ``blocking`` say whether that could be."""
+            raise NotImplementedError
+
+        def release(self) -> None:
+            """Give it back."""
+
+        def _is_owned(self) -> bool:
+            """Whether this thread has it."""
+            raise NotImplementedError
+
+        def __exit__(self, *exc: object) -> None:
+            """Give it back."""
 
 else:
     Lock = type(threading.RLock())
