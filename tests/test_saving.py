@@ -87,10 +87,11 @@ def test_what_the_disk_refuses_to_a_load_is_reported_as_all_else_is(name, tmp_pa
     with Faults() as faults:
         expected = read(tmp_path / name)
     assert faults.calls
+    found = []
     for k, call in enumerate(faults.calls):
-        found = []
+        found.clear()
         with Faults({k: FAILS}):
-            errors = outcomes_of({call: lambda: found.append(read(tmp_path / name))})  # noqa: B023
+            errors = outcomes_of({call: lambda: found.append(read(tmp_path / name))})
         if errors[call] is None:
             assert found == [expected], call
         else:
