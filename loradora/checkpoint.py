@@ -2,11 +2,11 @@
 
 Files are never unpickled.  Names, shapes and dtypes are read first, and must fit before an array is.  So
 a file costs little more than its own size, whatever it says of itself.  All that can be wrong with it is
-reported as one :class:`CheckpointError`, before anything changes, and so is what the disk refuses.
+reported as one :class:`CheckpointError`, before anything changes.  So is all that the disk refuses.
 
 A save leaves the old files or the new ones (:mod:`loradora.saving`).  PEFT's folder holds two that must
-go together, and they are renamed one after the other.  So the weights note what of the config they depend
-on, and a config that says something else is refused.
+go together, and they are renamed one after the other.  So the weights note the scaling of each layer and
+the options that make an adapter what it is, and a config that says something else is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy.typing as npt
 from loradora import formats, saving
 from loradora.config import LoraConfig, of_trained
 from loradora.formats import Arrays, Described, Entry
-from loradora.nn import Module, misfits
+from loradora.nn import Module, misfits, short
 from minigrad import Tensor
 
 #: What PEFT puts before the path of every tensor.
@@ -38,7 +39,15 @@ PICKLE = "adapter_model.bin"
 #: each layer, and the options that make an adapter what it is.  (In an .npz the config lies beside the
 #: tensors, under a checksum.)
 SCALINGS, KIND = "loradora_scalings", "loradora_kind"
-OPTIONS = "bias", "init_lora_weights", "lora_bias", "modules_to_save", "use_dora"
+OPTIONS = (
+    "bias",
+    "detach_norm",
+    "init_lora_weights",
+    "lora_bias",
+    "lora_dropout",
+    "modules_to_save",
+    "use_dora",
+)
 
 #: No config is larger.
 MOST_BYTES = 2**20
@@ -214,17 +223,30 @@ def load(source: str | Path) -> AdapterFile:
                 f"{path} holds {PICKLE}, a pickle, which can run any code and is never read here; PEFT "
                 f"writes {WEIGHTS} when it loads the adapter and calls save_pretrained()"
             )
-    if folder:
-        text, data = _read_folder(path)
+    if path.name in (CONFIG, WEIGHTS):
+        raise CheckpointError(f"{path} is a part of an adapter: give its folder")
+    return _folder(path) if folder else _npz(path)
+
+
+def _npz(path: Path) -> AdapterFile:
+    data = _read(path)
+    entries, _ = _entries(path, data)
+    if CONFIG not in entries:
+        raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
+    config = _config(path, _text_of(path, entries.pop(CONFIG)), of_trained)
+    return AdapterFile(config, _without_prefix(path, entries), {}, len(data))
+
+
+def _folder(path: Path) -> AdapterFile:
+    """Return what is in a PEFT folder; if its files do not go together, a save may be going on: wait."""
+    for seconds in (0.01, 0.02, 0.04, 0.08, 0):
+        text, data = _read(path / CONFIG, MOST_BYTES), _read(path / WEIGHTS)
+        config = _config(path, text, of_trained)
         entries, metadata = _entries(path / WEIGHTS, data)
         notes = {n: _parsed(path, n, metadata[n]) for n in (SCALINGS, KIND) if n in metadata}
-    else:
-        data, notes = _read(path), {}
-        entries, _ = _entries(path, data)
-        if CONFIG not in entries:
-            raise CheckpointError(f"{path} holds no adapter: it has no {CONFIG}")
-        text = _text_of(path, entries.pop(CONFIG))
-    config = _config(path, text, of_trained)
+        if notes.get(KIND, {}).items() <= _kind(config).items():
+            break
+        time.sleep(seconds)
     return AdapterFile(config, _without_prefix(path, entries), notes, len(data))
 
 
@@ -276,10 +298,9 @@ def check(
     """
     tensors = {k: e for k, e in file.tensors.items() if not _again(k, file.config, expected)}
     known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
-    wrong = [
-        *_differences(file.notes, {SCALINGS: scalings, KIND: _kind(file.config)}),
-        *misfits({key: p.shape for key, p in known.items()}, tensors),
-    ]
+    wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
+    # tensors that fit no layer of the model have been listed
+    wrong += _differences(file, scalings, whole=not wrong)
     for key, array in _values(source, tensors, constants).items():
         if not np.array_equal(array, constants[key].data, equal_nan=True):
             wrong.append(f"{key} differs from the base's: it was trained on another base")
@@ -290,19 +311,36 @@ def check(
 
 def _kind(config: LoraConfig) -> dict[str, Any]:
     """Return the options that make an adapter what it is, beside the tensors and the scalings."""
-    return {name: json.loads(json.dumps(config.to_dict()[name])) for name in OPTIONS}
+    kind: dict[str, Any] = json.loads(
+        json.dumps({n: getattr(config, n) for n in OPTIONS}, default=list)
+    )
+    return kind
 
 
-def _differences(notes: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return in words where the config does not say now what the weights note."""
-    words = {SCALINGS: "the scaling of ", KIND: ""}
+def _differences(file: AdapterFile, scalings: Mapping[str, float], whole: bool) -> list[str]:
+    """Return in words where the config does not say what the weights note; ``whole``, of all layers."""
+    kind, noted = _kind(file.config), file.notes.get(SCALINGS, scalings)
     found = [
-        f"{words[note]}{name} is {now[note].get(name)!r} by the config, and {noted.get(name)!r} by a note"
-        for note, noted in notes.items()
-        for name in {**noted, **now[note]}
-        if noted.get(name) != now[note].get(name)
+        f"{name} is {short(kind[name])}, and was {short(value)}"
+        for name, value in file.notes.get(KIND, {}).items()
+        if name in kind and kind[name] != value
     ]
-    return found and [f"{CONFIG} is not the one saved with {WEIGHTS}, or was edited", *found]
+    by_change: dict[tuple[str, str], list[str]] = {}
+    for path, s in scalings.items():
+        if noted.get(path) != s:
+            by_change.setdefault((f"{s:g}", short(noted.get(path))), []).append(path)
+    found += [
+        f"the scaling of {', '.join(paths)} is {now}, and was {before}"
+        for (now, before), paths in by_change.items()
+    ]
+    gone = [path for path in noted if whole and path not in scalings]
+    found += [f"the tensors of {', '.join(gone)} are gone"] if gone else []
+    if not found:
+        return []
+    return [
+        f"{CONFIG} is not the one saved with {WEIGHTS} (if a save is going on, load again), or was "
+        f"edited: {'; '.join(found)}"
+    ]
 
 
 #: What PEFT puts into the path of a bias that it writes again; the second with the adapter's name.
@@ -390,16 +428,6 @@ def _read(path: Path, most: int | None = None) -> bytes:
         if most is not None and len(data) > most:
             raise ValueError(f"it is larger than {most} bytes")
     return data
-
-
-def _read_folder(folder: Path) -> tuple[bytes, bytes]:
-    """Return the config and the weights in a folder.  If a save comes in between, they are read again."""
-    text = _read(folder / CONFIG, MOST_BYTES)
-    while True:
-        data, before = _read(folder / WEIGHTS), text
-        text = _read(folder / CONFIG, MOST_BYTES)
-        if text == before:
-            return text, data
 
 
 def _entries(path: Path, data: bytes) -> Described:

@@ -13,6 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -77,9 +78,8 @@ def describe_npz(data: bytes) -> Described:
             try:
                 shape, dtype, order = _npy_header(file)
             except Exception as error:
-                reason = str(error).partition("\n")[
-                    0
-                ]  # NumPy goes on with advice for trusted files
+                # NumPy goes on with advice for trusted files
+                reason = str(error).partition("\n")[0]
                 raise ValueError(f"{name} is not an array of numbers: {reason}") from error
             start = file.tell()
         if member.file_size - start != math.prod(shape) * dtype.itemsize:
@@ -162,7 +162,7 @@ def describe_safetensors(data: bytes) -> Described:
     tensors, entries = deserialize(data), {}
     if len(tensors) > MOST_ARRAYS:
         raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
-    for name, tensor in tensors:
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
         kind, shape = tensor["dtype"], tuple(tensor["shape"])
         if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
             raise ValueError(f"{name} has dtype {kind} and shape {shape}")

@@ -37,6 +37,10 @@ MOST_TRIES, MOST_TRIES_IN_ALL = 1e7, 2e8
 MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 50_000, 100
 
 
+class _Unknown(Exception):
+    """Why nobody knows how long it could take to compile or to search."""
+
+
 #: What follows the part of a path that ``layers_pattern`` names; and after any part but the first.
 NUMBER = r"\.(?P<number>\d+)\."
 ANY_NUMBER = re.compile(rf".*?\.[^.]*{NUMBER}")
@@ -83,11 +87,13 @@ def _compiled(option: str, pattern: str, after: str) -> re.Pattern[str]:
         tries(pattern, 100)  # it must be one alone, because "a)|(b" would pass in parentheses
         meant = f"(?:{pattern}){after}" if after else pattern
         if not tries(meant, 100) <= MOST_TRIES:  # NaN is none, either
-            reason = "a search could take too long: use fewer repeats, and none of a group"
+            reason = "a search could take too long: use fewer repeats, none of a group, or list the names"
             raise PatternError(option, f"{short(pattern)} is refused, because {reason}")
         return re.compile(meant)
     except PatternError:
         raise
+    except _Unknown as error:
+        raise PatternError(option, f"{short(pattern)} is refused, because {error}") from error
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         reason = f"is no regular expression: {str(error)[:80]}"
         raise PatternError(option, f"{short(pattern)} {reason}") from error
@@ -127,12 +133,14 @@ def tries(pattern: str, letters: int) -> float:
 
     Raises
     ------
-    ValueError
-        If that is not known, or if it could take long to compile the pattern.
+    re.error, RecursionError, OverflowError
+        For what is no regular expression.
+    _Unknown
+        If the tries cannot be counted, or if it could take long to compile the pattern.
     """
     tree = _parser.parse(pattern)
     if tree.state.groups > MOST_GROUPS:  # all are copied at every branch
-        raise ValueError(f"it has more than {MOST_GROUPS} groups")
+        raise _Unknown(f"it has more than {MOST_GROUPS} groups")
     return _of_sequence(tree, letters)[1]
 
 
@@ -154,7 +162,7 @@ def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
             return 1, 1
         case "IN":
             if any(k.name == "RANGE" and v[1] - v[0] > 1000 for k, v in value):
-                raise ValueError("it has a range of more than 1000 letters")
+                raise _Unknown("it has a range of more than 1000 letters")
             return 1, 1
         case "SUBPATTERN":
             return _of_sequence(value[-1], n)
@@ -173,7 +181,7 @@ def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
                     most, n
                 )  # each takes a letter, or Python stops at the first that does not
             return _powers(ways, min(least, most), most), total * _powers(ways, 0, most)
-    raise ValueError("it refers back to what a group has matched")
+    raise _Unknown("it refers back to what a group has matched")
 
 
 def _powers(w: float, k: int, m: int) -> float:

@@ -186,7 +186,7 @@ class PeftModel(Module):
         As :class:`minigrad.no_grad` it concerns the current thread only, and there the current asyncio
         task: others meet the adapter meanwhile.  It is a decorator, too.
 
-        :meth:`set_adapter` inside ends it: what it activates stays active.
+        :meth:`set_adapter` inside switches adapters on again at once, and they stay on after the block.
         """
         take_modes(self._plain, self.base_model)
         return _Disabled(self)
@@ -521,9 +521,9 @@ class PeftModel(Module):
     ) -> None:
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
-        The tensors in the file say which layers are adapted, and with which rank.  The config beside them
-        says of what kind the adapter is and how it is scaled.  Where it names other layers or ranks,
-        ``peft_config`` has those of the tensors.
+        The tensors in the file say which layers are adapted, and with which of the ranks that the config
+        names.  The config says of what kind the adapter is and how it is scaled.  Where it names other
+        layers, ``peft_config`` has those of the tensors.
 
         The model is set to evaluation mode, as by PEFT; with ``is_trainable`` it stays in its mode.
 

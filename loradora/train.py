@@ -124,9 +124,10 @@ def fit(
     draws from.  For an adapter, ``save_adapter`` and ``from_pretrained(…, is_trainable=True)`` take the
     places of ``save_model`` and ``load_model``.
 
-    Ctrl-C, or an error, leaves every step taken or not taken.  After ``training = fit(…)`` and
-    ``for step in training``, ``training.taken`` is their number, which is the ``start`` to go on from.
-    The last record may say one less.  With dropout it is another training from there, because what was
+    Ctrl-C, or an error, leaves each step either wholly taken or not at all.  Keep the training in a
+    variable, ``training = fit(…)``, and iterate over that.  Then ``training.taken`` is the number of
+    steps taken, which is the ``start`` to go on from.  (The last record may say one less, because Ctrl-C
+    can come between a step and its record.)  With dropout it is another training from there: what was
     drawn for a step that was not taken stays drawn.
 
     Examples
@@ -226,7 +227,7 @@ class Training(Iterator[Step]):
     def taken(self) -> int:
         """How many steps have been taken, those before ``start`` included.
 
-        It counts those of the optimizer, which nothing else may move meanwhile.
+        The optimizer counts them.  So do not call its ``step()`` elsewhere meanwhile.
         """
         return self._optimizer.steps_taken - self._elsewhere
 

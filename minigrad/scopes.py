@@ -77,8 +77,10 @@ class Scope(Lock, contextlib.ContextDecorator):
         As a decorator of a generator or coroutine function, whose body runs after the call has ended.
     """
 
-    def __init__(self) -> None:
-        """Take no arguments, where the lock would overlook them."""
+    def __init__(self, *given: object) -> None:
+        if given:
+            kind = type(self).__name__
+            raise TypeError(f"{kind} takes nothing: write 'with {kind}():' or '@{kind}()'")
 
     def __enter__(self) -> None:
         if not self._is_owned() or self in here.get().scopes:

@@ -45,7 +45,8 @@ class no_grad(Scope):
     """Record nothing inside: as ``with no_grad():`` or ``@no_grad()``.
 
     May be nested, and ends on exceptions and on interrupts.  It concerns the current thread only, and
-    there the current asyncio task.  A new thread records.  A task that is started inside begins inside.
+    there the current asyncio task.  A new thread records, also one of ``asyncio.to_thread``.  A task that
+    is started inside is inside, too, for as long as the block lasts.
 
     Raises
     ------

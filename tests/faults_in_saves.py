@@ -644,11 +644,22 @@ def main():
         "signals": lambda folder, args: signals(folder, args.seconds),
     }
     parser.add_argument("what", nargs="*", help=f"of {', '.join(runs)}; all by default")
-    parser.add_argument("--only", action="append", choices=SCENARIOS, help="of the first three")
-    parser.add_argument("--kills", type=int, default=1000, help="how many, at random moments")
-    parser.add_argument("--seconds", type=float, default=60, help="for threads, and for signals")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=SCENARIOS,
+        help="this kind of save alone (faults, pairs, calls)",
+    )
+    parser.add_argument(
+        "--kills", type=int, default=1000, help="processes to kill at random moments (1000)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="how long threads and signals run (60 each)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if not runs.keys() >= set(args.what):
+        parser.error(f"expected some of {', '.join(runs)}, not {' '.join(args.what)}")
     args.only = args.only or SCENARIOS
     for what in args.what or runs:
         start = time.perf_counter()
