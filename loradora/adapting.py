@@ -124,7 +124,7 @@ class Adapter:
 
     def scalings(self) -> dict[str, float]:
         """Return s of every adapted layer, by path."""
-        return {path: layer.scaling for path, layer in self.layers().items()}
+        return {path: float(layer.scaling) for path, layer in self.layers().items()}
 
     def settings(self) -> dict[str, Any]:
         """Return what acts beside the tensors, by name: kinds of modules, and the settings of layers."""

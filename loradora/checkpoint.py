@@ -96,12 +96,14 @@ def save_model(file: str | Path, model: Module) -> None:
         Without safetensors, naming the extra and the alternative.
     """
     path, arrays = Path(file), {name: p.data for name, p in model.named_parameters()}
-    if path.suffix == ".npz":
-        _write({path: formats.npz(arrays)})
-    elif path.suffix == ".safetensors":
-        _write({path: formats.safetensors(arrays, "save_model() also writes .npz, without it")})
-    else:
+    if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
+    with _reported("cannot write", path):
+        if path.suffix == ".npz":
+            data = formats.npz(arrays)
+        else:
+            data = formats.safetensors(arrays, "save_model() also writes .npz, without it")
+    _write({path: data})
 
 
 def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> None:
@@ -188,9 +190,9 @@ def save_npz(file: str | Path, adapter: Saved) -> None:
             f"with {WEIGHTS} in it"
         )
     text = np.frombuffer(_config_text(adapter.config), np.uint8)
-    _write(
-        {path: formats.npz({CONFIG: text, **{PREFIX + k: v for k, v in adapter.arrays.items()}})}
-    )
+    with _reported("cannot write", path):
+        data = formats.npz({CONFIG: text, **{PREFIX + k: v for k, v in adapter.arrays.items()}})
+    _write({path: data})
 
 
 def save_folders(adapters: Mapping[Path, Saved]) -> None:
@@ -202,8 +204,9 @@ def save_folders(adapters: Mapping[Path, Saved]) -> None:
         with _reported("cannot write", folder):
             if not (folder / "README.md").exists():
                 files[folder / "README.md"] = README.encode()
-        files[folder / CONFIG] = _config_text(config)
-        files[folder / WEIGHTS] = formats.safetensors(tensors, "save_adapter() writes .npz", notes)
+            files[folder / CONFIG] = _config_text(config)
+            data = formats.safetensors(tensors, "save_adapter() writes .npz without it", notes)
+        files[folder / WEIGHTS] = data
     _write(files, make=list(adapters))
 
 
@@ -349,7 +352,7 @@ INNER = r"\.(original_module|modules_to_save)(?=\.)", r"\.modules_to_save\.[^.]+
 
 def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
     """Whether PEFT has written a bias of a module that trains whole under an inner name, too."""
-    if config.bias != "all" or not config.modules_to_save or key in expected:
+    if config.bias != "all" or not config.modules_to_save or key in expected or len(key) > 1000:
         return False
     found = [part.span() for pattern in INNER for part in re.finditer(pattern, key)]
     return any(key[:start] + key[end:] in expected for start, end in found)
@@ -359,6 +362,7 @@ def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` can name an adapter, that is a folder inside the given one."""
     forbidden = set("/\\:\0")
     plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & forbidden
+    plain = plain and not name.startswith(saving.PREFIX)
     if not plain or len(name.encode(errors="replace")) > 255 or not name.isprintable():
         raise ValueError(f"an adapter's name becomes a folder: it cannot be {name!r}")
 
@@ -376,7 +380,12 @@ def load_config(folder: Path) -> LoraConfig:
 def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:
     """Return the JSON of a config, by default as PEFT saves it with an adapter: ready for inference."""
     values = {**config.to_dict(), "inference_mode": inference_mode}
-    return (json.dumps(values, indent=2) + "\n").encode()
+    text = (json.dumps(values, indent=2) + "\n").encode()
+    if len(text) > MOST_BYTES:
+        raise CheckpointError(
+            f"cannot write a config of {len(text)} bytes: at most {MOST_BYTES} are read"
+        )
+    return text
 
 
 def _config(path: Path, text: bytes, make: Callable[[Any], LoraConfig]) -> LoraConfig:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
 from loradora.nn import check_finite, check_positive, short
-from loradora.patterns import NUMBER, PatternError, compiled
+from loradora.patterns import LEADING, NUMBER, TRAILING, PatternError, compiled
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -252,9 +252,9 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules"):
             pattern = getattr(self, name)
             compiled(name, [pattern] if isinstance(pattern, str) else [])
-        compiled("layers_pattern", listed(self.layers_pattern), NUMBER)
+        compiled("layers_pattern", listed(self.layers_pattern), LEADING, NUMBER)
         for name in ("rank_pattern", "alpha_pattern"):
-            compiled(name, getattr(self, name))
+            compiled(name, getattr(self, name), TRAILING)
 
     def _check_numbers(self) -> None:
         """Raise unless ranks are positive integers and the others finite; make them Python's own."""
@@ -437,7 +437,11 @@ def of_trained(values: Mapping[str, Any]) -> LoraConfig:
         except PatternError as error:
             if error.option not in NAMING:
                 raise
-            del trained[error.option]
+            refused = trained.pop(error.option)
+            if (
+                error.option == "rank_pattern"
+            ):  # its ranks are known still, but not which layers have them
+                trained[error.option] = {f"a layer of rank {r}": r for r in refused.values()}
 
 
 def _plain(number: Any) -> float:

@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from operator import itemgetter
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
@@ -24,7 +24,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 #: A file holds no more.  (The adapters of a model have two or three for each layer.)
-MOST_ARRAYS = 5_000
+MOST_ARRAYS = 10_000
 
 
 class Entry(NamedTuple):
@@ -40,6 +40,12 @@ class Entry(NamedTuple):
         return np.frombuffer(self.data(), self.dtype).reshape(self.shape, order=self.order)
 
 
+def check_number(arrays: Sized) -> None:
+    """Raise ValueError for more arrays than a file holds."""
+    if len(arrays) > MOST_ARRAYS:
+        raise ValueError(f"there are {len(arrays)} arrays, and a file holds at most {MOST_ARRAYS}")
+
+
 #: The arrays in a file by name, and its metadata.
 Described: TypeAlias = "tuple[dict[str, Entry], dict[str, Any]]"
 
@@ -52,6 +58,7 @@ def npz(arrays: Mapping[str, Array]) -> bytes:
 
     np.savez would take an array called "file" or "allow_pickle" for one of its own arguments.
     """
+    check_number(arrays)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
@@ -90,7 +97,10 @@ def describe_npz(data: bytes) -> Described:
 
 
 def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
-    return memoryview(archive.read(member))[start:]
+    with archive.open(member) as file:
+        return memoryview(file.read(member.file_size))[
+            start:
+        ]  # read() alone would unpack all there is
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:
@@ -136,6 +146,7 @@ def library(otherwise: str) -> tuple[Any, Any]:
 def safetensors(arrays: Arrays, otherwise: str, notes: Mapping[str, str] = {}) -> bytes:
     """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
     save, _ = library(otherwise)
+    check_number(arrays)
     # safetensors writes memory as it lies, whatever the strides say
     tensors = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items())}
     return _in_order(save(tensors, metadata={"format": "pt", **notes}))
@@ -160,8 +171,7 @@ def describe_safetensors(data: bytes) -> Described:
     """Return what a safetensors file holds; bfloat16 is read into float32, which holds it."""
     _, deserialize = library(READING)
     tensors, entries = deserialize(data), {}
-    if len(tensors) > MOST_ARRAYS:
-        raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
+    check_number(tensors)
     for name, tensor in sorted(tensors, key=itemgetter(0)):
         kind, shape = tensor["dtype"], tuple(tensor["shape"])
         if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):

@@ -16,7 +16,16 @@ from typing import Any, NamedTuple, cast
 
 from loradora.config import LoraConfig, listed
 from loradora.nn import Linear, Module, check_formula, short
-from loradora.patterns import ANY_NUMBER, NUMBER, check_time, compiled, ends, starts
+from loradora.patterns import (
+    ANY_NUMBER,
+    LEADING,
+    MOST_LETTERS,
+    NUMBER,
+    TRAILING,
+    check_time,
+    compiled,
+    starts,
+)
 
 
 class Match(NamedTuple):
@@ -111,7 +120,7 @@ def _check_patterns(rules: Rules, found: Match) -> None:
     targets = list(found.targets.values())
     for option, patterns in rules.patterns.items():
         for pattern, expression in patterns:
-            if not any(ends(path, expression) for path in targets):
+            if not any(map(expression.fullmatch, targets)):
                 raise ValueError(
                     f"{option} key {short(pattern)} matches none of {', '.join(targets)}"
                 )
@@ -189,9 +198,9 @@ class Rules:
         wanted = config.layers_to_transform
         self._numbers = {wanted} if isinstance(wanted, int) else set(wanted or ())
         parts = listed(config.layers_pattern)
-        self._numbered = compiled("layers_pattern", parts, NUMBER)
+        self._numbered = compiled("layers_pattern", parts, LEADING, NUMBER)
         self.patterns = {
-            option: list(zip(keys, compiled(option, keys)))
+            option: list(zip(keys, compiled(option, keys, TRAILING)))
             for option in ("rank_pattern", "alpha_pattern")
             for keys in [getattr(config, option)]
         }
@@ -200,7 +209,7 @@ class Rules:
         """Raise PatternError if it could take long to find out which of these paths are targets."""
         check_time("target_modules", self._targets.expressions, paths)
         check_time("exclude_modules", self._excluded.expressions, paths)
-        check_time("layers_pattern", self._numbered if self._numbers else [], paths, _depth(paths))
+        check_time("layers_pattern", self._numbered if self._numbers else [], paths, LEADING)
 
     def is_target(self, path: str) -> bool:
         """Whether the linear layer at ``path`` is to be adapted.
@@ -226,8 +235,8 @@ class Rules:
         """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
         if not self._numbers:
             return True
-        matches = (e.match(path, i) for e in self._numbered for i in starts(path))
-        found = next(filter(None, matches), None) if self._numbered else ANY_NUMBER.match(path)
+        matches = (e.match(path) for e in self._numbered or [ANY_NUMBER])
+        found = next(filter(None, matches), None)
         return found is not None and int(found["number"]) in self._numbers
 
     def excluded(self, path: str) -> bool:
@@ -259,7 +268,8 @@ class Rules:
             If it could take long to try ``rank_pattern`` and ``alpha_pattern`` on all paths.
         """
         for option, patterns in self.patterns.items():
-            check_time(option, [expression for _, expression in patterns], ranks, _depth(ranks))
+            if option == "alpha_pattern" or None in ranks.values():
+                check_time(option, [expression for _, expression in patterns], ranks, TRAILING)
         config = self.config
         always = {
             "use_rslora": config.use_rslora,
@@ -280,7 +290,7 @@ class Rules:
     def _first(self, option: str, path: str, default: Any) -> Any:
         """Return the value of the first pattern that matches whole trailing parts of ``path``."""
         for pattern, expression in self.patterns[option]:
-            if ends(path, expression):
+            if expression.fullmatch(path):
                 return getattr(self.config, option)[pattern]
         return default
 
@@ -362,7 +372,7 @@ def match_tensors(
         If no layer is adapted, or if there would be more numbers in A and B than the file has bytes and
         the model has numbers.
     """
-    modules, rules = _inside(model), Rules(dataclasses.replace(config, rank_pattern={}))
+    modules, rules = _inside(model), Rules(config)
     whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
     inside = _parts_of(model, whole)
     linears = {p: m for p, m in modules.items() if isinstance(m, Linear) and id(m) not in inside}
@@ -371,7 +381,7 @@ def match_tensors(
     numbers, most = 0, size + sum(p.size for p in model.parameters())
     for path in dict.fromkeys(_layers_above(shapes, linears)):
         A, B = (shapes.get(f"{path}.{name}", ()) for name in factors)
-        r = _rank(config, linears[path], A, B)
+        r = _rank(config, linears[path], A, B) or rules.options({path: None})[path]["r"]
         numbers += r * sum(linears[path].weight.shape)
         if numbers > most:
             raise ValueError(f"a file of {size} bytes cannot hold A and B of r={r} in {path}")
@@ -392,15 +402,15 @@ def _layers_above(names: Iterable[str], layers: Mapping[str, Linear]) -> Iterato
                 yield path
 
 
-def _rank(config: LoraConfig, layer: Linear, A: tuple[int, ...], B: tuple[int, ...]) -> int:
-    """Return the rank that the shapes of A and B tell; the config's if it does not know that rank."""
+def _rank(config: LoraConfig, layer: Linear, A: tuple[int, ...], B: tuple[int, ...]) -> int | None:
+    """Return the rank that the shapes of A and B tell, None if they tell none that the config names."""
     out_features, in_features = layer.weight.shape
     told = [
         *(A[:1] if A[1:] == (in_features,) else ()),
         *(B[1:2] if B[:1] == (out_features,) else ()),
     ]
-    r = min(told, default=config.r)
-    return r if r in (config.r, *config.rank_pattern.values()) else config.r
+    r = min(told, default=None)
+    return r if r in (config.r, *config.rank_pattern.values()) else None
 
 
 def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
@@ -419,9 +429,9 @@ def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
 
 def exactly(ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return the options of a config that adapts the layers at these paths alone, with these ranks."""
-    paths = {re.escape(path): r for path, r in ranks.items()}
+    r, pattern = max(ranks.values()), "|".join(map(re.escape, ranks))
     return {
-        "r": max(ranks.values()),
-        "target_modules": "|".join(paths),
-        "rank_pattern": {f"^{path}": r for path, r in paths.items()},
+        "r": r,
+        "target_modules": pattern if len(pattern) <= MOST_LETTERS else list(ranks),
+        "rank_pattern": {f"^{re.escape(path)}": n for path, n in ranks.items() if n != r},
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from loradora.adapters import LowRankLinear
 from loradora.nn import Change, Module, all_or_none, check_finite, setting
 from minigrad import Tensor
+from minigrad.scopes import at_once
 
 Array: TypeAlias = npt.NDArray[Any]
 Groups: TypeAlias = "Iterable[Tensor] | Iterable[Mapping[str, Any]]"
@@ -205,7 +207,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        all_or_none([setting(p, "grad", None) for p in self._parameters()])
+        at_once(object.__setattr__, list(self._parameters()), repeat("grad"), repeat(None))()
 
     def step(self, factor: float = 1.0) -> None:
         """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule).

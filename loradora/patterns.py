@@ -6,18 +6,21 @@ pattern is parsed first, and its tries are counted as if each piece of it matche
 of n letters these are at most
 
     piece               ways to match               tries
-    letters, a set      1                           1
+    letters, a set      1                           1, for a set as many as it has items
     p q                 ways(p) ways(q)             tries(p) + ways(p) tries(q)
     p|q                 ways(p) + ways(q)           tries(p) + tries(q)
     p{k,l}, l ≤ n       Σ ways(p)ⁱ, i = k … l       tries(p) Σ ways(p)ⁱ, i = 0 … l
     (?=p), (?!p)        1                           tries(p)
 
-Hence ``.*`` has n + 1 ways, and two of them (n + 1)².  ``(.|.)*`` has more than 2ⁿ, and is refused.
+Hence ``.*`` has n + 1 ways.  Two of them share the letters and have (n + 1)(n + 2)/2, and so on: the j-th
+repeat of one letter multiplies the ways by (n + j)/j.  Of words like ``q_proj|k_proj``, none of which
+begins another, only one matches.  ``(.|.)*`` has more than 2ⁿ ways, and is refused.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import re
 import sys
@@ -29,9 +32,9 @@ from loradora.nn import short
 
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
-#: The most tries on a path of 100 letters, and of all patterns of an option on all paths.  A thousand of
-#: them take 5 to 20 µs.
-MOST_TRIES, MOST_TRIES_IN_ALL = 1e7, 2e8
+#: The most tries on a path of 100 letters, and of all patterns of an option on all paths; and how many
+#: parts such a path has.  A thousand tries take 5 µs, or less.
+MOST_TRIES, MOST_TRIES_IN_ALL, PARTS = 5e7, 4e8, 10
 
 #: The most patterns of one option and groups in them, their most letters, and the most groups in one.
 MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 50_000, 100
@@ -41,8 +44,10 @@ class _Unknown(Exception):
     """Why nobody knows how long it could take to compile or to search."""
 
 
-#: What follows the part of a path that ``layers_pattern`` names; and after any part but the first.
-NUMBER = r"\.(?P<number>\d+)\."
+#: What stands before trailing parts of a path, and before a part that a number follows, and after that.
+#: Where a part begins, the pattern is tried.
+TRAILING, LEADING, NUMBER = r"(?:.*\.)?", r"(?:^|.*?\.)", r"\.(?P<number>\d+)\."
+#: A number after any part but the first.
 ANY_NUMBER = re.compile(rf".*?\.[^.]*{NUMBER}")
 
 
@@ -63,8 +68,10 @@ class PatternError(ValueError):
         return ": ".join(self.args)
 
 
-def compiled(option: str, patterns: Collection[str], after: str = "") -> list[re.Pattern[str]]:
-    """Return the expressions of an option of a config, each with the expression ``after`` it.
+def compiled(
+    option: str, patterns: Collection[str], before: str = "", after: str = ""
+) -> list[re.Pattern[str]]:
+    """Return the expressions of an option of a config, with what is to stand before and after each.
 
     Raises
     ------
@@ -78,18 +85,18 @@ def compiled(option: str, patterns: Collection[str], after: str = "") -> list[re
             f"it holds {len(patterns):,} patterns with {letters:,} letters and {groups:,} groups; at "
             f"most {MOST_PATTERNS:,}, {MOST_LETTERS:,} and {MOST_PATTERNS:,} are read",
         )
-    return [_compiled(option, pattern, after) for pattern in patterns]
+    return [_compiled(option, pattern, before, after) for pattern in patterns]
 
 
 @lru_cache(maxsize=2 * MOST_PATTERNS)
-def _compiled(option: str, pattern: str, after: str) -> re.Pattern[str]:
+def _compiled(option: str, pattern: str, before: str, after: str) -> re.Pattern[str]:
     try:
         tries(pattern, 100)  # it must be one alone, because "a)|(b" would pass in parentheses
-        meant = f"(?:{pattern}){after}" if after else pattern
-        if not tries(meant, 100) <= MOST_TRIES:  # NaN is none, either
+        meant = f"(?:{pattern}){after}" if before or after else pattern
+        if not tries(meant, 100) * (PARTS if before else 1) <= MOST_TRIES:  # NaN is none, either
             reason = "a search could take too long: use fewer repeats, none of a group, or list the names"
             raise PatternError(option, f"{short(pattern)} is refused, because {reason}")
-        return re.compile(meant)
+        return re.compile(before + meant)
     except PatternError:
         raise
     except _Unknown as error:
@@ -100,11 +107,13 @@ def _compiled(option: str, pattern: str, after: str) -> re.Pattern[str]:
 
 
 def check_time(
-    option: str, expressions: Sequence[re.Pattern[str]], paths: Collection[str], starts: int = 1
+    option: str, expressions: Sequence[re.Pattern[str]], paths: Collection[str], before: str = ""
 ) -> None:
-    """Raise PatternError if it could take long to search all the paths, from so many places in each."""
+    """Raise PatternError if it could take long to search all the paths."""
     letters = max(map(len, paths), default=0)
-    total = len(paths) * starts * sum(tries(e.pattern, letters) for e in expressions)
+    parts = max((path.count(".") + 1 for path in paths), default=0) if before else 1
+    meant = (e.pattern.removeprefix(before) for e in expressions)
+    total = len(paths) * parts * sum(tries(pattern, letters) for pattern in meant)
     if not total <= MOST_TRIES_IN_ALL:
         raise PatternError(
             option,
@@ -117,11 +126,6 @@ def starts(path: str) -> Iterator[int]:
     """Yield where a part of a path begins."""
     yield 0
     yield from (i + 1 for i, letter in enumerate(path) if letter == ".")
-
-
-def ends(path: str, expression: re.Pattern[str]) -> bool:
-    """Whether an expression matches whole trailing parts of a path."""
-    return any(expression.fullmatch(path, i) for i in starts(path))
 
 
 # ----------------------------------------------------------------------------- how many tries
@@ -146,13 +150,20 @@ def tries(pattern: str, letters: int) -> float:
 
 def _of_sequence(pieces: Sequence[Any], n: int) -> tuple[float, float]:
     """Return ways and tries of pieces one after the other."""
-    ways, total, before = 1.0, 1.0, ""
+    ways, total, before, repeats = 1.0, 1.0, "", 0
     for kind, value in pieces:
-        if not kind.name == before == "LITERAL":  # letters in a row are compared at one go
-            w, t = _of_piece(kind.name, value, n)
-            ways, total = ways * w, total + ways * t
-        before = kind.name
+        if kind.name == before == "LITERAL":  # letters in a row are compared at one go
+            continue
+        w, t = _of_piece(kind.name, value, n)
+        if kind.name.endswith("REPEAT") and len(value[2]) == 1 and value[2][0][0].name in _SINGLE:
+            repeats += w > 1
+            w = min(w, (n + repeats) / max(repeats, 1))  # they share the letters
+            t = min(t, 2 * w + 1)
+        ways, total, before = ways * w, total + ways * t, kind.name
     return ways, total
+
+
+_SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
 
 
 def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
@@ -161,27 +172,35 @@ def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
         case "LITERAL" | "NOT_LITERAL" | "ANY" | "AT" | "FAILURE":
             return 1, 1
         case "IN":
-            if any(k.name == "RANGE" and v[1] - v[0] > 1000 for k, v in value):
-                raise _Unknown("it has a range of more than 1000 letters")
-            return 1, 1
-        case "SUBPATTERN":
-            return _of_sequence(value[-1], n)
-        case "ATOMIC_GROUP":
-            return _of_sequence(value, n)
+            if any(k.name == "RANGE" and v[1] - v[0] > 255 for k, v in value):
+                raise _Unknown("it has a range of more than 256 letters")
+            return 1, len(value)
+        case "SUBPATTERN" | "ATOMIC_GROUP":
+            return _of_sequence(value[-1] if kind == "SUBPATTERN" else value, n)
         case "ASSERT" | "ASSERT_NOT":
             return 1, _of_sequence(value[1], n)[1]
         case "BRANCH":
             branches = [_of_sequence(pieces, n) for pieces in value[1]]
-            return sum(ways for ways, _ in branches), sum(total for _, total in branches)
+            all_ways = [w for w, _ in branches]
+            ways = max(all_ways) if _exclusive(value[1]) else sum(all_ways)
+            return ways, sum(t for _, t in branches)
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
             least, most, pieces = value
             ways, total = _of_sequence(pieces, n)
-            if pieces.getwidth()[0] > 0 or most is _parser.MAXREPEAT:
-                most = min(
-                    most, n
-                )  # each takes a letter, or Python stops at the first that does not
+            if most is _parser.MAXREPEAT or pieces.getwidth()[0] > 0:
+                # each takes a letter, or Python stops at the first that does not
+                most = min(most, n)
+            elif most > 1000:
+                raise _Unknown("it repeats what may be nothing more than 1000 times")
             return _powers(ways, min(least, most), most), total * _powers(ways, 0, most)
     raise _Unknown("it refers back to what a group has matched")
+
+
+def _exclusive(branches: Sequence[Any]) -> bool:
+    """Whether these are few words, none of which begins another."""
+    plain = len(branches) <= 30 and all(k.name == "LITERAL" for items in branches for k, _ in items)
+    words = sorted("".join(chr(c) for _, c in items).lower() for items in branches) if plain else []
+    return plain and not any(b.startswith(a) for a, b in itertools.pairwise(words))
 
 
 def _powers(w: float, k: int, m: int) -> float:

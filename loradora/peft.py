@@ -459,10 +459,9 @@ class PeftModel(Module):
     ) -> None:
         """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
-        The adapter named "default" goes into ``directory``, any other into a folder of its name; either
-        all of them are new then, or none.  A layer
-        that the model has under several names is adapted under all of them here, and in PEFT only under
-        the first.
+        The adapter named "default" goes into ``directory``, any other into a folder of its name.  All of
+        them are new then, or none.  A layer that the model has under several names is adapted under all
+        of them here, and in PEFT only under the first.
 
         Parameters
         ----------
@@ -484,6 +483,8 @@ class PeftModel(Module):
         """
         names = list(self._adapters) if selected_adapters is None else _names(selected_adapters)
         chosen = {name: self._get(name) for name in names}
+        if not chosen:
+            raise ValueError("there is no adapter to save")
         for name, adapter in chosen.items():
             adapter.check_peft_can_read(name)
         top = Path(directory)
@@ -548,14 +549,18 @@ class PeftModel(Module):
             adapter = Adapter(
                 self._plain, quick, found, rng, self._trainable, layer, autocast_adapter_dtype
             )
+            named = named_as(found, self._plain, quick)
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
         adapter.load(source, file, allow_nan)
-        named = named_as(found, self._plain, quick)
         adapter.config = dataclasses.replace(named, init_lora_weights=config.init_lora_weights)
         self._keep(adapter_name, adapter)
         if not is_trainable:
-            self.eval()
+            try:
+                self.eval()
+            except BaseException:
+                self._adapters.pop(adapter_name)
+                raise
 
     @classmethod
     def from_pretrained(

@@ -5,9 +5,10 @@ rename at one moment: they find the old file or the new one, and never a half.  
 up one thing, three events can still come between the first rename and the last:
 
 - **A failure, or Ctrl-C.**  What was renamed so far goes back to what it was before.
-- **Another save.**  It may put some of its files over some of ours.  So each save looks at the end: if
-  only a part of what is there is its own, it does everything again.  The last one to rename a file
-  finds nothing but its own, and so what stays is of one save.
+- **Another save.**  It could put some of its files over some of ours.  So they take turns, by a lock on
+  the folder.  Where there is none to be had, each save looks at the end: if only a part of what is there
+  is its own, it does everything again.  The last one to rename a file finds nothing but its own, and so
+  what stays is of one save.
 - **A kill.**  Nobody is left to go back, and a part stays old.  Who reads such files must be able to see
   that they do not belong together.  The directory is left, too, until the same files are saved again.  By
   then the system has dropped the lock on it, as it does for every process that ends.
@@ -20,6 +21,7 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -60,8 +62,13 @@ def write(files: Mapping[Path, bytes]) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
-    while not _put(files):
-        pass
+    places = [os.path.join(os.path.realpath(path.parent), path.name) for path in files]
+    if len(set(places)) < len(places):
+        raise FileExistsError(
+            errno.EEXIST, "two of the files have one place", max(places, key=places.count)
+        )
+    if not any(_put(files) for _ in range(100)):
+        raise OSError(errno.EAGAIN, "others keep saving there", str(next(iter(files))))
     for folder in {path.parent for path in files}:
         _sweep(folder, {path.name for path in files})
 
@@ -76,6 +83,8 @@ def _put(files: Mapping[Path, bytes]) -> bool:
             if path.parent not in homes:
                 homes[path.parent] = _Home(path.parent)
             ours[path] = _written(homes[path.parent].new(path), content)
+        for folder in sorted(homes):
+            homes[folder].take_turn()
         for path in earlier:
             _keep(path, homes[path.parent].old(path))
         for path in files:
@@ -144,12 +153,14 @@ class _Home:
     """A directory for the time of a save, locked so that others see that its owner is alive."""
 
     def __init__(self, folder: Path) -> None:
-        self._lock: int | None = None
+        self._folder = folder
+        self._locks: list[_Lock] = []
         while True:
             self._path = folder / f"{PREFIX}{secrets.token_hex(8)}"
             try:
-                self._path.mkdir(0o700)
-                self._lock = _locked(self._path)
+                self._path.mkdir()
+                os.chmod(self._path, 0o700)  # whatever the umask is
+                self._locks.append(_Lock(self._path))
                 if self._path.is_dir():  # else somebody swept it before it was locked
                     break
             except BaseException:
@@ -164,13 +175,25 @@ class _Home:
         """Return where the old file of ``path`` is kept."""
         return self._path / f"{path.name}{OLD}"
 
+    def take_turn(self) -> None:
+        """Wait until no other save renames files in the folder, and lock it until this is removed.
+
+        After 0.2 seconds, go on without: it may be this very thread, which a signal has interrupted and
+        whose handler saves.
+        """
+        for _ in range(100):
+            try:
+                self._locks.append(_Lock(self._folder, wait=False))
+                break
+            except BlockingIOError:
+                time.sleep(0.002)
+
     def remove(self) -> None:
         """Remove it with all that is inside, and unlock it in any case: then it can be swept."""
-        try:
+        with contextlib.ExitStack() as each:
+            for lock in self._locks:
+                each.callback(lock.close)
             _remove(self._path)
-        finally:
-            if self._lock is not None:
-                os.close(self._lock)
 
 
 def _remove_all(homes: Iterable[_Home]) -> None:
@@ -180,26 +203,37 @@ def _remove_all(homes: Iterable[_Home]) -> None:
             each.callback(home.remove)
 
 
-def _locked(directory: Path, wait: bool = True) -> int | None:
-    """Lock a directory until the descriptor that is returned is closed, or its process has ended.
+class _Lock:
+    """A lock on a directory, which ends when it is closed, and with its process in any case.
 
-    None is returned where that cannot be: not every disk can lock, and not every system can do it to a
-    directory.  Without ``wait`` BlockingIOError is raised if somebody else has locked it.
+    Not every disk can lock, and not every system can lock a directory; ``held`` says whether it is.
+
+    Raises
+    ------
+    BlockingIOError
+        If somebody else has locked it; not with ``wait``.
     """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return None
-    import fcntl  # which Windows has not; but there no directory was opened
 
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BaseException as error:
-        os.close(descriptor)
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-            return None
-        raise
-    return descriptor
+    def __init__(self, directory: Path, wait: bool = True) -> None:
+        self.held = False
+        self._descriptor = -1
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            self._descriptor = os.open(directory, os.O_RDONLY)
+            import fcntl  # which Windows has not; but there no directory was opened
+
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                self.held = True
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, OSError) or isinstance(error, BlockingIOError):
+                    raise
+
+    def close(self) -> None:
+        """End it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _remove(directory: Path) -> None:
@@ -211,14 +245,12 @@ def _remove(directory: Path) -> None:
 
 
 def _sweep(folder: Path, names: set[str]) -> None:
-    """Remove what killed saves of the same files have left in a folder."""
-    for home in folder.glob(f"{PREFIX}*"):
+    """Remove what killed saves have left in a folder, but for old files that have no newer ones."""
+    for home in folder.glob(PREFIX + "[0-9a-f]" * 16):
         with contextlib.suppress(OSError):  # its owner is alive, or somebody else was quicker
             if home.is_dir() and not home.is_symlink():
-                lock = _locked(home, wait=False)
-                if lock is not None:
-                    try:
-                        if {name.removesuffix(OLD) for name in os.listdir(home)} <= names:
-                            _remove(home)
-                    finally:
-                        os.close(lock)
+                with contextlib.closing(_Lock(home, wait=False)) as lock:
+                    found = os.listdir(home)
+                    kept = {name.removesuffix(OLD) for name in found if name.endswith(OLD)}
+                    if lock.held and kept <= names:
+                        _remove(home)

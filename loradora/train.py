@@ -215,6 +215,8 @@ class Training(Iterator[Step]):
     It warns if nobody has asked for one.
     """
 
+    _begun = True  # until there is something to warn of
+
     def __init__(
         self, steps: Generator[Step, None, None], optimizer: Optimizer, start: int
     ) -> None:

@@ -108,6 +108,10 @@ class Scope(Lock, contextlib.ContextDecorator):
     def _recreate_cm(self: S) -> S:  # asked by ContextDecorator at each call
         return type(self)()
 
+    def __reduce__(self) -> Any:
+        """Return how to copy it: a scope holds nothing but its lock."""
+        return type(self), ()
+
     @classmethod
     def in_force(cls: type[S]) -> list[S]:
         """Return the scopes of this class that are in force here, in the order of their entering."""

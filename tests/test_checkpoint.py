@@ -23,7 +23,7 @@ from numpy.testing import assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora import CheckpointError, checkpoint
+from loradora import CheckpointError, checkpoint, formats
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -1438,6 +1438,67 @@ def test_a_file_costs_no_more_than_its_size_and_the_model(name, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 10 * size + 3_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_what_no_load_would_read_is_not_saved(tmp_path, monkeypatch, safetensors):
+    monkeypatch.setattr(formats, "MOST_ARRAYS", 3)
+    for save in (
+        lambda: ld.save_model(tmp_path / "m.npz", base()),
+        lambda: ld.save_model(tmp_path / "m.safetensors", base()),
+        lambda: trained().save_adapter(tmp_path / "a.npz"),
+        lambda: trained().save_pretrained(tmp_path / "a"),
+    ):
+        with pytest.raises(CheckpointError, match=r"cannot write .*at most 3"):
+            save()
+    monkeypatch.undo()
+    config = ld.LoraConfig(target_modules=["0"], revision="x" * 2**20)
+    with pytest.raises(CheckpointError, match="cannot write a config of 10"):
+        ld.get_peft_model(base(), config).save_adapter(tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_array_is_unpacked_to_its_size_alone(tmp_path):
+    """The size of a member is true of its array, but what is packed goes on."""
+    trained().save_adapter(tmp_path / "a.npz")
+    name = PREFIX + A
+    arrays = read(tmp_path / "a.npz")
+    long = packed(arrays[name]) + b"\0" * 10**8
+    members = [(f"{n}.npy", long if n == name else packed(a)) for n, a in arrays.items()]
+    archive(tmp_path / "a.npz", members)
+    true = len(packed(arrays[name]))
+    data = (tmp_path / "a.npz").read_bytes()
+    data = data.replace(struct.pack("<I", len(long)), struct.pack("<I", true))
+    (tmp_path / "a.npz").write_bytes(data)
+    tracemalloc.start()
+    try:
+        refuse(tmp_path / "a.npz", "Bad CRC-32")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("option", ["target_modules", "rank_pattern"])
+def test_ranks_are_known_though_the_pattern_that_gives_them_is_refused(option, tmp_path):
+    model = trained("ranks and alphas")
+    slow = "(.|.)*!" if option == "target_modules" else {"(.|.)*!": 3}
+    loaded = load(rewritten(tmp_path, "ranks and alphas", config={option: slow}))
+    assert_array_equal(loaded(X).data, model(X).data)
+
+
+def test_no_adapter_is_saved_where_there_is_none(tmp_path, safetensors):
+    with pytest.raises(ValueError, match="there is no adapter to save"):
+        trained().save_pretrained(tmp_path, [])
+
+
+def test_two_adapters_are_not_saved_in_one_place(tmp_path, safetensors):
+    model = trained()
+    model.add_adapter("other", ld.LoraConfig(r=1, target_modules=["0"]))
+    (tmp_path / "other").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="two of the files have one place"):
+        model.save_pretrained(tmp_path)
+    assert os.listdir(tmp_path) == ["other"]
+    with pytest.raises(ValueError, match="an adapter's name becomes a folder"):
+        model.add_adapter(".saving-x", ld.LoraConfig(r=1, target_modules=["0"]))
 
 
 def test_a_long_config_in_a_folder_is_refused(tmp_path, safetensors):

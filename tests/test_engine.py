@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import copy
+import pickle
 import re
 import signal
 import threading
@@ -441,6 +443,14 @@ def test_an_interrupt_inside_of_a_no_grad_does_not_end_it():
         again = mg.no_grad()
         assert not any(mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 3000))
     assert mg.is_grad_enabled()
+
+
+def test_a_no_grad_can_be_copied_and_takes_nothing():
+    scope = mg.no_grad()
+    with scope, copy.deepcopy(scope), pickle.loads(pickle.dumps(scope)):
+        assert not mg.is_grad_enabled()
+    with pytest.raises(TypeError, match=r"no_grad takes nothing: write 'with no_grad\(\):'"):
+        mg.no_grad(len)
 
 
 def test_one_no_grad_can_be_entered_again_inside_and_afterwards():

@@ -338,18 +338,18 @@ def test_what_has_a_temporary_name_and_is_no_folder_of_a_save_stays(tmp_path, sa
     (precious / CONFIG).write_text("mine")
     root = tmp_path / "folder"
     root.mkdir()
-    (root / ".saving-link").symlink_to(precious)
-    (root / ".saving-file").write_text("mine")
+    (root / ".saving-00000000000000aa").symlink_to(precious)
+    (root / ".saving-00000000000000bb").write_text("mine")
     for save in every_save(root).values():
         save()
-    assert (root / ".saving-link").is_symlink()
-    assert (root / ".saving-file").read_text() == "mine"
+    assert (root / ".saving-00000000000000aa").is_symlink()
+    assert (root / ".saving-00000000000000bb").read_text() == "mine"
     assert contents(precious) == {CONFIG: b"mine"}
 
 
 def test_the_folder_of_a_save_that_is_alive_is_not_swept(tmp_path, safetensors):
     fcntl = pytest.importorskip("fcntl", reason="no locks on this system")
-    home = tmp_path / ".saving-another"
+    home = tmp_path / ".saving-0123456789abcdef"
     home.mkdir()
     (home / WEIGHTS).write_bytes(b"half")
     alive = os.open(home, os.O_RDONLY)
