@@ -56,6 +56,7 @@ from loradora.nn import (
 )
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
+from minigrad.scopes import quietly
 
 
 class Adapted(Module):
@@ -115,8 +116,8 @@ class Adapted(Module):
         """
         if not vars(self).keys().isdisjoint(FORMULA):
             raise TypeError(f"cannot merge a {type(self).__name__} whose forward was replaced")
-        with np.errstate(all="ignore"):  # a subclass may compute its weight in plain NumPy
-            weight, bias = self.weight, self.bias
+        # a subclass may compute its weight in plain NumPy
+        weight, bias = quietly(lambda: (self.weight, self.bias))
         if bias is not None and self.base_layer.bias is None:
             raise ValueError("cannot merge a lora_bias into a layer without a bias")
         parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

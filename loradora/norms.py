@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 import minigrad as mg
 from minigrad import Tensor
+from minigrad.scopes import quietly
 
 Array: TypeAlias = npt.NDArray[Any]
 T = TypeVar("T")
@@ -108,9 +109,11 @@ class LowRankNorm:
         self._squares = Memo()
         self._constant = Memo()
 
-    @np.errstate(all="ignore")
     def __call__(self, W0: Array, A: Any, B: Any, s: float) -> Tensor:
         """Return the norms; the arguments are those of :func:`direct_norm`."""
+        return quietly(self._norms, W0, A, B, s)
+
+    def _norms(self, W0: Array, A: Any, B: Any, s: float) -> Tensor:
         if W0.size <= max(SMALL, A.size + B.size):
             return direct_norm(W0, A, B, s, self.axis)
         W0.setflags(write=False)  # what is remembered of it must stay true

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from interrupting import interrupted_by_a_timer, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -1293,3 +1294,11 @@ def test_norm_axis_0_is_a_class_of_its_own():
 def test_dora_on_top_of_lora_is_refused():
     with pytest.raises(TypeError, match="not LoRALinear"):
         ld.DoRALinear(fresh("LoRA"), r=2, lora_alpha=4)
+
+
+@needs_timers
+def test_an_interrupt_in_the_norm_of_a_dora_leaves_the_warnings_of_numpy_as_they_were():
+    layer = ld.DoRALinear(ld.Linear(40, 30, rng=0), r=2, lora_alpha=4, rng=0)
+    x, before = np.ones((2, 40), np.float32), np.geterr()
+    for _ in interrupted_by_a_timer(lambda: layer(x), 1500, longest=1e-4):
+        assert np.geterr() == before
