@@ -158,10 +158,10 @@ class _Home:
         while True:
             self._path = folder / f"{PREFIX}{secrets.token_hex(8)}"
             try:
-                self._path.mkdir()
-                os.chmod(self._path, 0o700)  # whatever the umask is
+                self._path.mkdir(0o700)
                 self._locks.append(_Lock(self._path))
                 if self._path.is_dir():  # else somebody swept it before it was locked
+                    os.chmod(self._path, 0o700)  # whatever the umask is
                     break
             except BaseException:
                 self.remove()
