@@ -10,8 +10,8 @@ up one thing, three events can still come between the first rename and the last:
   is its own, it does everything again.  The last one to rename a file finds nothing but its own, and so
   what stays is of one save.
 - **A kill.**  Nobody is left to go back, and a part stays old.  Who reads such files must be able to see
-  that they do not belong together.  The directory is left, too, until the same files are saved again.  By
-  then the system has dropped the lock on it, as it does for every process that ends.
+  that they do not belong together.  The directory is left, too, and goes with the next save there: the
+  system drops the locks of a process that ends.
 """
 
 from __future__ import annotations
