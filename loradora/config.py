@@ -431,17 +431,17 @@ def of_trained(values: Mapping[str, Any]) -> LoraConfig:
         As :func:`as_trained` and :meth:`LoraConfig.from_dict`.
     """
     trained = as_trained(values)
-    while True:
+    for _ in NAMING:
         try:
             return LoraConfig.from_dict(trained)
         except PatternError as error:
             if error.option not in NAMING:
                 raise
             refused = trained.pop(error.option)
-            if (
-                error.option == "rank_pattern"
-            ):  # its ranks are known still, but not which layers have them
+            # ranks are known still, but not which layers have them
+            if error.option == "rank_pattern":
                 trained[error.option] = {f"a layer of rank {r}": r for r in refused.values()}
+    return LoraConfig.from_dict(trained)
 
 
 def _plain(number: Any) -> float:

@@ -675,6 +675,10 @@ MISFITS = {
     "alpha NaN": ({"config": {"lora_alpha": float("nan")}}, "lora_alpha must be finite, not nan"),
     "no dict": ({"config": {"rank_pattern": None}}, "rank_pattern must be a dict"),
     "no expression": ({"config": {"alpha_pattern": {"(": 1}}}, "no regular expression"),
+    "more ranks than can be read": (
+        {"config": {"rank_pattern": {f"x{i}": i + 1 for i in range(2001)}}},
+        "rank_pattern: it holds 2,001 patterns",
+    ),
     "a slow expression": (
         {"config": {"alpha_pattern": {"(.|.)*!": 1}}},
         "alpha_pattern: .* is refused, because a search could take too long",
