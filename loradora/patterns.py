@@ -13,7 +13,7 @@ of n letters these are at most
     (?=p), (?!p)        1                           tries(p)
 
 Hence ``.*`` has n + 1 ways.  Two of them share the letters and have (n + 1)(n + 2)/2, and so on: the j-th
-repeat of one letter multiplies the ways by (n + j)/j.  Of words like ``q_proj|k_proj``, none of which
+such repeat multiplies the ways by (n + j)/j.  Of words like ``q_proj|k_proj``, none of which
 begins another, only one matches.  ``(.|.)*`` has more than 2ⁿ ways, and is refused.
 """
 
@@ -155,15 +155,16 @@ def _of_sequence(pieces: Sequence[Any], n: int) -> tuple[float, float]:
         if kind.name == before == "LITERAL":  # letters in a row are compared at one go
             continue
         w, t = _of_piece(kind.name, value, n)
-        if kind.name.endswith("REPEAT") and len(value[2]) == 1 and value[2][0][0].name in _SINGLE:
-            repeats += w > 1
-            w = min(w, (n + repeats) / max(repeats, 1))  # they share the letters
+        single = kind.name.endswith("REPEAT") and [k.name for k, _ in value[2]] in _SINGLE
+        if single and w >= n:  # such repeats share the letters
+            repeats += 1
+            w = min(w, (n + repeats) / repeats)
             t = min(t, 2 * w + 1)
         ways, total, before = ways * w, total + ways * t, kind.name
     return ways, total
 
 
-_SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
+_SINGLE = ["LITERAL"], ["NOT_LITERAL"], ["ANY"], ["IN"]
 
 
 def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
