@@ -1,0 +1,99 @@
+"""What a terminal can show, and how a script behaves in one.
+
+Each script here calls ``prepare`` first.  In a notebook it does nothing: there, all of this is settled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TextIO
+
+
+def prepare() -> None:
+    """Make this script end as others do, whatever is at the other end of its output.
+
+    A character that the console does not have is printed as a question mark.  A reader that has seen
+    enough, as in ``| head -1``, ends the script without a word, and Ctrl-C ends it in a line, with the
+    status 130 in a shell.
+    """
+    if "ipykernel" in sys.modules:
+        return
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by >&-, and print() would turn to the other one
+            setattr(sys, name, io.StringIO())
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # stderr escapes such characters by itself
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.excepthook = _say_why
+
+
+def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a traceback, but not of Ctrl-C, after which Python ends by that signal, as a shell expects."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nInterrupted." if sys.stderr.isatty() else "Interrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def can_rewrite(stream: TextIO) -> bool:
+    """Whether a line can be written over: on a terminal, unless its user asks for plain text."""
+    plain = os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
+    return stream.isatty() and not plain
+
+
+def width(stream: TextIO) -> int:
+    """Return how many columns the terminal behind a stream has: 80 if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a script's options, and says in one line what is wrong with them."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the options; in a notebook the defaults, since its arguments are Jupyter's own."""
+        if args is None and Path(sys.argv[0]).stem.endswith("kernel_launcher"):
+            args = []
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End without the usage, which ``--help`` shows."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def expect_directory(self, option: str, directory: Path) -> None:
+        """Make a directory, and those above; end if no file can be written into it."""
+        with self._refusing(option, f"{directory} as a directory"):
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+
+    def expect_file(self, option: str, file: Path) -> None:
+        """End if a file cannot be written, rather now than after the work; what it holds stays.
+
+        Its directory is made, but not those above: they may be misspelt.
+        """
+        with self._refusing(option, str(file)):
+            if file.is_file() or file.is_dir():  # a pipe's reader would see it being closed again
+                file.open("ab").close()
+            elif not file.exists():
+                if not file.parent.exists():
+                    file.parent.mkdir()
+                tempfile.TemporaryFile(dir=file.parent).close()
+
+    @contextlib.contextmanager
+    def _refusing(self, option: str, target: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error(f"argument {option}: cannot use {target}: {error.strerror}")
