@@ -35,7 +35,7 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Products this small gain little from a second thread, and lose much when it waits for a busy core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -44,6 +44,7 @@ import digits
 import numpy as np
 import plots
 import reporting
+import terminal
 
 import loradora as ld
 import minigrad as mg
@@ -280,17 +281,19 @@ def check(runs: list[Run]) -> Agreement:
     return Agreement(answers, same, furthest)
 
 
-def save(runs: list[Run], directory: Path) -> list[list[Path]]:
-    """Write NumPy files; return those of each seed together, its base first and then its adapters."""
-    files: dict[int, list[Path]] = {}
-    for run in runs:
-        seed, method = run.task.seed, run.method
-        base = directory / f"base_seed{seed}.npz"
-        adapter = directory / f"{method.name}_r{method.rank}_seed{seed}.npz"
+def files(directory: Path, seed: int, method: Method) -> tuple[Path, Path]:
+    """Return where a seed's base is saved, and where an adapter of it."""
+    adapter = f"{method.name}_r{method.rank}_seed{seed}.npz"
+    return directory / f"base_seed{seed}.npz", directory / adapter
+
+
+def save(runs: list[Run], directory: Path) -> list[tuple[Path, Path]]:
+    """Write NumPy files; return for each run those of its base and its adapter."""
+    saved = [files(directory, run.task.seed, run.method) for run in runs]
+    for run, (base, adapter) in zip(runs, saved):
         ld.save_model(base, run.task.base)
         run.model.save_adapter(adapter)
-        files.setdefault(seed, [base]).append(adapter)
-    return list(files.values())
+    return saved
 
 
 # ---------------------------------------------------------------------------- the command
@@ -298,8 +301,9 @@ def save(runs: list[Run], directory: Path) -> list[list[Path]]:
 
 def options() -> argparse.Namespace:
     """Return the options and the data they ask for, or end with one line that says what is wrong."""
-    parser = Parser(
-        description="LoRA and DoRA against full fine-tuning, from MNIST to the UCI optical digits."
+    parser = terminal.Parser(
+        usage="%(prog)s [options]",
+        description="LoRA and DoRA against full fine-tuning, from MNIST to the UCI optical digits.",
     )
     add = parser.add_argument
     add("--method", nargs="+", choices=METHODS, metavar="M", help=f"some of {', '.join(METHODS)}")
@@ -321,8 +325,7 @@ def options() -> argparse.Namespace:
         parser.error(f"argument --alpha: must be positive and finite, not {chosen.alpha}")
     if chosen.plot and chosen.method:
         parser.error("argument --plot: the figure shows all methods, leave out --method")
-    chosen.figure = chosen.plot
-    chosen.plot = chosen.plot and find_spec("matplotlib") is not None
+    wanted, chosen.plot = chosen.plot, chosen.plot and find_spec("matplotlib") is not None
     chosen.seeds = chosen.seeds or (5 if chosen.plot else 1)
     chosen.method = [name for name in METHODS if name in (chosen.method or METHODS)]
     if chosen.rank > digits.SIZES[0]:
@@ -336,24 +339,24 @@ def options() -> argparse.Namespace:
         parser.error(
             f"argument --per-class: at most {most} images per class, not {chosen.per_class}"
         )
-    # rather fail now than after the training
-    for option, place in (("--out", chosen.out), ("--json", chosen.json and chosen.json.parent)):
-        try:
-            if place:
-                place.mkdir(parents=option == "--out", exist_ok=True)
-        except OSError as error:
-            parser.error(f"argument {option}: cannot use {place} as a directory: {error.strerror}")
-    if chosen.json and chosen.json.is_dir():
-        parser.error(f"argument --json: {chosen.json} is a directory")
+    expect_targets(chosen, parser)
+    if wanted and not chosen.plot:
+        print("No figure: --plot needs matplotlib, pip install -e '.[plot]'", file=sys.stderr)
     return chosen
 
 
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """End without the usage, which ``--help`` shows."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
+    """End if any file that is to be written cannot be."""
+    parser.expect_directory("--out", chosen.out)
+    for seed in range(chosen.seed, chosen.seed + chosen.seeds):
+        for name in set(ADAPTERS) & set(chosen.method):
+            for file in files(chosen.out, seed, adapter(name, chosen)):
+                parser.expect_file("--out", file)
+    chosen.figure = chosen.out / "finetune_digits.png"
+    if chosen.plot:
+        parser.expect_file("--plot", chosen.figure)
+    if chosen.json:
+        parser.expect_file("--json", chosen.json)
 
 
 def positive(text: str) -> int:
@@ -387,10 +390,10 @@ def main() -> None:
         chosen.json.write_text(text + "\n", encoding="utf-8")
         print(f"The table as JSON: {chosen.json}")
     if chosen.plot:
-        print(f"The figure: {plots.draw(everything, chosen.rank, chosen.out)}")
-    elif chosen.figure:
-        print("No figure: --plot needs matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+        plots.draw(everything, chosen.rank, chosen.figure)
+        print(f"The figure: {chosen.figure}")
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     main()

@@ -27,8 +27,8 @@ STYLE = {
 FILTERS = 8
 
 
-def draw(results: Results, rank: int, directory: Path) -> Path:
-    """Write the figure; return where it is."""
+def draw(results: Results, rank: int, file: Path) -> None:
+    """Write the figure."""
     import matplotlib
 
     matplotlib.use("Agg")  # a file, no window
@@ -52,10 +52,8 @@ def draw(results: Results, rank: int, directory: Path) -> Path:
         fontsize=13,
         fontweight="bold",
     )
-    file = directory / "finetune_digits.png"
     figure.savefig(file, dpi=200)
     plt.close(figure)
-    return file
 
 
 def accuracies(results: Results, method: str, rank: int | None = None) -> Any:

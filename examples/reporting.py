@@ -199,10 +199,10 @@ def checked(agreement: Agreement) -> str:
     )
 
 
-def saved(files: list[list[Path]]) -> str:
-    """Return what is where, and how to load it again."""
-    base, adapter, *_ = files[0]
-    lines = "\n    ".join("  ".join(map(str, of_one_seed)) for of_one_seed in files)
+def saved(files: list[tuple[Path, Path]]) -> str:
+    """Return where each base and adapter is, and how to load the first again."""
+    base, adapter = files[0]
+    lines = "\n    ".join(dict.fromkeys(str(file) for pair in files for file in pair))
     return f"""\
 Saved:
     {lines}

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from test_examples import CONSOLE
+from test_terminal import on_a_terminal
 
 import loradora as ld
 
@@ -238,7 +239,7 @@ def test_needs_only_numpy(short_run):
     def top(names):
         return {name.partition(".")[0] for name in names.split()}
 
-    ours = {"minigrad", "loradora", "digits", "plots", "reporting"}
+    ours = {"minigrad", "loradora", "digits", "plots", "reporting", "terminal"}
     # what is there before any of it: NumPy's parts, an editable install, a virtualenv
     before = run(code="import sys, numpy.random; print(*sys.modules)").stdout
     assert top(short_run.modules) <= set(sys.stdlib_module_names) | ours | top(before)
@@ -251,7 +252,7 @@ def test_without_matplotlib_plot_names_the_extra(short_run):
 
 def test_the_printed_code_names_the_files_on_windows_too(reporting):
     base, adapter = PureWindowsPath(r"Übung\base.npz"), PureWindowsPath(r"Übung\new\adapter.npz")
-    code = reporting.saved([[base, adapter]]).partition("To use them again:\n")[2]
+    code = reporting.saved([(base, adapter)]).partition("To use them again:\n")[2]
     assert code.isascii()
     constants = [n.value for n in ast.walk(ast.parse(dedent(code))) if isinstance(n, ast.Constant)]
     assert [text for text in constants if isinstance(text, str)] == [str(base), str(adapter)]
@@ -291,6 +292,9 @@ def test_says_what_dora_gained(reporting, gains, verdict):
         (["--json", "no/such/place/rows.json"], "--json: cannot use no/such/place"),
         (["--json", str(EXAMPLES)], "--json"),
         (["--out", str(SCRIPT)], f"--out: cannot use {SCRIPT}"),
+        (["--out", "/proc/out"], "--out: cannot use /proc/out"),
+        (["--json", "/proc/rows.json"], "--json: cannot use /proc/rows.json"),
+        (["--json", str(SCRIPT / "rows.json")], f"--json: cannot use {SCRIPT / 'rows.json'}"),
         (["--rank", "785"], "at most 784"),
         (["--method", "lora", "--plot"], "--plot"),
     ],
@@ -314,6 +318,36 @@ def test_a_refused_command_leaves_no_file(tmp_path):
     done = run("--per-class", 1000, "--json", tmp_path / "rows.json", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["base_seed1.npz", "dora_r2_seed1.npz", "finetune_digits.png"])
+def test_every_file_that_will_be_written_is_tried_before(
+    script, monkeypatch, capsys, tmp_path, name
+):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(script, "find_spec", lambda name: True)  # as if there were matplotlib
+    options = ["--out", str(tmp_path), "--seeds", "2", "--rank", "2", "--plot"]
+    monkeypatch.setattr(sys, "argv", ["finetune_digits.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        script.options()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot use {tmp_path / name}: Is a directory" in line
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_results_from_before_survive_a_command_that_is_refused(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text("kept")
+    done = run("--json", file, "--out", file)
+    assert done.returncode == 2
+    assert file.read_text() == "kept"
+
+
+def test_help_fits_a_narrow_terminal(tmp_path):
+    shown, status = on_a_terminal(SCRIPT, "--help", columns=40, env={"COLUMNS": "40"})
+    assert status == 0
+    assert "--per-class" in shown
+    assert max(map(len, shown.splitlines())) <= 40
 
 
 def test_training_that_fails_names_alpha(tmp_path):
