@@ -20,6 +20,8 @@ gives the old net back exactly, because nothing has touched it.
     python examples/finetune_digits.py --seeds 5        mean ± standard deviation
     python examples/finetune_digits.py --plot           and a figure
 
+Ctrl-C ends it early: what is finished by then is saved and shown.
+
 Where to read on: ``loradora/adapters.py`` has the two formulas and their gradients, ``digits.py`` the
 data, ``reporting.py`` the table and what else is printed, ``plots.py`` the figure.
 """
@@ -32,6 +34,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,24 +90,21 @@ class Method:
         return self.name in ADAPTERS
 
 
-def experiment(chosen: argparse.Namespace) -> Results:
-    """Return every method's best run for every seed."""
+def experiment(chosen: argparse.Namespace) -> Iterator[Result]:
+    """Yield every method's best run for every seed, as soon as it is done."""
     methods = [adapter(m, chosen) if m in ADAPTERS else Method(m) for m in chosen.method]
     if chosen.plot:
         methods += [adapter(m, chosen, r) for m in ADAPTERS for r in SWEEP if r != chosen.rank]
-    progress = reporting.Progress(chosen.seeds * (1 + len(methods)))
-    results: Results = []
-    for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-        progress.start(f"seed {seed}: pre-training on MNIST")
-        base = digits.pretrained(chosen.old.train, stream(seed, 0), report=progress.step)
-        few = digits.few(chosen.new.train, chosen.per_class, stream(seed, 1))
-        task = Task(seed, base, few, chosen.new, chosen.old, chosen.epochs, curves=chosen.plot)
-        for method in methods:
-            progress.start(f"seed {seed}: {reporting.title(method)}")
-            run = best(method, task, progress)
-            results.append((run, measure(run)))
-    progress.close()
-    return results
+    with reporting.Progress(chosen.seeds * (1 + len(methods))) as progress:
+        for seed in range(chosen.seed, chosen.seed + chosen.seeds):
+            progress.start(f"seed {seed}: pre-training on MNIST")
+            base = digits.pretrained(chosen.old.train, stream(seed, 0), report=progress.step)
+            few = digits.few(chosen.new.train, chosen.per_class, stream(seed, 1))
+            task = Task(seed, base, few, chosen.new, chosen.old, chosen.epochs, curves=chosen.plot)
+            for method in methods:
+                progress.start(f"seed {seed}: {reporting.title(method)}")
+                run = best(method, task, progress)
+                yield run, measure(run)
 
 
 def adapter(name: str, chosen: argparse.Namespace, rank: int | None = None) -> Method:
@@ -210,7 +210,8 @@ class Row:
     seed: int
 
 
-Results = list[tuple[Run, Row]]
+Result = tuple[Run, Row]
+Results = list[Result]
 
 
 def measure(run: Run) -> Row:
@@ -317,7 +318,7 @@ def options() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write the table, an object per method and seed")
     add("--mnist", type=Path, metavar="DIR", help="MNIST's standard IDX files, gzipped or not")
     add("--plot", action="store_true", help="draw a figure of ranks 1 to 16, which takes longer")
-    chosen = parser.parse_args()
+    chosen: argparse.Namespace = parser.parse_args()
 
     chosen.alpha = 2 * chosen.rank if chosen.alpha is None else chosen.alpha
     numbers = np.finfo(np.float32)  # of which alpha/rank has to be one
@@ -372,26 +373,39 @@ def natural(text: str, least: int = 0) -> int:
 
 
 def main() -> None:
-    """Run the experiment, then print, check, save and draw what came of it."""
+    """Run the experiment, and conclude from what is finished, even if something ends it early."""
     chosen = options()
+    everything: Results = []
     try:
-        everything = experiment(chosen)
+        for result in experiment(chosen):
+            everything.append(result)
+        if chosen.plot:
+            plots.draw(everything, chosen.rank, chosen.figure)
     except FloatingPointError as error:
         sys.exit(f"training failed: {error}, that is a smaller --alpha")
-    results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
-    adapters = [run for run, _ in results if run.method.adapts]
+    finally:
+        results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
+        if results:
+            conclude(results, chosen)
+    if chosen.plot:
+        print(f"The figure: {chosen.figure}")
 
-    print(reporting.summary(results, chosen.per_class, chosen.seeds))
+
+def conclude(results: Results, chosen: argparse.Namespace) -> None:
+    """Save what was trained, and only then print: output that nobody can read loses nothing."""
+    adapters = [run for run, _ in results if run.method.adapts]
+    try:
+        saved = save(adapters, chosen.out)
+        if chosen.json:
+            text = json.dumps([asdict(row) for _, row in results], indent=2)
+            chosen.json.write_text(text + "\n", encoding="utf-8")
+    finally:
+        print(reporting.summary(results, chosen.per_class))
     if adapters:
         print(reporting.checked(check(adapters)))
-        print(reporting.saved(save(adapters, chosen.out)))
+        print(reporting.saved(saved))
     if chosen.json:
-        text = json.dumps([asdict(row) for _, row in results], indent=2)
-        chosen.json.write_text(text + "\n", encoding="utf-8")
         print(f"The table as JSON: {chosen.json}")
-    if chosen.plot:
-        plots.draw(everything, chosen.rank, chosen.figure)
-        print(f"The figure: {chosen.figure}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import digits
 import numpy as np
+import terminal
 
 from loradora.train import Step
 
@@ -41,7 +46,15 @@ class Progress:
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.started, self.job = jobs, 0, ""
-        self.live = sys.stderr.isatty()
+        self.live = terminal.can_rewrite(sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """Leave a clean line."""
+        if self.live:
+            self._show("")
 
     def start(self, job: str) -> None:
         """Begin the next job."""
@@ -54,16 +67,14 @@ class Progress:
         if self.live and step.step % 20 == 0:
             self._show(f"{self.job}, step {step.step} of {step.total}, loss {step.loss:.3f}")
 
-    def close(self) -> None:
-        """Leave a clean line."""
-        if self.live:
-            self._show("")
-
     def _show(self, text: str) -> None:
-        if self.live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk behind stderr is no reason to stop
+            if self.live:
+                # a line that is full would begin the next one, which a carriage return cannot undo
+                room = terminal.width(sys.stderr) - 1
+                print(f"\r{text[:room].ljust(room)}\r", end="", file=sys.stderr, flush=True)
+            else:
+                print(text, file=sys.stderr, flush=True)
 
 
 class Stopwatch:
@@ -84,37 +95,61 @@ class Stopwatch:
 # ---------------------------------------------------------------------------- the table
 
 
-def summary(results: Results, per_class: int, seeds: int) -> str:
-    """Return the table under a heading, and its findings below it."""
-    averaged = f", mean +/- standard deviation of {seeds} seeds" if seeds > 1 else ""
-    heading = f"Accuracy in %, {per_class} labelled images per class{averaged}"
-    return "\n".join([heading, "", table(results), "", *findings(results)])
+#: No line is longer, so that none is broken by a terminal of the usual width.
+COLUMNS = 80
+
+
+def summary(results: Results, per_class: int) -> str:
+    """Return the table under a heading, and its findings below it.
+
+    What is compared has to be of the same seeds.  If the experiment ended early, these are the seeds
+    with all methods; or in its first seed, the methods that are finished.
+    """
+    finished = Counter(row.seed for _, row in results)
+    seeds = [seed for seed, n in finished.items() if n == max(finished.values())]
+    compared = [(run, row) for run, row in results if row.seed in seeds]
+    heading = f"Accuracy in %, {per_class} labelled images per class"
+    if len(seeds) > 1:
+        heading += f",\nmean and standard deviation of {len(seeds)} seeds"
+    lines = [heading, "", table(compared), "", *map(wrapped, findings(compared))]
+    if rest := ", ".join(str(seed) for seed in finished if seed not in seeds):
+        lines.append(wrapped(f"Left out, because some methods are not finished: seed {rest}."))
+    return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """Return prose in lines that fit, all but the first indented."""
+    text = text.replace(" +/- ", "~+/-~")  # which is not to be broken
+    return textwrap.fill(text, COLUMNS, subsequent_indent="    ").replace("~", " ")
 
 
 def table(results: Results) -> str:
-    """Return a table with a line for each method, averaged over the seeds."""
-    lines = [("method", "trainable", "share", "optdigits", "MNIST", "MNIST, off", "seconds")]
+    """Return a table with a line for each method, averaged over the seeds; below it the deviations."""
+    lines: list[tuple[str, ...]] = [
+        ("method", "trainable", "share", "optdigits", "MNIST", "MNIST, off", "seconds")
+    ]
     for name, pairs in by_title(results).items():
         runs, rows = zip(*pairs)
-        lines.append(
-            (
-                name,
-                f"{rows[0].trainable:,}",
-                f"{share(rows[0])} %",
-                percent(row.new_domain_accuracy for row in rows),
-                percent(row.old_domain_accuracy for row in rows),
-                percent(row.base_accuracy for row in rows) if runs[0].method.adapts else "-",
-                f"{np.mean([row.seconds for row in rows]):.2f}",
-            )
+        cells = (
+            name,
+            f"{rows[0].trainable:,}",
+            f"{share(rows[0])} %",
+            percent(row.new_domain_accuracy for row in rows),
+            percent(row.old_domain_accuracy for row in rows),
+            percent(row.base_accuracy for row in rows) if runs[0].method.adapts else "-",
+            f"{np.mean([row.seconds for row in rows]):.2f}",
         )
+        stacked = [cell.replace(" +/-", "\n+/-").splitlines() for cell in cells]
+        lines += zip_longest(*stacked, fillvalue="")
     widths = [max(map(len, column)) for column in zip(*lines)]
     head, *body = (
-        "   ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     )
     notes = (
-        "share: of all parameters, the adapter's own among them; MNIST, off: with the adapter switched "
-        "off;\nseconds: of training at the chosen rate, without those of pre-training and other rates."
+        "share: of all parameters, the adapter's own among them;\n"
+        "MNIST, off: with the adapter switched off;\n"
+        "seconds: of training at the chosen rate, without pre-training and other rates."
     )
     return "\n".join([head, "-" * len(head), *body, "", notes])
 
@@ -147,14 +182,14 @@ def findings(results: Results) -> Iterator[str]:
     new = {m: 100 * np.array([row.new_domain_accuracy for row in rows[m]]) for m in TITLES}
     if rows["lora"] and rows["full"]:
         yield (
-            f"LoRA reaches {100 * new['lora'].mean() / new['full'].mean():.1f} % of the accuracy of "
-            f"full fine-tuning and trains {share(rows['lora'][0])} % of the parameters."
+            f"LoRA trains {share(rows['lora'][0])} % of the parameters, and has "
+            f"{100 * new['lora'].mean() / new['full'].mean():.1f} % of the accuracy of full fine-tuning."
         )
     if rows["lora"] and rows["dora"]:
         yield dora_against_lora(new["dora"] - new["lora"])
     if rows["scratch"] and rows["full"]:
         gain = (new["full"] - new["scratch"]).mean()
-        yield f"Pre-training on MNIST gains {gain:+.1f} points (full fine-tuning, against from scratch)."
+        yield f"Pre-training gains {gain:+.1f} points (full fine-tuning, against from scratch)."
     adapted = [name for name in ("lora", "dora") if rows[name]]
     if adapted:
         kept = [
@@ -165,12 +200,15 @@ def findings(results: Results) -> Iterator[str]:
         base = percent(row.base_accuracy for row in rows[adapted[0]])
         few = "" if len(rows[adapted[0]]) > 1 else " (one seed says little)"
         yield f"Kept on MNIST{few}: {', '.join(kept)}; with the adapter off {base}, as before."
-    rates = {name: {run.rate for run, row in results if row.method == name} for name in TITLES}
-    yield "Learning rates chosen on validation: " + ", ".join(
-        f"{name} {'/'.join(f'{rate:g}' for rate in sorted(chosen))}"
-        for name, chosen in rates.items()
-        if chosen and name != "frozen"
-    )
+    rates: dict[str, set[float]] = {}
+    for run, row in results:
+        if row.method != "frozen":
+            rates.setdefault(row.method, set()).add(run.rate)
+    if rates:
+        yield "Learning rates chosen on validation: " + ", ".join(
+            f"{name} {'/'.join(f'{rate:g}' for rate in sorted(chosen))}"
+            for name, chosen in rates.items()
+        )
 
 
 def dora_against_lora(gains: digits.Array) -> str:
@@ -193,9 +231,9 @@ def dora_against_lora(gains: digits.Array) -> str:
 def checked(agreement: Agreement) -> str:
     """Return in words what has been checked of adapters, merged and switched off."""
     return (
-        f"Checked: merged into plain weights, {agreement.same:,} of {agreement.answers:,} answers "
-        f"on the new test images are the same (logits within {agreement.furthest:.0e});\n"
-        "         switched off, each model is the base, bit for bit.\n"
+        f"Checked: merged into plain weights, {agreement.same:,} of {agreement.answers:,} answers\n"
+        f"    on the new test images are the same (logits within {agreement.furthest:.0e});\n"
+        "    switched off, each model is the base, bit for bit.\n"
     )
 
 

@@ -6,6 +6,8 @@ import gzip
 import importlib.util
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
@@ -40,13 +42,54 @@ def script(digits):
     return importlib.import_module("finetune_digits")
 
 
-def run(*options, code=None):
-    """Run the script, or ``code`` in its place, as a user would, on the poorest of consoles."""
+def run(*options, code=None, shell="", encoding="ascii", **env):
+    """Run the script, or ``code`` in its place, as a user would, on the poorest of consoles.
+
+    A shell does what ``shell`` says with its output.
+    """
     command = [sys.executable, *(["-c", code] if code else [str(SCRIPT)]), *map(str, options)]
-    env = {**os.environ, **CONSOLE}
+    if shell:
+        command = ["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *command]
+    env = {**os.environ, **CONSOLE, "PYTHONIOENCODING": encoding, **env}
     return subprocess.run(
-        command, env=env, capture_output=True, text=True, encoding="ascii", timeout=300
+        command, env=env, capture_output=True, text=True, encoding=encoding, timeout=300
     )
+
+
+def quick(before="pass"):
+    """Return code that runs the script on a base that is hardly trained; it first does ``before``."""
+    return f"""if True:
+        import functools, runpy, signal, sys
+        sys.path.insert(0, {str(EXAMPLES)!r})
+        import digits, loradora, reporting
+        digits.pretrained = functools.partial(digits.pretrained, steps=30)
+
+        def before(owner, name, act):
+            function = getattr(owner, name)
+            def acts_first(*arguments, **options):
+                act(*arguments)
+                return function(*arguments, **options)
+            setattr(owner, name, acts_first)
+
+        def fail(*arguments):
+            raise OSError(28, "No space left on device")
+
+        def overflow(*arguments):
+            raise FloatingPointError("try a smaller learning rate")
+
+        def press(*arguments):
+            signal.raise_signal(signal.SIGINT)
+
+        def press_at(job):
+            return lambda progress, _: job in progress.job and press()
+
+        {before}
+        runpy.run_path({str(SCRIPT)!r}, run_name="__main__")"""
+
+
+def stopped_at(job):
+    """Return code that runs the script, with Ctrl-C pressed in the middle of a job."""
+    return quick(f"before(reporting.Progress, 'step', press_at({job!r}))")
 
 
 # -- the data
@@ -343,18 +386,225 @@ def test_results_from_before_survive_a_command_that_is_refused(tmp_path):
     assert file.read_text() == "kept"
 
 
-def test_help_fits_a_narrow_terminal(tmp_path):
-    shown, status = on_a_terminal(SCRIPT, "--help", columns=40, env={"COLUMNS": "40"})
-    assert status == 0
-    assert "--per-class" in shown
-    assert max(map(len, shown.splitlines())) <= 40
-
-
 def test_training_that_fails_names_alpha(tmp_path):
     done = run("--method", "lora", "--epochs", 1, "--alpha", "1e39", "--out", tmp_path)
     assert done.returncode == 1
     assert "a smaller --alpha" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- whatever happens to it
+
+
+def saved_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def methods_in(file):
+    return [(row["seed"], row["method"]) for row in json.loads(file.read_text())]
+
+
+def test_ctrl_c_saves_and_shows_what_is_finished(digits, tmp_path):
+    options = ["--epochs", 1, "--out", tmp_path, "--json", tmp_path / "rows.json"]
+    done = run(*options, code=stopped_at("DoRA"))
+    assert done.returncode == -signal.SIGINT  # in a shell: 130
+    assert done.stderr.splitlines()[-2:] == ["[7/7] seed 0: DoRA r=4", "Interrupted."]
+    for title in ("frozen base", "from scratch", "head only", "full fine-tuning", "LoRA r=4"):
+        assert re.search(rf"^{title} ", done.stdout, re.MULTILINE)
+    assert "DoRA" not in done.stdout
+    names = ["frozen", "scratch", "head", "full", "lora"]
+    assert methods_in(tmp_path / "rows.json") == [(0, name) for name in names]
+    assert saved_in(tmp_path) == ["base_seed0.npz", "lora_r4_seed0.npz", "rows.json"]
+    base = ld.MLP(digits.SIZES)
+    ld.load_model(tmp_path / "base_seed0.npz", base)
+    ld.PeftModel.from_pretrained(base, tmp_path / "lora_r4_seed0.npz")
+
+
+def test_ctrl_c_when_nothing_has_learnt_yet_shows_no_rates(tmp_path):
+    options = ["--method", "frozen", "scratch", "--epochs", 1, "--out", tmp_path]
+    done = run(*options, code=stopped_at("scratch"))
+    assert done.returncode == -signal.SIGINT
+    assert "frozen base " in done.stdout
+    assert "Learning rates" not in done.stdout
+
+
+def test_ctrl_c_before_anything_is_finished_leaves_nothing(tmp_path):
+    options = ["--epochs", 1, "--out", tmp_path, "--json", tmp_path / "rows.json"]
+    done = run(*options, code=stopped_at("pre-training"))
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[1:] == ["Interrupted."]
+    assert saved_in(tmp_path) == []
+
+
+def test_after_ctrl_c_only_whole_seeds_are_compared(tmp_path):
+    file = tmp_path / "rows.json"
+    options = ["--method", "head", "lora", "dora", "--epochs", 1, "--seeds", 3]
+    done = run(*options, "--out", tmp_path, "--json", file, code=stopped_at("seed 2: DoRA"))
+    assert done.returncode == -signal.SIGINT
+    assert "mean and standard deviation of 2 seeds" in done.stdout
+    assert "Left out, because some methods are not finished: seed 2." in done.stdout
+    assert "DoRA against LoRA" in done.stdout
+    found = [(seed, name) for seed in range(3) for name in ("head", "lora", "dora")]
+    assert methods_in(file) == found[:-1]
+    assert "lora_r4_seed2.npz" in saved_in(tmp_path)
+
+
+def test_ctrl_c_while_saving_still_shows_the_table(tmp_path):
+    once = "before(reporting.Progress, 'step', press_at('DoRA'))"
+    again = "before(loradora.PeftModel, 'save_adapter', press)"
+    options = ["--method", "frozen", "lora", "dora", "--epochs", 1, "--out", tmp_path]
+    done = run(*options, code=quick(f"{once}; {again}"))
+    assert done.returncode == -signal.SIGINT
+    assert "LoRA r=4 " in done.stdout
+    assert "Saved" not in done.stdout
+    assert done.stderr.count("Interrupted.") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_still_shows_the_table(tmp_path):
+    options = ["--method", "lora", "--epochs", 1, "--out", tmp_path]
+    done = run(*options, code=quick("before(loradora.PeftModel, 'save_adapter', fail)"))
+    assert done.returncode == 1
+    assert "LoRA r=4 " in done.stdout
+    assert "No space left on device" in done.stderr
+
+
+def test_ctrl_c_while_drawing_keeps_the_results(script, trained, monkeypatch):
+    results, concluded = [(trained, None)], []
+    chosen = SimpleNamespace(plot=True, rank=2, figure=None)
+    monkeypatch.setattr(script, "options", lambda: chosen)
+    monkeypatch.setattr(script, "experiment", lambda chosen: iter(results))
+    monkeypatch.setattr(script, "conclude", lambda results, chosen: concluded.append(results))
+
+    def press(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.plots, "draw", press)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert concluded == [results]
+
+
+def test_training_that_fails_keeps_what_is_finished(tmp_path):
+    options = ["--method", "head", "lora", "--epochs", 1, "--out", tmp_path]
+    code = quick("before(loradora, 'get_peft_model', overflow)")
+    done = run(*options, "--json", tmp_path / "rows.json", code=code)
+    assert done.returncode == 1
+    assert "head only " in done.stdout
+    assert methods_in(tmp_path / "rows.json") == [(0, "head")]
+    assert "a smaller --alpha" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "status"),
+    [
+        ("| true", 128 + signal.SIGPIPE),
+        ("| head -1", None),  # it may read all there is before it leaves
+        (">&-", 0),
+        ("> /dev/full", 120),
+        ("2> /dev/full", 120),
+        (">&- 2>&-", 0),
+    ],
+)
+def test_nothing_is_lost_with_the_output(tmp_path, monkeypatch, shell, status):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    options = [
+        "--method",
+        "lora",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path,
+        "--json",
+        tmp_path / "rows.json",
+    ]
+    done = run(*options, code=quick(), shell=f"{shell}; exit $?")
+    assert status in (None, done.returncode)
+    assert saved_in(tmp_path) == ["base_seed0.npz", "lora_r4_seed0.npz", "rows.json"]
+    assert methods_in(tmp_path / "rows.json") == [(0, "lora")]
+    assert "Traceback" not in done.stderr
+    assert ("Exception ignored" in done.stderr) == (shell == "> /dev/full")
+    if shell == "| head -1":
+        assert done.stdout == "Accuracy in %, 20 labelled images per class\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_directory_may_have_any_name_on_any_console(tmp_path, encoding):
+    out = tmp_path / "Übung Ω\udcff"
+    options = ["--method", "lora", "--epochs", 1, "--out", out, "--json", out / "Σ.json"]
+    done = run(*options, code=quick(), encoding=encoding, PYTHONUTF8="1")  # as are names on Windows
+    assert done.returncode == 0, done.stderr
+    assert saved_in(out) == ["base_seed0.npz", "lora_r4_seed0.npz", "Σ.json"]
+    seen = str(out / "base_seed0.npz").encode(encoding, errors="replace").decode(encoding)
+    assert f"\n    {seen}\n" in done.stdout
+    assert f"ld.load_model({str(out / 'base_seed0.npz')!a}, base)" in done.stdout
+
+
+# -- what a terminal shows of it
+
+
+def test_progress_keeps_to_one_line_of_a_narrow_terminal(tmp_path):
+    options = ["--method", "lora", "--epochs", 8, "--seed", 12345678901234567890, "--out", tmp_path]
+    shown, status = on_a_terminal("-c", quick(), *options, columns=40)
+    assert status == 0
+    progress, _, _ = shown.partition("Accuracy")
+    rewritten = progress.split("\r")
+    assert "\n" not in progress
+    assert "[2/2] seed 12345678901234567890: LoRA r" in rewritten
+    assert max(map(len, rewritten)) == 39
+    assert rewritten[-2].isspace()
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("plain", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_plain_progress_is_a_line_per_job(tmp_path, plain):
+    options = ["--method", "lora", "--epochs", 8, "--out", tmp_path]
+    shown, status = on_a_terminal("-c", quick(), *options, env=plain)
+    assert status == 0
+    assert shown.startswith(
+        "[1/2] seed 0: pre-training on MNIST\r\n[2/2] seed 0: LoRA r=4\r\nAccuracy"
+    )
+    assert "\x1b" not in shown
+
+
+def test_ctrl_c_on_a_terminal_shows_the_table_and_one_line(tmp_path):
+    options = ["--method", "frozen", "lora", "--epochs", 9999, "--out", tmp_path]
+    shown, status = on_a_terminal("-c", quick(), *options, stop_at="LoRA r=4, step 20 of")
+    assert status == -signal.SIGINT
+    assert re.search(r"\r *\rAccuracy in %.*\r\nfrozen base ", shown, re.DOTALL)
+    assert shown.endswith("\r\nInterrupted.\r\n")
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_no_line_is_too_long_for_a_terminal(script, reporting, seeds):
+    """Values as wide as they come: accuracies of 0 and 100 %, the highest rank, hours of training."""
+    results = []
+    for seed in range(seeds):
+        for name in script.METHODS:
+            rank = 784 * (name in script.ADAPTERS)
+            accuracies = 3 * [1.0 if seed == 0 else 0.0]
+            row = script.Row(name, 1_234_567, 1_469_713, *accuracies, 12345.67, seed)
+            rate = script.RATES[seed]
+            run = script.Run(script.Method(name, rank, 8.0), None, rate, None, 0.0, [])
+            results.append((run, row))
+    text = reporting.summary(results[:-1] if seeds == 5 else results, 57)
+    text += "\n" + reporting.checked(script.Agreement(2_000_000, 2_000_000, 1e-5))
+    assert ("Left out" in text) == (seeds == 5)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_is_printed_fits_a_terminal(short_run):
+    lines = short_run.text.replace(str(short_run.out), "out").splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_fits_a_narrow_terminal(tmp_path):
+    shown, status = on_a_terminal(SCRIPT, "--help", columns=40, env={"COLUMNS": "40"})
+    assert status == 0
+    assert "--per-class" in shown
+    assert max(map(len, shown.splitlines())) <= 40
 
 
 # -- the experiment is fair
@@ -393,7 +643,7 @@ def test_the_few_images_come_from_the_pool_and_every_seed_has_its_turn(
     monkeypatch.setattr(script, "best", lambda method, task, progress: seeds.append(task.seed))
     monkeypatch.setattr(script, "measure", lambda run: None)
     chosen = chosen_by(script, monkeypatch, tmp_path, "--method", "lora", "--seed", 4, "--seeds", 3)
-    script.experiment(chosen)
+    list(script.experiment(chosen))
     assert seeds == [4, 5, 6]
     assert all(pool is chosen.new.train and n == 20 for pool, n in pools)
 
