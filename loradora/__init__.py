@@ -5,8 +5,12 @@ one trick), ``nn`` (layers), ``init`` (how A and B start), ``config`` (the optio
 layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a frozen base),
 ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting`` (one adapter on one model),
 ``peft`` (adapted models, merging), ``optim`` and ``train`` (training), ``analysis`` (what an adapter
-did).
+did).  ``companion`` looks first whether minigrad is the one that belongs here.
 """
+
+from loradora.companion import check_minigrad
+
+check_minigrad()  # before anything imports it
 
 from loradora import analysis as analysis
 from loradora import by_hand as by_hand

@@ -1,8 +1,19 @@
 """What is installed and where it comes from: the metadata, the page on an index, the extras."""
 
+import compileall
 import configparser
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loradora.companion import OURS
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.RawConfigParser()
@@ -59,3 +70,133 @@ def test_the_code_on_the_page_trains_a_network(capsys):
     assert "trainable params: 6,642" in capsys.readouterr().out
     assert names["losses"][-1] < names["losses"][0]
     assert type(names["merged"]) is type(names["base"])
+
+
+# ----------------------------------------------------------------------------- another minigrad
+
+FOREIGN = "raise SystemExit('foreign code was run')"
+MODULES = [name.removeprefix("minigrad.") for name in OURS if name != "minigrad"]
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder in which minigrad and loradora are installed."""
+    for package in ("minigrad", "loradora"):
+        shutil.copytree(
+            ROOT / package,
+            tmp_path / "site" / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    return tmp_path / "site"
+
+
+def importing(*path, before=""):
+    """Import loradora with these folders before the standard library, and no packages but NumPy."""
+    places = [*path, Path(np.__file__).parents[1]]
+    return subprocess.run(
+        [sys.executable, "-S", "-c", f"{before}\nimport loradora; print(loradora.__file__)"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
+        cwd=path[0].parent,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def assert_is_noticed(outcome, *said):
+    assert (outcome.returncode, outcome.stdout) == (1, ""), outcome.stderr
+    message = outcome.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: ")
+    assert "During handling" not in outcome.stderr
+    for text in (*said, "minigrad-loradora again with pip install --force-reinstall --no-deps"):
+        assert str(text) in message
+
+
+def packed(site):
+    """Put the packages into a zip file, which Python imports from, too."""
+    return Path(shutil.make_archive(str(site), "zip", site))
+
+
+def compiled(site):
+    """Keep the byte code and no source."""
+    compileall.compile_dir(site, legacy=True, quiet=1)
+    for file in site.rglob("*.py"):
+        file.unlink()
+    return site
+
+
+@pytest.mark.parametrize(
+    "form", [lambda site: site, packed, compiled], ids=["as it is", "zip", "pyc"]
+)
+def test_our_own_minigrad_is_taken_for_ours(form, site):
+    place = form(site)
+    outcome = importing(place)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith(str(place))
+
+
+def test_every_module_of_minigrad_has_a_mark_to_know_it_by():
+    files = {file.stem: file for file in (ROOT / "minigrad").glob("*.py")}
+    assert sorted(MODULES) == sorted(files.keys() - {"__init__"})
+    for name, mark in OURS.items():
+        assert mark in files[
+            name.removeprefix("minigrad.") if "." in name else "__init__"
+        ].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", ["minigrad/__init__.py", "minigrad.py"])
+def test_a_foreign_minigrad_earlier_on_the_path_is_named_and_not_run(file, site, tmp_path):
+    foreign = tmp_path / "other" / file
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text(FOREIGN)
+    assert_is_noticed(importing(tmp_path / "other", site), foreign)
+
+
+@pytest.mark.parametrize("module", ["__init__", *MODULES])
+def test_a_file_written_over_ours_is_named_and_not_run(module, site):
+    file = site / "minigrad" / f"{module}.py"
+    file.write_text(FOREIGN)
+    assert_is_noticed(importing(site), file)
+
+
+def test_a_compiled_module_that_goes_before_ours_is_named(site):
+    file = site / "minigrad" / f"engine{EXTENSION_SUFFIXES[0]}"
+    file.write_bytes(b"\x7fELF")
+    assert_is_noticed(importing(site), file)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_that_another_package_took_along_is_missed(module, site):
+    (site / "minigrad" / f"{module}.py").unlink()
+    assert_is_noticed(importing(site), f"minigrad.{module} is missing")
+
+
+def test_what_is_left_of_minigrad_is_not_taken_for_a_namespace(site):
+    (site / "minigrad" / "__init__.py").unlink()
+    assert_is_noticed(importing(site), "minigrad is missing")
+
+
+def test_a_minigrad_that_is_gone_altogether_is_missed(site):
+    shutil.rmtree(site / "minigrad")
+    gone = "import sys; sys.modules['minigrad'] = None"  # wherever it may be installed
+    assert_is_noticed(importing(site, before=gone), "minigrad is missing")
+
+
+def test_a_foreign_minigrad_that_has_been_imported_already_is_named(site, tmp_path):
+    foreign = tmp_path / "other" / "minigrad.py"
+    foreign.parent.mkdir()
+    foreign.write_text("")
+    before = (
+        f"import sys; sys.path.insert(0, {str(foreign.parent)!r}); import minigrad; del sys.path[0]"
+    )
+    assert_is_noticed(importing(site, before=before), foreign)
+
+
+def test_the_other_package_is_named_if_pip_knows_it(site):
+    (site / "minigrad" / "__init__.py").write_text(FOREIGN)
+    for package in ("minigrad-loradora", "other-minigrad"):
+        folder = site / f"{package.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (folder / "top_level.txt").write_text("minigrad\n")
+    assert_is_noticed(importing(site), "pip uninstall other-minigrad, and")

@@ -1,0 +1,75 @@
+"""Whether the minigrad that Python finds is the one that belongs to loradora.
+
+Other packages bring a module of that name, too.  One that comes first on the path hides ours.  One that
+is installed into the same place writes its files over ours, and takes them along when it is uninstalled.
+Without a check that is an error far from its cause, or none before the first gradient.
+"""
+
+from __future__ import annotations
+
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+#: The modules of minigrad, each with a name that is in ours and in nobody else's.
+OURS = {
+    "minigrad": "GradcheckError",
+    "minigrad.ops": "nll_grad",
+    "minigrad.engine": "ancestry",
+    "minigrad.scopes": "at_once",
+    "minigrad.tensor": "as_reals",
+    "minigrad.foreign": "refusal",
+    "minigrad.functional": "as_tensors",
+    "minigrad.gradcheck": "gradgradcheck",
+}
+
+
+def check_minigrad() -> None:
+    """Look into the files of minigrad, without running them.
+
+    Raises
+    ------
+    ImportError
+        If one is missing or is another's: with its place, and with what mends it.
+    """
+    for name, mark in OURS.items():
+        module = _found(name)
+        if module is None or module.origin is None:
+            reason = f"{name} is missing, as if another package of that name had taken it along"
+        elif not _contains(module, mark):
+            reason = (
+                f"{module.origin} is another one's: it lies over ours, or before it on sys.path"
+            )
+        else:
+            continue
+        raise ImportError(
+            f"loradora needs the minigrad that is installed with it, but {reason}. {_remedy()}",
+            name=name,
+        )
+
+
+def _found(name: str) -> Any:
+    """Return the spec of a module of minigrad, or None."""
+    package: Any = find_spec("minigrad")
+    if name == "minigrad":
+        return package
+    return PathFinder.find_spec(name, package.submodule_search_locations)
+
+
+def _contains(module: Any, mark: str) -> bool:
+    """Whether a name is in the file of a module, be that source or compiled, zipped or not."""
+    try:
+        return mark.encode() in module.loader.get_data(module.origin)
+    except OSError:  # built into a program, where nobody writes over it
+        return True
+
+
+def _remedy() -> str:
+    from importlib.metadata import packages_distributions  # only now: it is slow to import
+
+    others = sorted(set(packages_distributions().get("minigrad", [])) - {"minigrad-loradora"})
+    remove = f"run pip uninstall {' '.join(others)}" if others else "remove or rename the other one"
+    return (
+        f"To mend it, {remove}, and install minigrad-loradora again with pip install "
+        "--force-reinstall --no-deps"
+    )
