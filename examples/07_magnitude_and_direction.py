@@ -103,7 +103,10 @@ if __name__ == "__main__":
     if min(options.epochs, options.rank, options.runs) < 1 or options.steps < 16:
         parser.error("--epochs, --rank and --runs are at least 1, --steps 16")
     if options.plot and not find_spec("matplotlib"):
-        print("no figure: --plot needs matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+        print(
+            "no figure: --plot needs matplotlib (extra 'plot'): pip install matplotlib",
+            file=sys.stderr,
+        )
         options.plot = None
     base = pretrained(mnist().train, np.random.default_rng(0), steps=94 * options.epochs)
     points, pooled = decomposition(base, optdigits(), options.rank, options.runs, options.steps)

@@ -342,7 +342,10 @@ def options() -> argparse.Namespace:
         )
     expect_targets(chosen, parser)
     if wanted and not chosen.plot:
-        print("No figure: --plot needs matplotlib, pip install -e '.[plot]'", file=sys.stderr)
+        print(
+            "No figure: --plot needs matplotlib (extra 'plot'): pip install matplotlib",
+            file=sys.stderr,
+        )
     return chosen
 
 

@@ -138,7 +138,7 @@ def library(otherwise: str) -> tuple[Any, Any]:
         from safetensors.numpy import save
     except ImportError as error:
         raise ImportError(
-            f".safetensors files need safetensors: pip install -e '.[peft]'; {otherwise}"
+            f".safetensors files need safetensors (extra 'peft'): pip install safetensors; {otherwise}"
         ) from error
     return save, deserialize
 

@@ -80,7 +80,7 @@ LESSONS = {
         r"base\.npz +\d{3},\d{3} bytes",
         r"optical\.npz +\d\d,\d{3} bytes",
         r"the same logits bit by bit: True",
-        r"(PEFT's folder: .*the same logits: True|files need .*pip install -e '.\[peft\]')",
+        r"(PEFT's folder: .*the same logits: True|files need .*: pip install safetensors)",
     ],
     "09_lora_or_dora": [
         r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d \+/- \d\.\d",
@@ -209,7 +209,7 @@ def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
     assert result.returncode == 0
     assert "Here the highest is" in result.stdout
     assert list(tmp_path.iterdir()) == []
-    assert "pip install -e '.[plot]'" in result.stderr
+    assert "(extra 'plot'): pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr
 
 

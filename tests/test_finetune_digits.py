@@ -289,7 +289,7 @@ def test_needs_only_numpy(short_run):
 
 
 def test_without_matplotlib_plot_names_the_extra(short_run):
-    assert "pip install -e '.[plot]'" in short_run.errors
+    assert "(extra 'plot'): pip install matplotlib" in short_run.errors
     assert not (short_run.out / "finetune_digits.png").exists()
 
 

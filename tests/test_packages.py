@@ -200,3 +200,52 @@ def test_the_other_package_is_named_if_pip_knows_it(site):
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (folder / "top_level.txt").write_text("minigrad\n")
     assert_is_noticed(importing(site), "pip uninstall other-minigrad, and")
+
+
+# ----------------------------------------------------------------------------- extras
+
+OWN = "minigrad-loradora"
+EXTRAS = {extra: lines(needed) for extra, needed in SETUP["options.extras_require"].items()}
+
+
+def brought_by(extra):
+    """Return the requirements of an extra and of those that it is composed of."""
+    brought = set()
+    for requirement in EXTRAS[extra]:
+        if requirement.startswith(OWN):
+            for other in requirement.removeprefix(OWN).strip("[]").split(","):
+                brought |= brought_by(other)
+        else:
+            brought.add(requirement)
+    return brought
+
+
+def test_a_requirement_is_written_down_once():
+    names = [re.match(r"[\w-]+", line)[0] for needed in EXTRAS.values() for line in needed]
+    foreign = [name for name in names if name != OWN]
+    assert sorted(foreign) == sorted(set(foreign))
+
+
+@pytest.mark.parametrize(
+    ("extra", "what_it_is_for"),
+    [
+        ("test", {"pytest", "hypothesis"}),
+        # mypy reads the types of safetensors
+        ("dev", {"pytest", "hypothesis", "ruff", "mypy", "safetensors"}),
+        ("interop", {"pytest", "hypothesis", "torch==2.13.0", "peft==0.21.2", "safetensors"}),
+        ("bench", {"torch==2.13.0", "peft==0.21.2", "autograd", "mygrad"}),
+    ],
+)
+def test_an_extra_is_enough_by_itself(extra, what_it_is_for):
+    assert what_it_is_for <= brought_by(extra)
+
+
+@pytest.mark.parametrize("folder", ["minigrad", "loradora", "examples"])
+def test_advice_on_an_extra_works_in_a_checkout_and_without_one(folder):
+    """It is `(extra 'name'): pip install what-it-brings`: a wheel has no folder to install from."""
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / folder).glob("*.py"))
+    assert "pip install -e" not in source
+    advice = re.findall(r"\(extra '(\w+)'\): pip install (\w+)", source)
+    assert len(re.findall(r"pip install \w", source)) == len(advice)
+    for extra, package in advice:
+        assert EXTRAS[extra] == [package]
