@@ -2,7 +2,7 @@
 
 MNIST (28×28) is the old domain, the UCI optical digits (8×8, other writers, another scanner) the new
 one.  The shift is real: nothing was made harder by hand.  Both are in ``data/``, with sources and
-licences in ``data/README.md``, already shuffled, and split by position, so that results compare:
+licences in ``data/README.md``, and split by position, so that results compare:
 
     MNIST        0:6000 pre-training   7500:8000 validation   8000:10000 test   (6000:7500 is spare)
     optdigits    0:600 the pool        600:797 validation     797:1797 test

@@ -1,0 +1,155 @@
+"""Where the two files of digits come from, and whether they are still what came from there.
+
+    python examples/data/sources.py [--mnist DIR] [--optdigits FILE] [--write]
+
+``optdigits.npz`` is the UCI file ``optdigits.tes`` in its own order, 64 pixels and a label per line.
+scikit-learn ships a copy, which is read if no FILE is given, and ``--write`` makes the archive from it.
+
+``mnist10k.npz`` is a selection from the 70,000 digits of the standard MNIST files, shuffled.  No seed of
+it was kept, so it cannot be drawn again.  Given the standard files, this looks each digit up in them.
+
+Where a source is not at hand, it is said what to get, and the sums of the files are checked all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+DATA = Path(__file__).parent
+sys.path.insert(0, str(DATA.parent))
+
+from digits import read_idx  # noqa: E402
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: SHA-256 of the bytes of the images and then of the labels.
+SUMS = {
+    "mnist10k.npz": "25d5404ad3c98b3710ad8bf22d0710a009eb64dc2466b0e02d49601bb51a75ed",
+    "optdigits.npz": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
+}
+
+
+def main() -> None:
+    """Check both files, and end with status 1 if something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--mnist", type=Path, metavar="DIR", help="the folder of the four standard MNIST files")
+    add("--optdigits", type=Path, metavar="FILE", help="UCI's optdigits.tes (scikit-learn's copy)")
+    add("--write", action="store_true", help="make optdigits.npz from its source")
+    chosen = parser.parse_args()
+    try:
+        print(f"optdigits.npz: {check_optdigits(chosen.optdigits, chosen.write)}")
+        print(f"mnist10k.npz: {check_mnist(chosen.mnist)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def check_optdigits(file: Path | None, write: bool = False) -> str:
+    """Compare the optical digits with UCI's file or with scikit-learn's copy, and return what was found.
+
+    Raises
+    ------
+    ValueError
+        If they differ.  Then nothing is written.
+    """
+    try:
+        x, y = read_optdigits(file)
+    except ImportError:
+        if write:
+            raise ValueError(f"there is nothing to make optdigits.npz from; {OPTDIGITS}") from None
+        read("optdigits.npz")
+        return f"its sum is right. To compare it with its source, {OPTDIGITS}"
+    verify("optdigits.npz", x, y, "the source")
+    if write:
+        np.savez_compressed(DATA / "optdigits.npz", x=x, y=y)
+    read("optdigits.npz")
+    return f"{len(y):,} digits, those of its source in the same order"
+
+
+OPTDIGITS = (
+    "pip install scikit-learn, or download optdigits.tes from https://doi.org/10.24432/C50P49 "
+    "and give it with --optdigits"
+)
+
+
+def read_optdigits(file: Path | None) -> tuple[Array, Array]:
+    """Return images (N, 8, 8) and labels (N,) of a file in UCI's format, by default scikit-learn's.
+
+    Raises
+    ------
+    ImportError
+        If no file is given and scikit-learn is not installed.
+    ValueError
+        If the file cannot be read or is of another format.
+    """
+    if file is None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    try:
+        table = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+        return table[:, :64].reshape(-1, 8, 8), table[:, 64]
+    except (OSError, ValueError, IndexError) as error:
+        raise ValueError(f"{file} is not like optdigits.tes: {error}") from None
+
+
+def check_mnist(directory: Path | None) -> str:
+    """Look every MNIST digit up in the standard files, if they are given, and return what was found.
+
+    Raises
+    ------
+    ValueError
+        If one is not there with its label, if the files cannot be read, or if the sum is wrong.
+    """
+    x, y = read("mnist10k.npz")
+    if directory is None:
+        return (
+            "its sum is right. To compare it with its source, download train-images-idx3-ubyte.gz, "
+            "train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz "
+            "(http://yann.lecun.com/exdb/mnist/ or a copy) and give their folder with --mnist"
+        )
+    known = {
+        (image.tobytes(), int(label))
+        for part in ("train", "t10k")
+        for image, label in zip(
+            read_idx(directory / f"{part}-images-idx3-ubyte"),
+            read_idx(directory / f"{part}-labels-idx1-ubyte"),
+            strict=True,
+        )
+    }
+    ours = {(image.tobytes(), int(label)) for image, label in zip(x, y, strict=True)}
+    if ours - known:
+        raise ValueError(f"{len(ours - known):,} digits of mnist10k.npz are not in {directory}")
+    return f"{len(ours):,} different digits, all of them in the standard files"
+
+
+def read(name: str) -> tuple[Array, Array]:
+    """Return the images and labels of an archive beside this file, verified."""
+    with np.load(DATA / name, allow_pickle=False) as archive:
+        x, y = archive["x"], archive["y"]
+    verify(name, x, y, "the archive")
+    return x, y
+
+
+def verify(name: str, x: Array, y: Array, place: str) -> None:
+    """Hold digits to the sum of those that the results in the README were computed from.
+
+    Raises
+    ------
+    ValueError
+        If they are others, or the same in another order.
+    """
+    if hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() != SUMS[name]:
+        raise ValueError(f"{name}: {place} has other digits, or the same in another order")
+
+
+if __name__ == "__main__":
+    main()
