@@ -49,9 +49,15 @@ def described(array, **changes):
     return "{" + ", ".join(f"'{k}': {v}" for k, v in (said | changes).items()) + "}\n"
 
 
+def deflated(data):
+    """Return the data packed as in a zip archive, without a header of zlib's."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return deflate.compress(data) + deflate.flush()
+
+
 def member(name, data, compressed=False, **lies):
     """Return what :func:`archive` takes: a file, and what the directory says falsely of it."""
-    packed = zlib.compress(data, 9, -15) if compressed else data
+    packed = deflated(data) if compressed else data
     true = {"method": 8 if compressed else 0, "flags": 0, "crc": zlib.crc32(data), "extra": b""}
     return name, packed, true | {"packed": len(packed), "size": len(data)}, lies
 
