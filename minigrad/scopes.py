@@ -16,6 +16,9 @@ call of something that is written in C:
 - :func:`at_once` makes many assignments in one call.
 - :func:`quietly` runs a function in a context that is prepared once, instead of changing NumPy's settings
   and changing them back.
+
+Python 3.10 has one gap that nothing here can close: an interrupt may come when an exception has left the
+block and ``__exit__`` has not been called yet.  Then it is not called.
 """
 
 from __future__ import annotations
@@ -83,12 +86,13 @@ class Scope(Lock, contextlib.ContextDecorator):
             raise TypeError(f"{kind} takes nothing: write 'with {kind}():' or '@{kind}()'")
 
     def __enter__(self) -> None:
-        if not self._is_owned() or self in here.get().scopes:
+        place = here.get()
+        if not self._is_owned() or self in place.scopes:
+            others = [s for s in place.scopes if s._is_owned() and s is not self]
+            inside = type(place)((*others, self))  # now: Python 3.13 lets a loop jump out of a try
             try:
                 if self.acquire(False):
-                    place = here.get()
-                    others = [s for s in place.scopes if s._is_owned() and s is not self]
-                    here.set(type(place)((*others, self)))
+                    here.set(inside)
                     return
             except BaseException:  # an interrupt, which came when the lock was held already
                 self.release()

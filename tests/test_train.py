@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from interrupting import interrupted_by_a_timer, interrupted_everywhere, needs_timers
+from interrupting import (
+    interrupted_by_a_timer,
+    interrupted_everywhere,
+    keeps_finally,
+    needs_timers,
+)
 from numpy.testing import assert_allclose
 
 import loradora as ld
@@ -240,7 +245,13 @@ def test_evaluation_gives_every_module_its_own_mode_back(x):
 
 
 @needs_timers
-@pytest.mark.parametrize("x", [X[:2], X[:2, :5]], ids=["at the end", "after an error"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(X[:2], id="at the end"),
+        pytest.param(X[:2, :5], id="after an error", marks=keeps_finally),
+    ],
+)
 def test_an_interrupted_evaluation_gives_every_module_its_own_mode_back(x):
     model = ld.Sequential(*(ld.Dropout(0.5) for _ in range(20)), ld.Linear(8, 3))
     model[1].eval()
