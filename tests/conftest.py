@@ -1,17 +1,22 @@
 """How hard Hypothesis tries: 25 examples per promise, or with ``--thorough`` ten times as many."""
 
 import gc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 EXAMPLES = 25
+FAILED = Path(__file__).parent.parent / ".hypothesis" / "examples"
 
 settings.register_profile(
     "default",
     max_examples=EXAMPLES,
     deadline=None,
     print_blob=True,
+    # named, although it is the usual one: a place that is named may be read-only without a warning
+    database=DirectoryBasedExampleDatabase(FAILED),
     suppress_health_check=[HealthCheck.too_slow],  # a slow machine is not a failure
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=10 * EXAMPLES)

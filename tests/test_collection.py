@@ -1,4 +1,4 @@
-"""Every process that collects the tests finds the same ones in the same order.
+"""The tests are the same ones wherever, however and in whichever order they are run.
 
 Whoever runs a failed test again by its name relies on it, and so do tools that share the tests out among
 processes.
@@ -7,18 +7,45 @@ processes.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
-def test_another_process_finds_the_same_tests(request):
-    here = [item.nodeid for item in request.session.items]
-    files = dict.fromkeys(str(item.path) for item in request.session.items)
-    another = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", *files],
-        cwd=request.config.rootpath,
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTEST_ADDOPTS": ""},
+def pytest_run(*arguments, cwd=None, **environment):
+    """Return what another pytest prints; raise if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTEST_ADDOPTS": "", **environment},
         capture_output=True,
         text=True,
-        check=True,
     )
-    chosen = set(here)  # of these files, perhaps a few by name
-    assert [line for line in another.stdout.splitlines() if line in chosen] == here
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_process_finds_the_same_tests_in_the_same_order(request):
+    """A name must not hold an address, a time, or what comes first in a set."""
+    here = [item.nodeid for item in request.session.items]
+    files = dict.fromkeys(item.path for item in request.session.items)
+    root = request.config.rootpath
+    first, second = (
+        pytest_run(f"--rootdir={root}", "--collect-only", *files, PYTHONHASHSEED=seed).splitlines()
+        for seed in "12"
+    )
+    assert first[:-1] == second[:-1]  # all but the seconds it took
+    assert set(here) <= set(first)  # perhaps a few of them, and in an order of their own
+
+
+def test_a_checkout_in_which_nothing_can_be_written_will_do(tmp_path):
+    """Hypothesis keeps failed examples if it can."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / ".hypothesis").touch()  # so there can be no directory, not even for root
+    conftest = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
+    (tmp_path / "tests" / "conftest.py").write_text(conftest, encoding="utf-8")
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "from hypothesis import given, strategies as st\n"
+        "@given(st.integers())\n"
+        "def test_it(i):\n"
+        "    assert i == int(str(i))\n"
+    )
+    assert "1 passed" in pytest_run("-W", "error", cwd=tmp_path)
