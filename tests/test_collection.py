@@ -4,10 +4,13 @@ Whoever runs a failed test again by its name relies on it, and so do tools that 
 processes.
 """
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 
 def pytest_run(*arguments, cwd=None, **environment):
@@ -49,3 +52,29 @@ def test_a_checkout_in_which_nothing_can_be_written_will_do(tmp_path):
         "    assert i == int(str(i))\n"
     )
     assert "1 passed" in pytest_run("-W", "error", cwd=tmp_path)
+
+
+def examples(node, name):
+    """Return how many examples each docstring has, by the full name of what it describes."""
+    found = {}
+    for child in ast.iter_child_nodes(node):
+        found |= examples(child, f"{name}.{child.name}" if hasattr(child, "name") else name)
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        found[name] = (ast.get_docstring(node) or "").count(">>> ")
+    return found
+
+
+def test_every_example_in_the_packages_is_a_test(pytestconfig):
+    """Each ``>>>`` stands in a docstring that plain ``pytest`` runs, and none of them is left out."""
+    expected, packages = [], ["minigrad", "loradora"]
+    assert set(packages) <= set(pytestconfig.getini("testpaths"))
+    for package in packages:
+        for path in (ROOT / package).rglob("*.py"):
+            source, file = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+            module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            found = examples(ast.parse(source), module)
+            assert sum(found.values()) == source.count(">>> "), file
+            assert "+SKIP" not in source, file
+            expected += [f"{file}::{name}" for name, count in found.items() if count]
+    collected = pytest_run("--collect-only", *packages, cwd=ROOT).splitlines()
+    assert sorted(line for line in collected if "::" in line) == sorted(expected)
