@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import golden_cases
 import numpy as np
 import pytest
 
@@ -35,6 +36,13 @@ def run(sources, monkeypatch, *arguments):
 
 
 # ----------------------------------------------------------------------------- without the sources
+
+
+def test_without_pytorch_and_peft_the_maker_of_golden_cases_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(sys, "argv", ["golden_cases.py"])
+    with pytest.raises(SystemExit, match=r"peft.*needs the extra `interop`"):
+        golden_cases.main()
 
 
 def test_both_files_are_checked_and_it_is_said_what_to_get(sources, monkeypatch, capsys):

@@ -1,23 +1,18 @@
 """PEFT agrees: outputs, gradients and merged weights of 37 layers, computed once by PyTorch and PEFT.
 
 The file ``data/adapter_cases.json`` describes the layers, their inputs and the tolerance; the arrays lie
-in ``data/adapter_cases.npz``.  Results must have the same shape and dtype, too.
+in ``data/adapter_cases.npz``.  Results must have the same shape and dtype, too.  ``golden_cases.py``
+computes them again.
 """
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_cases import load
 
 import loradora as ld
 import minigrad as mg
 
-DATA = Path(__file__).parent / "data"
-CASES = json.loads((DATA / "adapter_cases.json").read_text())["cases"]
-
-with np.load(DATA / "adapter_cases.npz") as archive:
-    ARRAYS = dict(archive)
+_, _, CASES, ARRAYS = load("adapter_cases")
 
 pytestmark = pytest.mark.parametrize(
     "case", CASES, ids=lambda case: "-".join([case["id"], *case["tags"]])

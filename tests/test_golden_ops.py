@@ -1,26 +1,22 @@
 """PyTorch agrees: values and gradients of 197 cases, hard points included, computed once by PyTorch.
 
 The file ``data/op_cases.json`` names the op, its arguments and its tolerance; the arrays lie in
-``data/op_cases.npz``.  A result must have PyTorch's shape and dtype, too.
+``data/op_cases.npz``.  A result must have PyTorch's shape and dtype, too.  ``golden_cases.py`` computes
+them again.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden_cases import index, load
 
 import minigrad as mg
 
-DATA = Path(__file__).parent / "data"
-CASES = json.loads((DATA / "op_cases.json").read_text())["cases"]
+_, _, CASES, ARRAYS = load("op_cases")
 SCORED = [case for case in CASES if case["scored"]]
 NEEDS_ERF = [case for case in SCORED if case["kwargs"].get("approximate") == "none"]
 OURS = [case for case in SCORED if case not in NEEDS_ERF]
-
-with np.load(DATA / "op_cases.npz") as archive:
-    ARRAYS = dict(archive)
 
 
 def named(cases: list[dict[str, Any]]) -> pytest.MarkDecorator:
@@ -35,31 +31,13 @@ def given_input(spec: dict[str, Any]) -> Any:
     return mg.Tensor(array, requires_grad=True) if spec["kind"] == "tensor" else array
 
 
-def index_part(spec: dict[str, Any]) -> Any:
-    match spec:
-        case {"int": number}:
-            return number
-        case {"slice": [start, stop, step]}:
-            return slice(start, stop, step)
-        case {"ellipsis": _}:
-            return ...
-        case {"newaxis": _}:
-            return None
-        case {"array": numbers, "shape": shape}:
-            return np.array(numbers, dtype=int).reshape(shape)
-        case {"mask": flags, "shape": shape}:
-            return np.array(flags, dtype=bool).reshape(shape)
-    raise ValueError(f"unknown part of an index: {spec}")
-
-
 def apply(case: dict[str, Any], inputs: list[Any]) -> mg.Tensor:
     operands = [inputs[position] for position in case["args"]]
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in case["kwargs"].items()}
     if case["op"] == "concatenate":
         return mg.concatenate(operands, **kwargs)
     if case["op"] == "getitem":
-        index = tuple(index_part(spec) for spec in kwargs["index"])
-        return operands[0][index if kwargs["tuple"] else index[0]]
+        return operands[0][index(case)]
     return getattr(mg, case["op"])(*operands, **kwargs)
 
 
