@@ -34,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("thorough" if config.getoption("--thorough") else "default")
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Import nothing here but tests to look for examples: the rest may need an extra, or run at once."""
+    is_code, is_test = collection_path.suffix == ".py", collection_path.name.startswith("test_")
+    return True if is_code and not is_test else None
+
+
 @pytest.fixture
 def no_gc():
     """The garbage collector off: what disappears now was freed by its reference count alone."""

@@ -6,9 +6,12 @@ processes.
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,19 +42,34 @@ def test_every_process_finds_the_same_tests_in_the_same_order(request):
     assert set(here) <= set(first)  # perhaps a few of them, and in an order of their own
 
 
-def test_a_checkout_in_which_nothing_can_be_written_will_do(tmp_path):
-    """Hypothesis keeps failed examples if it can."""
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A checkout with the settings of this one and a single test, which is Hypothesis'."""
     (tmp_path / "tests").mkdir()
-    (tmp_path / ".hypothesis").touch()  # so there can be no directory, not even for root
-    conftest = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
-    (tmp_path / "tests" / "conftest.py").write_text(conftest, encoding="utf-8")
+    for name in ("setup.cfg", "tests/conftest.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "tests" / "test_it.py").write_text(
         "from hypothesis import given, strategies as st\n"
         "@given(st.integers())\n"
         "def test_it(i):\n"
         "    assert i == int(str(i))\n"
     )
-    assert "1 passed" in pytest_run("-W", "error", cwd=tmp_path)
+    return tmp_path
+
+
+def test_a_checkout_in_which_nothing_can_be_written_will_do(elsewhere):
+    """Hypothesis keeps failed examples if it can."""
+    (elsewhere / ".hypothesis").touch()  # so there can be no directory, not even for root
+    assert "1 passed" in pytest_run("tests", cwd=elsewhere)
+
+
+def test_nothing_is_imported_but_the_packages_and_the_tests(elsewhere):
+    """Not even to look for examples: a script may run at once, and need what is not installed."""
+    for name in ("examples/01_lesson.py", "tests/benchmarks/run.py", "tests/helper.py"):
+        file = elsewhere / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("raise ImportError\n")
+    assert "1 passed" in pytest_run(".", cwd=elsewhere)
 
 
 def examples(node, name):
