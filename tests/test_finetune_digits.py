@@ -210,11 +210,11 @@ def short_run(tmp_path_factory):
     """All methods for two epochs, as if there were no matplotlib; then the modules in use, in a line."""
     out = tmp_path_factory.mktemp("out")
     script = f"""if True:
-        import runpy, sys, warnings
+        import os, runpy, sys, warnings
         warnings.simplefilter("error", EncodingWarning)
-        sys.path.insert(0, {str(EXAMPLES)!r})
+        sys.path.insert(0, os.fsdecode({os.fsencode(EXAMPLES)!r}))
         sys.modules["matplotlib"] = None
-        runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+        runpy.run_module({SCRIPT.stem!r}, run_name="__main__", alter_sys=True)
         print(*(name for name, module in sys.modules.items() if module))"""
     options = ["--epochs", 2, "--seed", 7, "--plot", "--out", out, "--json", out / "rows.json"]
     done = run(*options, code=script)
