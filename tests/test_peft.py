@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from interrupting import assert_whole, interrupted_by_a_timer, needs_timers
+from interrupting import assert_whole, interrupted_by_a_timer, keeps_finally, needs_timers
 from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
@@ -578,6 +578,7 @@ def test_an_interrupted_change_of_the_mode_reaches_all_modules_or_none(kind):
 
 
 @needs_timers
+@keeps_finally
 def test_an_interrupt_leaves_the_arrays_of_the_base_writable():
     base = ld.Sequential(*(ld.Linear(2, 2) for _ in range(20)))
 
