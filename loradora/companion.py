@@ -35,17 +35,12 @@ def check_minigrad() -> None:
     for name, mark in OURS.items():
         module = _found(name)
         if module is None or module.origin is None:
-            reason = f"{name} is missing, as if another package of that name had taken it along"
-        elif not _contains(module, mark):
-            reason = (
-                f"{module.origin} is another one's: it lies over ours, or before it on sys.path"
+            raise _not_ours(f"{name} is missing, as if another package had taken it along")
+        if not _contains(module, mark):
+            raise _not_ours(
+                f"{module.origin} is another one's: it lies over ours, or before it on sys.path",
+                first="remove or rename that, and ",
             )
-        else:
-            continue
-        raise ImportError(
-            f"loradora needs the minigrad that is installed with it, but {reason}. {_remedy()}",
-            name=name,
-        )
 
 
 def _found(name: str) -> Any:
@@ -64,12 +59,15 @@ def _contains(module: Any, mark: str) -> bool:
         return True
 
 
-def _remedy() -> str:
+def _not_ours(reason: str, first: str = "") -> ImportError:
+    """Return an error that says what mends it; the other package is named if pip can uninstall it."""
     from importlib.metadata import packages_distributions  # only now: it is slow to import
 
     others = sorted(set(packages_distributions().get("minigrad", [])) - {"minigrad-loradora"})
-    remove = f"run pip uninstall {' '.join(others)}" if others else "remove or rename the other one"
-    return (
-        f"To mend it, {remove}, and install minigrad-loradora again with pip install "
-        "--force-reinstall --no-deps"
+    if others:
+        first = f"run pip uninstall {' '.join(others)}, and "
+    return ImportError(
+        f"loradora needs the minigrad that is installed with it, but {reason}. To mend it, {first}"
+        "install minigrad-loradora again with pip install --force-reinstall --no-deps",
+        name="minigrad",
     )

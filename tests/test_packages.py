@@ -149,7 +149,8 @@ def test_a_foreign_minigrad_earlier_on_the_path_is_named_and_not_run(file, site,
     foreign = tmp_path / "other" / file
     foreign.parent.mkdir(parents=True)
     foreign.write_text(FOREIGN)
-    assert_is_noticed(importing(tmp_path / "other", site), foreign)
+    outcome = importing(tmp_path / "other", site)
+    assert_is_noticed(outcome, foreign, "To mend it, remove or rename that, and install")
 
 
 @pytest.mark.parametrize("module", ["__init__", *MODULES])
@@ -168,7 +169,7 @@ def test_a_compiled_module_that_goes_before_ours_is_named(site):
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_that_another_package_took_along_is_missed(module, site):
     (site / "minigrad" / f"{module}.py").unlink()
-    assert_is_noticed(importing(site), f"minigrad.{module} is missing")
+    assert_is_noticed(importing(site), f"minigrad.{module} is missing", "To mend it, install")
 
 
 def test_what_is_left_of_minigrad_is_not_taken_for_a_namespace(site):
