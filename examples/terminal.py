@@ -97,3 +97,12 @@ class Parser(argparse.ArgumentParser):
             yield
         except OSError as error:
             self.error(f"argument {option}: cannot use {target}: {error.strerror}")
+
+
+def begin(text: str) -> Parser:
+    """Prepare the terminal for a script, and return the parser of its options.
+
+    The help opens with the first line of ``text``, without the mark of a heading.
+    """
+    prepare()
+    return Parser(description=text.strip("# \n").splitlines()[0])
