@@ -1,7 +1,10 @@
-"""Lesson 1: a derivative three times: by hand, by differences, by minigrad.
+# %% [markdown]
+"""
+# Lesson 1: a derivative three times: by hand, by differences, by minigrad.
 
 What you will see: a function of two numbers, its derivative computed in three ways that agree, and the
-graph that minigrad recorded on the way to the value, as text and, with ``--svg FILE``, as a picture.
+graph that minigrad recorded on the way to the value, as text and as a picture: in a notebook below the
+last cell, from a terminal with `--svg FILE`.
 
 Why it matters: everything that follows, from the MLP to DoRA, is this: record a graph, walk it back,
 multiply along each path, add where paths meet.
@@ -9,92 +12,159 @@ multiply along each path, add where paths meet.
 Read next: minigrad/ops.py (one rule per argument), minigrad/engine.py (the walk); then 02_gradcheck.py.
 """
 
-import argparse
+# %%
 from pathlib import Path
 
 import numpy as np
 import plots
+import terminal
 
 import minigrad as mg
 from minigrad.engine import ancestry
 
+parser = terminal.begin(__doc__)
+parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the graph into FILE, too")
+options = parser.parse_args()
+if options.svg:
+    parser.expect_file("--svg", options.svg)
 
+# %% [markdown]
+# ## A function of two numbers
+#
+# $L = \tanh(ab) + a^2$.  Follow it from L back: three paths lead to a, one leads to b.
+
+
+# %%
 def f(a, b):
-    """L = tanh(ab) + a²: three paths lead from L back to a, one to b."""
+    """L = tanh(ab) + a²."""
     return mg.tanh(a * b) + a * a
 
 
+print("L = tanh(ab) + a^2  at a = 0.5, b = -2\n")
+
+# %% [markdown]
+# ## By hand
+#
+# The differential is $dL = (1 - \tanh^2(ab))\,(b\,da + a\,db) + 2a\,da$.  What stands before da is
+# ∂L/∂a, and what stands before db is ∂L/∂b.
+
+
+# %%
 def by_hand(a, b):
-    """Read off dL = (1 − tanh²(ab)) (b da + a db) + 2a da the factors of da, db."""
+    """Return (∂L/∂a, ∂L/∂b): the factors of da and db in dL."""
     slope = 1 - np.tanh(a * b) ** 2
     return slope * b + 2 * a, slope * a
 
 
+# %% [markdown]
+# ## By differences
+#
+# Move one number a little to either side, and see how much L changes.  This needs no calculus, only two
+# values of L for each number.  Lesson 2 says why the step is this one.
+
+
+# %%
 def by_differences(a, b, h=6e-6):
-    """(f(x + h) − f(x − h)) / 2h for each x; lesson 2 says why this h."""
+    """Return (f(x + h) − f(x − h)) / 2h, once along a and once along b."""
     along_a = f(a + h, b) - f(a - h, b)
     along_b = f(a, b + h) - f(a, b - h)
     return along_a.item() / (2 * h), along_b.item() / (2 * h)
 
 
+# %% [markdown]
+# ## By minigrad
+#
+# A `Tensor` is a number, or an array, that remembers what it was made from.  `backward` walks back from
+# L and leaves ∂L/∂a in `a.grad`.  It frees the graph as it goes; `retain_graph` keeps it.
+
+# %%
+a, b = mg.Tensor(0.5, requires_grad=True), mg.Tensor(-2.0, requires_grad=True)
+L = f(a, b)
+L.backward(retain_graph=True)
+
+# %% [markdown]
+# The three agree.  Only the differences are off in the last digits, because their step is not zero.
+
+# %%
+print(f"  {'':16}{'dL/da':>18}{'dL/db':>18}")
+for name, (da, db) in {
+    "by hand": by_hand(0.5, -2.0),
+    "by differences": by_differences(0.5, -2.0),
+    "by minigrad": (a.grad, b.grad),
+}.items():
+    print(f"  {name:16}{da:18.14f}{db:18.14f}")
+
+# %% [markdown]
+# ## The graph
+#
+# `ancestry` lists what L was made from, oldest first.  The engine walks this list from the other end,
+# and so can we: `grad` returns the gradient of L for every node on the way.
+
+# %%
+order = ancestry(L)
+gradient = dict(zip(order, mg.grad(L, order), strict=True))
+names = {a: "a", b: "b", L: "L (add)"}
+
+
+def label(node):
+    """Return the name of a node, its value and its gradient."""
+    return names.get(node) or node.op.name, node.item(), gradient[node].item()
+
+
+# %% [markdown]
+# An operation has a rule for each argument.  A rule takes ȳ, the gradient of the result, and gives that
+# of the argument.  Asked for ȳ = 1, it says how steep its own edge of the graph is.
+
+
+# %%
 def edges(node):
-    """Return (parent, ∂node/∂parent) for what a node was made from: its rules, each asked for ȳ = 1."""
+    """Return (parent, ∂node/∂parent) for everything that a node was made from."""
     if node.op is None:
         return []
     local = [float(rule(1.0, node.data, *node.inputs)) for rule in node.op.vjps]
     return list(zip(node.parents, local, strict=True))
 
 
-def draw(node, label, before="  ", branch="", local=""):
-    """Print the graph from the result down to the leaves; a node with two uses appears twice."""
-    print(
-        f"{before + branch + local + '{:9} = {:+.4f}'.format(*label(node)):46}{label(node)[2]:+.4f}"
-    )
+# %% [markdown]
+# Read a line as: name, value, and on the right the gradient.  The number in brackets belongs to the
+# edge above it.  Where a single path leads, the gradient above times this number is the gradient here.
+
+
+# %%
+def draw(node, before="  ", branch="", local=""):
+    """Print the graph from a node down to the leaves; a node with two uses appears twice."""
+    name, value, slope = label(node)
+    print(f"{before + branch + local + f'{name:9} = {value:+.4f}':46}{slope:+.4f}")
     before += {"": "", "|- ": "|  ", "`- ": "   "}[branch]
     for i, (parent, slope) in enumerate(edges(node), start=1):
         last = "`- " if i == len(edges(node)) else "|- "
-        draw(parent, label, before, last, f"({slope:+.4f}) ")
+        draw(parent, before, last, f"({slope:+.4f}) ")
 
 
-def main():
-    """Run the lesson."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the graph into FILE, too")
-    file = parser.parse_args().svg
-    if file and file.is_dir():
-        parser.error(f"argument --svg: {file} is a directory")
+print("\nThe recorded graph, from L down; in brackets the derivative along each edge:\n")
+print(f"  {'node = value':44}gradient dL/dnode")
+draw(L)
 
-    a, b = mg.Tensor(0.5, requires_grad=True), mg.Tensor(-2.0, requires_grad=True)
-    L = f(a, b)
-    L.backward(retain_graph=True)
-    print("L = tanh(ab) + a^2  at a = 0.5, b = -2\n")
-    print(f"  {'':16}{'dL/da':>18}{'dL/db':>18}")
-    for name, (da, db) in {
-        "by hand": by_hand(0.5, -2.0),
-        "by differences": by_differences(0.5, -2.0),
-        "by minigrad": (a.grad, b.grad),
-    }.items():
-        print(f"  {name:16}{da:18.14f}{db:18.14f}")
+# %% [markdown]
+# ## Where paths meet
+#
+# Three paths end in a, and all three count.  This sum is the whole chain rule.
 
-    order = ancestry(L)  # every node, oldest first; the engine walks it from the other end
-    gradient = dict(zip(order, mg.grad(L, order), strict=True))
-    names = {a: "a", b: "b", L: "L (add)"}
+# %%
+t = np.tanh(-1.0)
+print("\nA gradient is the sum over all paths of the products along them.  For a:")
+left, right = (1 - t * t) * -2, 0.5
+print(f"  {left:+.4f} through tanh(ab),  {right:+.4f} and {right:+.4f} through a*a,", end="")
+print(f"  together {a.grad:+.4f}")
 
-    def label(node):
-        return names.get(node) or node.op.name, node.item(), gradient[node].item()
+# %% [markdown]
+# ## The picture
+#
+# The same graph, from the leaves on the left to L on the right.
 
-    print("\nThe recorded graph, from L down; in brackets the derivative along each edge:\n")
-    print(f"  {'node = value':44}gradient dL/dnode")
-    draw(L, label)
-    t = np.tanh(-1.0)
-    print("\nA gradient is the sum over all paths of the products along them.  For a:\n  "
-          f"{(1 - t * t) * -2:+.4f} through tanh(ab),  {0.5:+.4f} and {0.5:+.4f} through a*a,  "
-          f"together {a.grad:+.4f}")  # fmt: skip
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(plots.graph(order, label, edges), encoding="utf-8")
-        print(f"\nThe picture is in {file}")
-
-
-if __name__ == "__main__":
-    main()
+# %%
+picture = plots.Graph(order, label, edges)
+if options.svg:
+    picture.write(options.svg)
+    print(f"\nThe picture is in {options.svg}")
+picture

@@ -1,4 +1,6 @@
-"""Lesson 3: a new operation: one block, and everything else follows.
+# %% [markdown]
+"""
+# Lesson 3: a new operation: one block, and everything else follows.
 
 What you will see: softplus(a) = log(1 + eᵃ), a smooth relu, added to minigrad in one block; then, for
 nothing, broadcasting, float32, a place in the table of operations, a second and a third derivative.
@@ -10,72 +12,108 @@ Why it matters: a derivative that can be read beside its function is one that ca
 Read next: the beginning of minigrad/ops.py, which says what a rule may use; then 04_mlp.py.
 """
 
+# %%
 import numpy as np
+import terminal
 
 import minigrad as mg
 from minigrad.ops import OPS, op, sigmoid
 
+options = terminal.begin(__doc__).parse_args()
 
+# %% [markdown]
+# ## The block
+#
+# Below is the function, on plain arrays.  Above it is a rule for its argument: g is ȳ, the gradient of
+# the result, and the rule returns that of a.
+
+
+# %%
 @op(lambda g, y, a: g * sigmoid(a))  # d log(1 + eᵃ) = eᵃ/(1 + eᵃ) da = σ(a) da   ⟹   ā = ȳ∘σ(a)
 def softplus(a):
     """Return log(1 + eᵃ) = log(e⁰ + eᵃ), which NumPy computes without overflow."""
     return np.logaddexp(0, a)
 
 
-def table():
-    """Print softplus and its derivatives, each the gradient of the one before."""
-    x = mg.Tensor([-30.0, -2.0, 0.0, 2.0, 30.0, 1000.0], requires_grad=True)
-    columns = [softplus(x)]
-    for _ in range(3):
-        columns.append(mg.grad(columns[-1].sum(), x, create_graph=True))
-    print("        x    softplus          1st          2nd          3rd derivative")
-    for row in zip(x.data, *(c.data for c in columns), strict=True):
-        print("   {:6g}{:12.4g}{:13.4g}{:13.4g}{:13.4g}".format(*row))
-    e = np.exp(-np.abs(x.data))
-    worst = np.abs(columns[2].data - e / (1 + e) ** 2).max()
-    print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {worst:.0e}\n")
+# %% [markdown]
+# ## Higher derivatives
+#
+# The rule is written in operations that minigrad knows.  So a gradient can itself be recorded
+# (`create_graph=True`) and differentiated again.
 
+# %%
+x = mg.Tensor([-30.0, -2.0, 0.0, 2.0, 30.0, 1000.0], requires_grad=True)
+columns = [softplus(x)]
+for _ in range(3):
+    columns.append(mg.grad(columns[-1].sum(), x, create_graph=True))
 
-def for_nothing():
-    """Show what the block did not have to mention."""
-    print(f"In the table of operations: {'softplus' in OPS}  ({len(OPS)} of them)")
+print("        x    softplus          1st          2nd          3rd derivative")
+for row in zip(x.data, *(c.data for c in columns), strict=True):
+    print("   {:6g}{:12.4g}{:13.4g}{:13.4g}{:13.4g}".format(*row))
 
-    a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
-    b = mg.Tensor(np.linspace(0, 1, 4), requires_grad=True)
-    softplus(a * b).sum().backward()
-    print(
-        f"Broadcasting: a {a.shape} and b {b.shape} get gradients {a.grad.shape} and {b.grad.shape}"
-    )
+# %% [markdown]
+# On paper, the second derivative is $\sigma'(x) = e^{-x}/(1 + e^{-x})^2$.  It is even, so |x| in place
+# of x avoids the overflow of $e^{1000}$.
 
-    x = mg.Tensor(np.ones(3, np.float32), requires_grad=True)
-    y = softplus(x)
-    y.sum().backward()
-    print(f"float32 stays: result {y.dtype}, gradient {x.grad.dtype}")
+# %%
+e = np.exp(-np.abs(x.data))
+worst = np.abs(columns[2].data - e / (1 + e) ** 2).max()
+print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {worst:.0e}\n")
 
-    frozen = softplus(mg.Tensor([1.0]))
-    print(f"A frozen argument leaves no graph: requires_grad is {frozen.requires_grad}")
+# %% [markdown]
+# ## For nothing
+#
+# The block has put the operation into the table of all operations.
 
-    points = np.array([[-3.0, -0.5], [0.0, 2.0]])
-    mg.gradcheck(softplus, points)
-    mg.gradgradcheck(softplus, points)
-    print("gradcheck and gradgradcheck: passed\n")
+# %%
+print(f"In the table of operations: {'softplus' in OPS}  ({len(OPS)} of them)")
 
+# %% [markdown]
+# It says nothing of broadcasting, of dtypes, or of arguments that need no gradient.  The engine sees to
+# all of that, in one place for all operations.
 
-def against_relu():
-    """Where relu has a kink, softplus is smooth, so differences agree with it even at 0."""
-    mg.gradcheck(softplus, 0.0)
-    try:
-        mg.gradcheck(mg.relu, 0.0)
-    except mg.GradcheckError:
-        print("At 0: gradcheck passes softplus and refuses relu, which has its kink there.")
-    x = np.linspace(-5, 5, 1001)
-    for k in (1, 10, 100):
-        gap = np.abs(softplus(k * x).data / k - mg.relu(x).data)
-        worst, at = gap.max(), x[gap.argmax()]
-        print(f"   softplus({k:3}*x)/{k:<3} is at most {worst:.4f} from relu(x), at x = {at:g}")
+# %%
+a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
+b = mg.Tensor(np.linspace(0, 1, 4), requires_grad=True)
+softplus(a * b).sum().backward()
+print(f"Broadcasting: a {a.shape} and b {b.shape} ", end="")
+print(f"get gradients {a.grad.shape} and {b.grad.shape}")
 
+single = mg.Tensor(np.ones(3, np.float32), requires_grad=True)
+y = softplus(single)
+y.sum().backward()
+print(f"float32 stays: result {y.dtype}, gradient {single.grad.dtype}")
 
-if __name__ == "__main__":
-    table()
-    for_nothing()
-    against_relu()
+frozen = softplus(mg.Tensor([1.0]))
+print(f"A frozen argument leaves no graph: requires_grad is {frozen.requires_grad}")
+
+# %% [markdown]
+# The check of lesson 2 takes the operation as it is, and that of the second order, too.
+
+# %%
+points = np.array([[-3.0, -0.5], [0.0, 2.0]])
+mg.gradcheck(softplus, points)
+mg.gradgradcheck(softplus, points)
+print("gradcheck and gradgradcheck: passed\n")
+
+# %% [markdown]
+# ## Against relu
+#
+# Where relu has a kink, softplus is smooth.  So differences agree with it even at 0.
+
+# %%
+mg.gradcheck(softplus, 0.0)
+try:
+    mg.gradcheck(mg.relu, 0.0)
+except mg.GradcheckError:
+    print("At 0: gradcheck passes softplus and refuses relu, which has its kink there.")
+
+# %% [markdown]
+# Seen from far away, softplus is relu.  $\mathrm{softplus}(kx)/k$ is the view from k times as far.
+
+# %%
+x = np.linspace(-5, 5, 1001)
+for k in (1, 10, 100):
+    gap = np.abs(softplus(k * x).data / k - mg.relu(x).data)
+    worst, at = gap.max(), x[gap.argmax()]
+    print(f"   softplus({k:3}*x)/{k:<3} is at most {worst:.4f} from relu(x), at x = {at:g}")

@@ -1,4 +1,6 @@
-"""Lesson 7: what DoRA's paper measured (arXiv:2402.09353, sec. 3.2), measured again on digits.
+# %% [markdown]
+"""
+# Lesson 7: what DoRA's paper measured (arXiv:2402.09353, sec. 3.2), measured again on digits.
 
 What you will see: a net pre-trained on MNIST learns the optical digits by full fine-tuning, LoRA and
 DoRA.  At eight checkpoints and in each of three layers it says how far the weight has moved,
@@ -6,7 +8,8 @@ DoRA.  At eight checkpoints and in each of three layers it says how far the weig
     ΔM = mean |mᵢ − m0ᵢ|            how much the lengths of its rows have changed     (eq. 3)
     ΔD = mean (1 − cos(wᵢ, w0ᵢ))    how far its rows have turned                      (eq. 4)
 
-and how ΔM and ΔD correlate over layers and checkpoints: the paper's figure, which ``--plot`` draws.
+and how ΔM and ΔD correlate over layers and checkpoints: the paper's figure, which a notebook shows below
+the last cell, and which `--plot` draws from a terminal.
 
 Why it matters: the observation is why DoRA exists.  An observation on one model is not a law: see which
 part of it an MLP repeats, and which not.
@@ -14,7 +17,7 @@ part of it an MLP repeats, and which not.
 Read next: loradora/analysis.py; then 08_share_adapters.py.
 """
 
-import argparse
+# %%
 import copy
 import os
 import sys
@@ -26,90 +29,142 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these
 
 import numpy as np
 import plots
+import terminal
 from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
 from loradora.analysis import correlation, weight_decomposition
 from loradora.optim import linear_decay
 
-PAPER = {"full": -0.62, "LoRA": 0.83, "DoRA": -0.31}  # VL-BART, query matrices
+# %% [markdown]
+# A notebook has no command line.  There, change the defaults below.
+
+# %%
 FIGURE = Path("out/07_magnitude_and_direction.png")
+
+parser = terminal.begin(__doc__)
+add = parser.add_argument
+add("--epochs", type=int, default=15, help="of pre-training the base (15)")
+add("--rank", type=int, default=4, help="of the adapters (4)")
+add("--runs", type=int, default=3, help="draws and starts to average (3)")
+add("--steps", type=int, default=280, help="of fine-tuning (280)")
+add("--plot", nargs="?", const=FIGURE, type=Path, metavar="FILE", help=f"draw, into {FIGURE}")
+options = parser.parse_args()
+if min(options.epochs, options.rank, options.runs) < 1 or options.steps < 16:
+    parser.error("--epochs, --rank and --runs are at least 1, --steps 16")
+if options.plot and not find_spec("matplotlib"):
+    print(plots.NO_FIGURE, file=sys.stderr)
+    options.plot = None
+if options.plot and options.plot.suffix.lower() not in plots.FORMATS:
+    parser.error(f"argument --plot: a figure is one of {', '.join(plots.FORMATS)}")
+if options.plot:
+    parser.expect_file("--plot", options.plot)
+
+# %% [markdown]
+# ## The experiment
+#
+# One base, and three ways to adapt it, each with a learning rate that suits it.  After every eighth of
+# the steps, compare each weight with that of the base.
+
+# %%
 RATES = {"full": 0.003, "LoRA": 0.01, "DoRA": 0.01}
 
 
-def train(base, data, method, *, r, steps, rng):
+def train(base, data, method, rng):
     """Adapt the base; return ΔM and ΔD at eight checkpoints, {layer: [Change, …]}."""
     if method == "full":
         model = copy.deepcopy(base).requires_grad_(True)
     else:
-        options = {"r": r, "lora_alpha": 2 * r, "use_dora": method == "DoRA"}
-        config = ld.LoraConfig(target_modules="all-linear", **options)
+        r, dora = options.rank, method == "DoRA"
+        config = ld.LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", use_dora=dora)
         model = ld.get_peft_model(base, config, rng=rng)
     optimizer = ld.AdamW(model.trainable_parameters(), lr=RATES[method], weight_decay=0)
+    how = {"steps": options.steps, "schedule": linear_decay, "rng": rng}
     changes = []
-    for step in ld.fit(
-        model, *data, optimizer=optimizer, steps=steps, schedule=linear_decay, rng=rng
-    ):
-        if step.step % (steps // 8) == 0:
+    for step in ld.fit(model, *data, optimizer=optimizer, **how):
+        if step.step % (options.steps // 8) == 0:
             changes.append(weight_decomposition(base, model))
     return {path: [change[path] for change in changes] for path in changes[0]}
 
 
-def decomposition(base, new, r, runs, steps):
-    """Print the paper's figure as a table; return the first run's points and all runs' correlations."""
-    print("dM and dD, the changes of length and of direction:", end=" ")
-    print(f"50 images per class, r = {r}, {steps} steps, runs: {runs}\n")
-    print("           after training: dM, dD                          correlation of dM and dD")
-    print("           layers.0      layers.2      layers.4         pooled   in a layer   the paper")
-    points, pooled = {}, {}
-    for method in RATES:
-        found = []
-        for run in range(runs):
-            rng = np.random.default_rng(run)
-            found.append(train(base, few(new.train, 50, rng), method, r=r, steps=steps, rng=rng))
-        points[method] = found[0]
-        pooled[method] = np.mean([correlation(chain(*layers.values())) for layers in found])
-        inside = np.mean([correlation(layer) for layers in found for layer in layers.values()])
-        ends = np.mean([[layer[-1] for layer in layers.values()] for layers in found], axis=0)
-        last = "  ".join("{:.3f}, {:.3f}".format(*layer) for layer in ends)
-        print(
-            f"   {method:5}  {last}   {pooled[method]:+8.2f}  {inside:+9.2f}  {PAPER[method]:+11.2f}"
-        )
-    highest = max(pooled, key=pooled.get)
-    negative = [method for method, value in pooled.items() if value < 0] or ["none"]
-    print(f"\n   The paper's order: LoRA is the highest.  Here the highest is {highest}.")
-    print(
-        f"   The paper's signs: full and DoRA are negative.  Here, negative: {', '.join(negative)}."
-    )
-    print(
-        "   Within a layer dM and dD both grow as training goes on, so they correlate in every method."
-    )
-    print(
-        "   Pooled, it counts whether one proportion of dM to dD holds for all three layers.  How far"
-    )
-    print("   the base was trained moves these numbers, too: see --epochs 5.")
-    return points, pooled
+# %% [markdown]
+# Each run draws images of its own, 50 of each digit, and the three methods get the same ones.
+
+# %%
+print("dM and dD, the changes of length and of direction: 50 images per class,")
+print(f"r = {options.rank}, {options.steps} steps, runs: {options.runs}\n")
+base = pretrained(mnist().train, np.random.default_rng(0), steps=94 * options.epochs)
+pool = optdigits().train
+runs = {method: [] for method in RATES}
+for method, found in runs.items():
+    for run in range(options.runs):
+        rng = np.random.default_rng(run)
+        found.append(train(base, few(pool, 50, rng), method, rng))
+
+# %% [markdown]
+# ## Two correlations
+#
+# In each run there are 24 points (ΔM, ΔD): three layers, eight checkpoints.  Their correlation can be
+# taken over all of them, as in the paper, or inside each layer.
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--epochs", type=int, default=15, help="of pre-training the base (15)")
-    add("--rank", type=int, default=4, help="of the adapters (4)")
-    add("--runs", type=int, default=3, help="draws and starts to average (3)")
-    add("--steps", type=int, default=280, help="of fine-tuning (280)")
-    add("--plot", nargs="?", const=FIGURE, type=Path, metavar="FILE", help=f"draw, into {FIGURE}")
-    options = parser.parse_args()
-    if min(options.epochs, options.rank, options.runs) < 1 or options.steps < 16:
-        parser.error("--epochs, --rank and --runs are at least 1, --steps 16")
-    if options.plot and not find_spec("matplotlib"):
-        print(
-            "no figure: --plot needs matplotlib (extra 'plot'): pip install matplotlib",
-            file=sys.stderr,
-        )
-        options.plot = None
-    base = pretrained(mnist().train, np.random.default_rng(0), steps=94 * options.epochs)
-    points, pooled = decomposition(base, optdigits(), options.rank, options.runs, options.steps)
-    if options.plot:
-        plots.decomposition(points, pooled, PAPER, options.plot)
-        print(f"\nThe figure (points of the first run) is in {options.plot}")
+# %%
+def pooled(layers):
+    """Return the correlation over the points of all layers."""
+    return correlation(chain(*layers.values()))
+
+
+def inside(layers):
+    """Return the mean of the layers' own correlations."""
+    return np.mean([correlation(points) for points in layers.values()])
+
+
+# %% [markdown]
+# The paper's numbers are from another model, VL-BART, and its query matrices.
+
+# %%
+PAPER = {"full": -0.62, "LoRA": 0.83, "DoRA": -0.31}
+together = {method: np.mean([pooled(layers) for layers in runs[method]]) for method in runs}
+
+print("           after training: dM, dD                   correlation of dM and dD")
+print("           layers.0      layers.2      layers.4     pooled  in layers  the paper")
+for method, found in runs.items():
+    ends = np.mean([[points[-1] for points in layers.values()] for layers in found], axis=0)
+    last = "  ".join("{:.3f}, {:.3f}".format(*layer) for layer in ends)
+    within = np.mean([inside(layers) for layers in found])
+    print(f"   {method:5}  {last}", end="")
+    print(f"{together[method]:+9.2f}{within:+11.2f}{PAPER[method]:+10.2f}")
+
+# %% [markdown]
+# ## Is it so here?
+#
+# Compare the order of the three methods with that in the paper, and then the signs.
+
+# %%
+highest = max(together, key=together.get)
+negative = [method for method, value in together.items() if value < 0] or ["none"]
+print(f"\n   The paper's order: LoRA is the highest.  Here the highest is {highest}.")
+print("   The paper's signs: full and DoRA are negative.  ", end="")
+print(f"Here, negative: {', '.join(negative)}.")
+
+# %% [markdown]
+# Two numbers of one experiment, and they say different things.  Look at what each of them asks.
+
+# %%
+print("   Within a layer dM and dD both grow as training goes on, so they correlate")
+print("   in every method.  Pooled, it counts whether one proportion of dM to dD")
+print("   holds for all three layers.  How far the base was trained moves these")
+print("   numbers, too: see --epochs 5.")
+
+# %% [markdown]
+# ## The picture
+#
+# The points of the first run.  A line that all layers share gives a high correlation; lines that fan
+# out give a low one, even if each of them is straight.
+
+# %%
+picture = plots.Decomposition({method: found[0] for method, found in runs.items()}, together, PAPER)
+if options.plot:
+    picture.write(options.plot)
+    print(f"\nThe figure (points of the first run) is in {options.plot}")
+picture

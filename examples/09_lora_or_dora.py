@@ -1,4 +1,6 @@
-"""Lesson 9: LoRA or DoRA?  It depends on the learning rate, and on the rate of m.
+# %% [markdown]
+"""
+# Lesson 9: LoRA or DoRA?  It depends on the learning rate, and on the rate of m.
 
 What you will see: both with r = 1, adapted to the same few optical digits from the same base, at a small
 learning rate, at one that suits LoRA, and DoRA with ten times that rate for m; at last m alone, A and B
@@ -13,29 +15,38 @@ says how much of the gain is m's: a length for every output, 394 numbers, and no
 Read next: finetune_digits.py, the whole comparison, with every rate chosen on a validation split.
 """
 
-import argparse
+# %%
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these products are small
 
 import numpy as np
+import terminal
 from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
 from loradora.optim import linear_decay
 
-#: Learning rate, kind, learning rate of m.
-RUNS = [
-    (0.003, "LoRA", 0.003),
-    (0.003, "DoRA", 0.003),
-    (0.02, "LoRA", 0.02),
-    (0.02, "DoRA", 0.02),
-    (0.02, "DoRA", 0.2),
-    (0.0, "DoRA", 0.2),
-]
+# %% [markdown]
+# A notebook has no command line.  There, change the defaults below.
+
+# %%
+parser = terminal.begin(__doc__)
+parser.add_argument("--draws", type=int, default=3, help="of images and starts (3; at least 2)")
+parser.add_argument("--steps", type=int, default=100, help="of training (100)")
+options = parser.parse_args()
+if options.draws < 2 or options.steps < 1:
+    parser.error("a spread needs --draws 2 or more, and training --steps 1 or more")
+
+# %% [markdown]
+# ## Two learning rates
+#
+# An optimizer takes its parameters in groups, each with options of its own.  So m can have a learning
+# rate that is not that of A and B.
 
 
-def adapt(base, data, kind, rate, rate_of_m, steps, rng):
+# %%
+def adapt(base, data, kind, rate, rate_of_m, rng):
     """Return the base with an adapter of rank 1, trained; m has a learning rate of its own."""
     config = ld.LoraConfig(r=1, lora_alpha=2, target_modules="all-linear", use_dora=kind == "DoRA")
     model = ld.get_peft_model(base, config, rng=rng)
@@ -45,46 +56,64 @@ def adapt(base, data, kind, rate, rate_of_m, steps, rng):
         {"params": [p for name, p in named if name.endswith(".m")], "lr": rate_of_m},
     ]
     optimizer = ld.AdamW(groups, lr=rate, weight_decay=0)
-    for _ in ld.fit(model, *data, optimizer=optimizer, steps=steps, schedule=linear_decay, rng=rng):
+    how = {"steps": options.steps, "schedule": linear_decay, "rng": rng}
+    for _ in ld.fit(model, *data, optimizer=optimizer, **how):
         pass
     return model
 
 
-def compare(base, new, draws, steps):
-    """Print what DoRA gains over LoRA, on the same images, start and batches."""
-    print(f"20 images per class, r = 1, {steps} steps, draws: {draws}\n")
-    for rate, kind, rate_of_m in RUNS:
-        scores = np.zeros(draws)
-        for i in range(draws):
-            rng = np.random.default_rng(i)
-            data = few(new.train, 20, rng)
-            model = adapt(base, data, kind, rate, rate_of_m, steps, rng)
-            scores[i] = 100 * ld.evaluate(model, *new.test).accuracy
-        name = kind + (f", m at {rate_of_m:g}" if rate_of_m != rate else "")
-        line = f"   rate {rate:<6} {name:15} {scores.mean():5.1f} %"
-        if kind == "LoRA":
-            lora = scores
-        else:
-            gain = scores - lora
-            line += f"   {gain.mean():+.1f} +/- {gain.std(ddof=1) / np.sqrt(draws):.1f}"
-        print(line)
-    print(
-        "\n   On the right, the gain over the last LoRA above, same draws, +/- its standard error."
-    )
-    print("   A few draws and steps prove little: see --steps 280 --draws 10.")
+# %% [markdown]
+# ## A fair draw
+#
+# How good an adapter gets depends on luck: on the images, the start and the order of the batches.  So
+# each draw gives all of them the same luck, and there are several.
+
+# %%
+base = pretrained(mnist().train, np.random.default_rng(0), steps=470)
+new = optdigits()
 
 
-def main():
-    """Run the lesson."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=3, help="of images and starts (3; at least 2)")
-    parser.add_argument("--steps", type=int, default=100, help="of training (100)")
-    options = parser.parse_args()
-    if options.draws < 2 or options.steps < 1:
-        parser.error("a spread needs --draws 2 or more, and training --steps 1 or more")
-    base = pretrained(mnist().train, np.random.default_rng(0), steps=470)
-    compare(base, optdigits(), options.draws, options.steps)
+def accuracies(kind, rate, rate_of_m):
+    """Return the accuracy in percent for each draw of 20 images per digit."""
+    scores = []
+    for draw in range(options.draws):
+        rng = np.random.default_rng(draw)
+        model = adapt(base, few(new.train, 20, rng), kind, rate, rate_of_m, rng)
+        scores.append(100 * ld.evaluate(model, *new.test).accuracy)
+    return np.array(scores)
 
 
-if __name__ == "__main__":
-    main()
+# %% [markdown]
+# ## The comparison
+#
+# What matters is the difference, draw by draw, and its standard error: what the draws leave uncertain.
+
+# %%
+RUNS = [  # learning rate, kind, learning rate of m
+    (0.003, "LoRA", 0.003),
+    (0.003, "DoRA", 0.003),
+    (0.02, "LoRA", 0.02),
+    (0.02, "DoRA", 0.02),
+    (0.02, "DoRA", 0.2),
+    (0.0, "DoRA", 0.2),
+]
+
+print(f"20 images per class, r = 1, {options.steps} steps, draws: {options.draws}\n")
+for rate, kind, rate_of_m in RUNS:
+    scores = accuracies(kind, rate, rate_of_m)
+    name = kind + (f", m at {rate_of_m:g}" if rate_of_m != rate else "")
+    line = f"   rate {rate:<6} {name:15} {scores.mean():5.1f} %"
+    if kind == "LoRA":
+        lora = scores
+    else:
+        gain = scores - lora
+        line += f"   {gain.mean():+.1f} +/- {gain.std(ddof=1) / np.sqrt(options.draws):.1f}"
+    print(line)
+
+# %% [markdown]
+# A gain that is not at least twice its standard error may well be luck.
+
+# %%
+print("\n   On the right, the gain over the last LoRA above, same draws, +/- its")
+print("   standard error.  A few draws and steps prove little: see --steps 280")
+print("   --draws 10.")

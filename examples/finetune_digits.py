@@ -342,10 +342,7 @@ def options() -> argparse.Namespace:
         )
     expect_targets(chosen, parser)
     if wanted and not chosen.plot:
-        print(
-            "No figure: --plot needs matplotlib (extra 'plot'): pip install matplotlib",
-            file=sys.stderr,
-        )
+        print(plots.NO_FIGURE, file=sys.stderr)
     return chosen
 
 

@@ -2,12 +2,18 @@
 
 ``draw`` is the figure of ``finetune_digits.py``: how fast the methods learn, what each parameter buys,
 what each forgets, and what the adapter did to the first layer, whose weights can be looked at because
-they are weights of pixels.  ``decomposition`` is that of lesson 7.  Both need matplotlib; ``graph``, for
+they are weights of pixels.  ``Decomposition`` is that of lesson 7.  Both need matplotlib; ``Graph``, for
 lesson 1, writes SVG by itself.
+
+A lesson's picture is drawn when somebody wants to see it: a notebook, below a cell that ends with the
+picture, or a script that is asked for a file.
 """
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,69 +182,123 @@ text {{ font: 14px sans-serif }}  .name {{ font-weight: bold }}
 """
 
 
-def graph(order: Any, label: Any, edges: Any) -> str:
-    """Return a recorded graph as SVG: a column per distance from the leaves, a box per node.
+@dataclass(frozen=True)
+class Graph:
+    """A recorded graph: a column per distance from the leaves, a box per node.
 
     On each arrow stands the derivative along it.
+
+    Parameters
+    ----------
+    order
+        The nodes, each after what it was made from.
+    label
+        Gives the name of a node, its value and its gradient.
+    edges
+        Gives what a node was made from, as (parent, derivative along the edge).
     """
-    column: dict[Any, int] = {}
-    for node in order:
-        column[node] = 1 + max((column[parent] for parent, _ in edges(node)), default=-1)
-    row = {n: [m for m in order if column[m] == column[n]].index(n) for n in order}
-    content = ""
-    for node in order:
-        x, y = 20 + 270 * column[node], 20 + 130 * row[node]
-        name, value, gradient = label(node)
-        content += (
-            f'<rect class="box" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
-            f'<text class="name" x="{x + 14}" y="{y + 20}">{name}</text>'
-            f'<text x="{x + 14}" y="{y + 40}">value {value:+.4f}</text>'
-            f'<text x="{x + 14}" y="{y + 60}">gradient {gradient:+.4f}</text>'
-        )
-        for i, (parent, slope) in enumerate(edges(node)):
-            px, py = 180 + 270 * column[parent], 56 + 130 * row[parent]
-            end = y + 36 + 24 * (2 * i + 1 - len(edges(node)))
+
+    order: Any
+    label: Any
+    edges: Any
+
+    def write(self, file: Path) -> None:
+        """Write the picture as SVG."""
+        file.write_text(self._repr_svg_(), encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"Graph of {len(self.order)} nodes"
+
+    def _repr_svg_(self) -> str:
+        column: dict[Any, int] = {}
+        for node in self.order:
+            column[node] = 1 + max((column[parent] for parent, _ in self.edges(node)), default=-1)
+        row = {n: [m for m in self.order if column[m] == column[n]].index(n) for n in self.order}
+        content = ""
+        for node in self.order:
+            x, y = 20 + 270 * column[node], 20 + 130 * row[node]
+            name, value, gradient = self.label(node)
             content += (
-                f'<path class="edge" marker-end="url(#tip)" '
-                f'd="M{px},{py} C{x - 40},{py} {x - 70},{end} {x - 5},{end}"/>'
-                f'<text class="slope" x="{x - 62}" y="{end - 6}">{slope:+.2f}</text>'
+                f'<rect class="box" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
+                f'<text class="name" x="{x + 14}" y="{y + 20}">{name}</text>'
+                f'<text x="{x + 14}" y="{y + 40}">value {value:+.4f}</text>'
+                f'<text x="{x + 14}" y="{y + 60}">gradient {gradient:+.4f}</text>'
             )
-    width = 200 + 270 * max(column.values())
-    return GRAPH.format(width=width, height=112 + 130 * max(row.values()), content=content)
+            parents = self.edges(node)
+            for i, (parent, slope) in enumerate(parents):
+                px, py = 180 + 270 * column[parent], 56 + 130 * row[parent]
+                end = y + 36 + 24 * (2 * i + 1 - len(parents))
+                content += (
+                    f'<path class="edge" marker-end="url(#tip)" '
+                    f'd="M{px},{py} C{x - 40},{py} {x - 70},{end} {x - 5},{end}"/>'
+                    f'<text class="slope" x="{x - 62}" y="{end - 6}">{slope:+.2f}</text>'
+                )
+        width = 200 + 270 * max(column.values())
+        return GRAPH.format(width=width, height=112 + 130 * max(row.values()), content=content)
 
 
 # ---------------------------------------------------------------------------- lesson 7
 
+FORMATS = ".jpg", ".pdf", ".png", ".svg"
+NO_FIGURE = "no figure: it needs matplotlib (extra 'plot'): pip install matplotlib"
 
-def decomposition(points: Any, pooled: Any, paper: Any, file: Path) -> None:
-    """Draw ΔD against ΔM: a panel per method, a colour and a marker per layer."""
-    import matplotlib
 
-    matplotlib.use("Agg")  # a file, no window
-    import matplotlib.pyplot as plt
+@dataclass(frozen=True)
+class Decomposition:
+    """ΔM against ΔD: a panel per method, a colour and a marker per layer.
 
-    figure, panels = plt.subplots(
-        1, 3, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
-    )
-    looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]  # safe for the colour-blind
-    for panel, (method, layers) in zip(panels, points.items(), strict=True):
-        for (path, changes), (colour, marker) in zip(layers.items(), looks, strict=True):
-            M, D = np.transpose(changes)
-            panel.plot(D, M, color=colour, marker=marker, label=path, linewidth=1)
-        M, D = np.transpose([change for changes in layers.values() for change in changes])
-        ends = np.array([0, D.max()])
-        line = np.polyval(np.polyfit(D, M, 1), ends)
-        panel.plot(ends, line, color="0.6", linewidth=6, alpha=0.5, zorder=0, label="best fit")
-        title = f"{method}: {pooled[method]:+.2f}\n(the paper: {paper[method]:+.2f})"
-        panel.set_title(title.replace("-", "−"), fontweight="bold")
-        panel.set_xlabel("ΔD: how far rows turned")
-    panels[0].set_ylabel("ΔM: how much row lengths changed")
-    panels[0].legend(loc="upper left", fontsize="small")
-    highest = max(pooled, key=pooled.__getitem__)
-    message = f"Turning and stretching go together most in {highest}"
-    if highest == "LoRA" and min(pooled.values()) > 0:
-        message += ", as in the paper; but no correlation is negative here"
-    figure.suptitle(message)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    Parameters
+    ----------
+    points
+        For each method and layer the (ΔM, ΔD) of its checkpoints.
+    pooled
+        For each method the correlation of the two over layers and checkpoints.
+    paper
+        For each method the correlation in the paper.
+    """
+
+    points: Any
+    pooled: Any
+    paper: Any
+
+    def write(self, file: Path) -> None:
+        """Write the picture in the format that the name of the file ends with, one of ``FORMATS``."""
+        self._figure().savefig(file, dpi=150)
+
+    def __repr__(self) -> str:
+        if find_spec("matplotlib") is None:
+            return NO_FIGURE
+        return f"Decomposition of {', '.join(self.points)}"
+
+    def _repr_png_(self) -> bytes | None:
+        if find_spec("matplotlib") is None:
+            return None  # a notebook shows ``NO_FIGURE`` instead
+        file = io.BytesIO()
+        self._figure().savefig(file, format="png", dpi=150)
+        return file.getvalue()
+
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure  # not pyplot, whose backend is the notebook's
+
+        figure: Any = Figure(figsize=(9, 4), layout="constrained")
+        panels = figure.subplots(1, 3, sharex=True, sharey=True)
+        looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]  # safe for the colour-blind
+        for panel, (method, layers) in zip(panels, self.points.items(), strict=True):
+            for (path, changes), (colour, marker) in zip(layers.items(), looks, strict=True):
+                M, D = np.transpose(changes)
+                panel.plot(D, M, color=colour, marker=marker, label=path, linewidth=1)
+            M, D = np.transpose([change for changes in layers.values() for change in changes])
+            ends = np.array([0, D.max()])
+            line = np.polyval(np.polyfit(D, M, 1), ends)
+            panel.plot(ends, line, color="0.6", linewidth=6, alpha=0.5, zorder=0, label="best fit")
+            title = f"{method}: {self.pooled[method]:+.2f}\n(the paper: {self.paper[method]:+.2f})"
+            panel.set_title(title.replace("-", "−"), fontweight="bold")
+            panel.set_xlabel("ΔD: how far rows turned")
+        panels[0].set_ylabel("ΔM: how much row lengths changed")
+        panels[0].legend(loc="upper left", fontsize="small")
+        highest = max(self.pooled, key=self.pooled.__getitem__)
+        message = f"Turning and stretching go together most in {highest}"
+        if highest == "LoRA" and min(self.pooled.values()) > 0:
+            message += ", as in the paper; but no correlation is negative here"
+        figure.suptitle(message)
+        return figure
