@@ -6,9 +6,14 @@ bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
 
 from minigrad.functional import concatenate as concatenate
 from minigrad.functional import cross_entropy as cross_entropy
+from minigrad.functional import expand_dims as expand_dims
+from minigrad.functional import flatten as flatten
 from minigrad.functional import gelu as gelu
+from minigrad.functional import logsumexp as logsumexp
 from minigrad.functional import mse_loss as mse_loss
+from minigrad.functional import squeeze as squeeze
 from minigrad.functional import stack as stack
+from minigrad.functional import std as std
 from minigrad.gradcheck import GradcheckError as GradcheckError
 from minigrad.gradcheck import gradcheck as gradcheck
 from minigrad.gradcheck import gradgradcheck as gradgradcheck

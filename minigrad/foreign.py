@@ -70,8 +70,6 @@ OWN_NAMES = {
     "moveaxis": "transpose",
     "matrix_transpose": "transpose",
     "ravel": "reshape",
-    "squeeze": "reshape",
-    "expand_dims": "reshape",
 }
 
 

@@ -6,7 +6,7 @@ Nothing here has a derivative of its own: the chain rule makes it from the rules
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_index
 
 from minigrad import ops
+from minigrad.ops import Axis
 from minigrad.tensor import Operand, Tensor, as_tensors
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
@@ -102,6 +103,103 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
     return _reduce(ops.nll(logits, labels), reduction)
+
+
+def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Return log Σeˣ over ``axis``: finite also for ±1e4.  Its gradient is softmax(x).
+
+    Over nothing, or over −inf alone, it is −inf.
+
+    Examples
+    --------
+    >>> logsumexp([[1e4, 1e4], [-1e4, -1e4]], axis=1).data - [1e4, -1e4]  # log 2
+    array([0.69314718, 0.69314718])
+    """
+    (given,) = as_tensors([x])
+    a: Tensor = ops.wide(given)
+    largest = a.data.max(axis=axis, keepdims=True, initial=-np.inf)  # log Σeˣ = m + log Σeˣ⁻ᵐ
+    m = np.where(np.isfinite(largest), largest, a.dtype.type(0))
+    y = ops.log(ops.exp(a - m).sum(axis, keepdims))
+    return cast(Tensor, ops.like(y + m.reshape(y.shape), given))
+
+
+def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+    """Return the standard deviation over ``axis``: √(Σ(x − μ)²/(n − ``ddof``)).
+
+    NumPy's ddof is 0, PyTorch's is 1 (there it is called ``correction``, or ``unbiased=True``).
+
+    It is computed as ‖x − μ‖/√(n − ddof), so its gradient is 0 where all entries equal their mean.  (That
+    of the root of the variance would be NaN.)
+
+    Examples
+    --------
+    >>> std([-3.0, 3.0, -3.0, 3.0]).item(), std([2.0, 3.0, 4.0], ddof=1).item()
+    (3.0, 1.0)
+    """
+    (given,) = as_tensors([x])
+    a: Tensor = ops.wide(given)
+    length = ops.norm(a - a.mean(axis, keepdims=True), axis, keepdims)
+    n = a.size // max(length.size, 1)
+    return cast(Tensor, ops.like(length / math.sqrt(max(n - ddof, 0)), given))
+
+
+def squeeze(x: Operand, axis: Axis = None) -> Tensor:
+    """Return x without the axes of length 1, or without those of them that ``axis`` names.
+
+    Raises
+    ------
+    ValueError
+        For an axis of another length.
+
+    Examples
+    --------
+    >>> squeeze([[[1.0], [2.0]]]).shape, squeeze([[[1.0], [2.0]]], axis=0).shape
+    ((2,), (2, 1))
+    """
+    return _reshaped("squeeze", x, np.squeeze, axis)
+
+
+def expand_dims(x: Operand, axis: int | tuple[int, ...]) -> Tensor:
+    """Return x with an axis of length 1 in the place ``axis`` of the result, or several.
+
+    Examples
+    --------
+    >>> expand_dims([1.0, 2.0], 0).shape, expand_dims([1.0, 2.0], -1).shape
+    ((1, 2), (2, 1))
+    """
+    return _reshaped("expand_dims", x, np.expand_dims, axis)
+
+
+def flatten(x: Operand, start_dim: int = 0) -> Tensor:
+    """Return x with all axes from ``start_dim`` on made into one.
+
+    The first axes may stay, as in PyTorch: ``start_dim=1`` keeps the examples of a batch apart.
+
+    Examples
+    --------
+    >>> flatten([[1.0, 2.0], [3.0, 4.0]])
+    Tensor([1., 2., 3., 4.])
+    >>> flatten(np.zeros((5, 28, 28)), start_dim=1).shape
+    (5, 784)
+    """
+    return _reshaped("flatten", x, _flat, start_dim)
+
+
+def _flat(a: npt.NDArray[np.floating], start: int) -> npt.NDArray[np.floating]:
+    start = normalize_axis_index(start, max(a.ndim, 1))
+    return a.reshape((*a.shape[:start], math.prod(a.shape[start:])))
+
+
+def _reshaped(
+    name: str, x: Operand, f: Callable[..., npt.NDArray[np.floating]], axis: object
+) -> Tensor:
+    """Return x in the shape that f gives to an array; errors begin with ``name`` and the shape of x."""
+    (given,) = as_tensors([x])
+    try:
+        shape = f(given.data, axis).shape
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name} of shape {given.shape}: {error}") from error
+    return given.reshape(shape)
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:

@@ -464,6 +464,21 @@ class Tensor:
     #: The name by which matplotlib and pandas ask for it.
     to_numpy = numpy
 
+    def tolist(self) -> Any:
+        """Return the entries as Python numbers in nested lists; a number itself for no axes."""
+        return self._data.tolist()
+
+    def numel(self) -> int:
+        """Return the number of entries, as :attr:`size` does; the name is PyTorch's."""
+        return self._data.size
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Any:
+        """Return the place of the largest entry along ``axis``, by default in the flat array.
+
+        Of several that are largest it is the first.  Places are integers, which have no gradient.
+        """
+        return np.argmax(self._data, axis, keepdims=keepdims)
+
     def item(self) -> float:
         """Return the only entry as a Python number."""
         return float(self._data.item())
@@ -610,6 +625,12 @@ class Tensor:
         """Return the variance over ``axis``: see :func:`minigrad.var`."""
         return record(ops.var, self, axis, ddof, keepdims)
 
+    def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+        """Return the standard deviation over ``axis``: see :func:`minigrad.std`."""
+        from minigrad import functional  # a later chapter
+
+        return functional.std(self, axis, ddof, keepdims)
+
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the largest entry over ``axis``: see :func:`minigrad.max`."""
         return record(ops.max, self, axis, keepdims)
@@ -625,6 +646,18 @@ class Tensor:
     def reshape(self, *shape: Any) -> Tensor:
         """Return the entries in another shape, given as one tuple or as several lengths."""
         return record(ops.reshape, self, shape[0] if len(shape) == 1 else shape)
+
+    def flatten(self, start_dim: int = 0) -> Tensor:
+        """Return the entries with all axes from ``start_dim`` on in one: see :func:`minigrad.flatten`."""
+        from minigrad import functional
+
+        return functional.flatten(self, start_dim)
+
+    def squeeze(self, axis: Axis = None) -> Tensor:
+        """Return the tensor without axes of length 1: see :func:`minigrad.squeeze`."""
+        from minigrad import functional
+
+        return functional.squeeze(self, axis)
 
     def transpose(self, *axes: Any) -> Tensor:
         """Return the tensor with its axes permuted (one tuple or several ints), or reversed."""

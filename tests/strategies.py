@@ -242,6 +242,35 @@ def transposes(draw: st.DrawFn) -> Call:
 
 
 @st.composite
+def squeezes(draw: st.DrawFn) -> Call:
+    """Of all axes of length 1, or of some of them by name."""
+    a = draw(array(shapes()))
+    ones = [i for i in range(-a.ndim, a.ndim) if a.shape[i] == 1]
+    axis = st.none() | st.just(())
+    if ones:
+        some = st.lists(st.sampled_from(ones), unique_by=lambda i: i % a.ndim).map(tuple)
+        axis = axis | some | st.sampled_from(ones)
+    chosen = draw(axis)
+    return Call([a], lambda f, a: f(a, axis=chosen))
+
+
+@st.composite
+def expansions(draw: st.DrawFn) -> Call:
+    """By one axis, or by two that are named from the front or from the back of the result."""
+    a = draw(array(shapes()))
+    pair = st.permutations(range(a.ndim + 2)).map(lambda axes: (axes[0], axes[1] - a.ndim - 2))
+    axis = draw(st.integers(-a.ndim - 1, a.ndim) | pair)
+    return Call([a], lambda f, a: f(a, axis=axis))
+
+
+@st.composite
+def flattenings(draw: st.DrawFn) -> Call:
+    a = draw(array(shapes()))
+    start = draw(st.integers(-a.ndim, max(a.ndim - 1, 0)))
+    return Call([a], lambda f, a: f(a, start_dim=start))
+
+
+@st.composite
 def swaps(draw: st.DrawFn) -> Call:
     a = draw(array(shapes(min_dims=1)))
     one, other = draw(axis_of(a.shape)), draw(axis_of(a.shape))
@@ -380,6 +409,10 @@ def nll(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.log(np.sum(np.exp(x), axis=1)) - np.take_along_axis(x, labels[:, None], 1)[:, 0]
 
 
+def flat(a: np.ndarray, start_dim: int) -> np.ndarray:
+    return a.reshape((*a.shape[:start_dim], math.prod(a.shape[start_dim:])))
+
+
 def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.exp(x) / np.sum(np.exp(x), axis=axis, keepdims=True)
 
@@ -455,10 +488,18 @@ COMPOSED: dict[str, Case] = {
         reduced_classifications(),
         lambda x, labels, reduction: reduced(nll(x, labels), reduction),
     ),
+    "expand_dims": Case(expansions(), np.expand_dims),
+    "flatten": Case(flattenings(), flat),
     "gelu": Case(
         unary(),
         lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     ),
+    "logsumexp": Case(
+        reductions(),
+        lambda x, axis, keepdims: np.log(np.sum(np.exp(x), axis, keepdims=keepdims)),
+    ),
     "mse_loss": Case(losses(), lambda a, b, reduction: reduced((a - b) ** 2, reduction)),
+    "squeeze": Case(squeezes(), np.squeeze),
     "stack": Case(equals(3), np.stack),
+    "std": Case(variances(), np.std),
 }

@@ -311,6 +311,51 @@ def test_the_norm_of_infinities_and_nan():
         assert_array_equal(g, gradient)
 
 
+# ----------------------------------------------------------------------------- standard deviation
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", ZERO_AXES)
+def test_what_does_not_vary_has_deviation_0_and_gradient_0(axis, keepdims):
+    """The root of the variance would have the gradient NaN there; PyTorch's is 0, too."""
+    y, g = value_and_gradients(lambda a: mg.std(a, axis, keepdims=keepdims), np.full((2, 3), 2.0))
+    assert_array_equal(y, np.std(np.full((2, 3), 2.0), axis, keepdims=keepdims), strict=True)
+    assert_array_equal(g, np.zeros((2, 3)))
+
+
+#: numbers, ddof: the deviation, and its gradient
+DEVIATIONS = {
+    "three numbers": ([2, 3, 4], 1, 1, [-0.5, 0, 0.5]),
+    "one number": ([7], 0, 0, [0]),
+    "no degree of freedom": ([7], 1, nan, [nan]),
+    "two numbers, none": ([2, 3], 2, inf, [nan, nan]),
+    "fewer than none": ([2, 3], 3, inf, [nan, nan]),
+    "nothing": ([], 0, nan, []),
+    "an infinity": ([inf, 1], 0, nan, [nan, nan]),
+    "a NaN": ([nan, 1], 0, nan, [nan, nan]),
+    "squares that overflow": ([1e200, -1e200], 0, 1e200, [0.5, -0.5]),
+    "squares that underflow": ([1e-200, -1e-200], 0, 1e-200, [0.5, -0.5]),
+}
+
+
+@pytest.mark.parametrize(("a", "ddof", "value", "gradient"), DEVIATIONS.values(), ids=DEVIATIONS)
+def test_deviations(a, ddof, value, gradient):
+    y, g = value_and_gradients(lambda a: mg.std(a, ddof=ddof), a)
+    assert_allclose(y, value, rtol=1e-15)
+    assert_allclose(g, gradient, rtol=1e-15)
+
+
+def test_float16_deviates_and_adds_up_powers_in_float32():
+    x = mg.Tensor(np.float16([60000, -60000] * 2000), requires_grad=True)
+    y = mg.std(x)
+    assert_array_equal(y.data, np.float16(60000), strict=True)
+    assert_allclose(mg.grad(y, x).data * 4000, np.sign(x.data), rtol=2e-3)
+    x = mg.Tensor(np.zeros(100_000, np.float16), requires_grad=True)
+    y = mg.logsumexp(x)
+    assert_array_equal(y.data, np.float16(math.log(100_000)), strict=True)
+    assert_allclose(mg.grad(y, x).data, np.full(100_000, 1e-5), rtol=5e-3)
+
+
 # ----------------------------------------------------------------------------- softmax
 
 LN2 = math.log(2)
@@ -344,6 +389,34 @@ def test_softmax_of_extreme_logits(logits, of_log, of_softmax):
         found = value_and_gradients(f, logits, upstream=[1.0, 2.0, 4.0])
         for array, wanted in zip(found, expected, strict=True):
             assert_allclose(array, wanted, rtol=1e-15)
+
+
+# logits: the logarithm of the sum of their powers, and its gradient
+LOGSUMEXP = {
+    "far apart": ([1e4, -1e4, 0], 1e4, [1, 0, 0]),
+    "far below": ([-1e4, -1e4, -2e4], LN2 - 1e4, [0.5, 0.5, 0]),
+    "huge and equal": ([1e300, 1e300, -1e300], 1e300, [0.5, 0.5, 0]),
+    "masked": ([-inf, 0, 0], LN2, [0, 0.5, 0.5]),
+    "all masked": ([-inf] * 3, -inf, [nan] * 3),
+    "infinite": ([inf, 0, 0], inf, [nan, 0, 0]),
+    "both infinities": ([inf, -inf, inf], inf, [nan, 0, nan]),
+    "NaN": ([nan, 0, 0], nan, [nan] * 3),
+    "nothing": ([], -inf, []),
+}
+
+
+@pytest.mark.parametrize(("logits", "value", "gradient"), LOGSUMEXP.values(), ids=LOGSUMEXP)
+def test_logsumexp_of_extreme_logits(logits, value, gradient):
+    y, g = value_and_gradients(mg.logsumexp, logits)
+    assert_allclose(y, value, rtol=1e-15)
+    assert_allclose(g, gradient, rtol=1e-15)
+
+
+def test_a_row_of_logits_does_not_disturb_another():
+    rows = [[1e4, 0], [-inf, -inf], [-1e4, -1e4]]
+    y, g = value_and_gradients(lambda x: mg.logsumexp(x, 1, keepdims=True), rows)
+    assert_allclose(y, [[1e4], [-inf], [LN2 - 1e4]], rtol=1e-15)
+    assert_allclose(g, [[1, 0], [nan, nan], [0.5, 0.5]], rtol=1e-15)
 
 
 def test_cross_entropy_never_overflows():
@@ -396,14 +469,16 @@ OF_NOTHING = {
     "mean": (mg.mean, nan),
     "var": (mg.var, nan),
     "norm": (mg.norm, 0),
+    "std": (mg.std, nan),
+    "logsumexp": (mg.logsumexp, -inf),
 }
 
 
 @pytest.mark.parametrize(("f", "of_nothing"), OF_NOTHING.values(), ids=OF_NOTHING)
 def test_reductions_of_one_number_and_of_nothing(f, of_nothing):
     one, slope = value_and_gradients(f, 2.0)
-    assert one == (0 if f is mg.var else 2)
-    assert slope == (0 if f is mg.var else 1)
+    assert one == (0 if f in (mg.var, mg.std) else 2)
+    assert slope == (0 if f in (mg.var, mg.std) else 1)
     y, g = value_and_gradients(lambda a: f(a, axis=1), np.ones((3, 0)))
     assert_array_equal(y, [of_nothing] * 3)
     assert g.shape == (3, 0)
@@ -595,6 +670,7 @@ OF_MANY_ROWS = {
     "sum over two axes apart": (lambda a: mg.sum(a, (0, 2)), (10**5, 3, 4)),
     "an odd number of rows": (lambda a: mg.sum(a, 0), (64**3 + 64 * 5 + 7, 3)),
     "var": (lambda a: mg.var(a * np.float32(10), 0), (10**6, 2)),
+    "logsumexp": (lambda a: mg.logsumexp(a, 0), (10**6, 2)),
     "norm": (lambda a: mg.norm(a, 0), (10**6, 2)),
     "softmax": (lambda a: mg.softmax(a, 0).sum(0), (10**6, 2)),
     "log_softmax": (lambda a: mg.log_softmax(a, 0)[0], (10**6, 2)),

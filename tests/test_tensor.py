@@ -307,7 +307,7 @@ LOSERS = {
     "dot": (lambda u: np.dot(A, u), "mg.matmul"),
     "einsum": (lambda u: np.einsum("i,i", u, A), ".data"),
     "outer": (lambda u: np.outer(u, u), ".data"),
-    "std": (lambda u: np.std(u), ".data"),
+    "std": (lambda u: np.std(u), "mg.std"),
     "var": (lambda u: np.var(u), "mg.var"),
     "sum": (lambda u: np.sum(u), "mg.sum"),
     "mean": (lambda u: np.mean(u, axis=0), "mg.mean"),
@@ -317,7 +317,7 @@ LOSERS = {
     "linalg.norm": (lambda u: np.linalg.norm(u), "mg.norm"),
     "linalg.vector_norm": (lambda u: np.linalg.vector_norm(u), "mg.norm"),
     "linalg.inv": (lambda u: np.linalg.inv(u[:, None] * u), ".data"),
-    "squeeze": (lambda u: np.squeeze(u), "mg.reshape"),
+    "squeeze": (lambda u: np.squeeze(u), "mg.squeeze"),
     "ravel": (lambda u: np.ravel(u), "mg.reshape"),
     "reshape": (lambda u: np.reshape(u, (3, 1)), "mg.reshape"),
     "transpose": (lambda u: np.transpose(u), "mg.transpose"),
@@ -713,11 +713,15 @@ METHODS = {
     "sum": (lambda x: x.sum(1, keepdims=True), lambda x: mg.sum(x, 1, keepdims=True)),
     "mean": (lambda x: x.mean(axis=0), lambda x: mg.mean(x, axis=0)),
     "var": (lambda x: x.var(0, ddof=1), lambda x: mg.var(x, 0, ddof=1)),
+    "std": (lambda x: x.std(0, ddof=1), lambda x: mg.std(x, 0, ddof=1)),
     "max": (lambda x: x.max(axis=1), lambda x: mg.max(x, axis=1)),
     "min": (lambda x: x.min(1, keepdims=True), lambda x: mg.min(x, 1, keepdims=True)),
     "clip": (lambda x: x.clip(1, 3), lambda x: mg.clip(x, 1, 3)),
     "reshape to a tuple": (lambda x: x.reshape((3, 2)), lambda x: mg.reshape(x, (3, 2))),
     "reshape to lengths": (lambda x: x.reshape(3, -1), lambda x: mg.reshape(x, (3, -1))),
+    "flatten": (lambda x: x.flatten(), mg.flatten),
+    "squeeze": (lambda x: x[:, :1].squeeze(), lambda x: mg.squeeze(x[:, :1])),
+    "squeeze one": (lambda x: x[:1, :1].squeeze(1), lambda x: mg.squeeze(x[:1, :1], axis=1)),
     "transpose": (lambda x: x.transpose(), mg.transpose),
     "transpose of axes": (lambda x: x.transpose(1, 0), lambda x: mg.transpose(x, (1, 0))),
     "swapaxes": (lambda x: x.swapaxes(0, 1), lambda x: mg.swapaxes(x, 0, 1)),
@@ -734,6 +738,29 @@ def test_methods_are_the_functions_and_what_ndarray_calls_them(method, function)
     assert_array_equal(found.data, expected.data, strict=True)
     assert found.requires_grad
     assert_allclose(found.data, method(M), rtol=1e-15, strict=True)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_argmax_is_the_first_place_of_the_largest_entry(axis):
+    for tied in (M, np.zeros((2, 3)), np.array([[1, np.nan, 2]])):
+        for keepdims in (False, True):
+            found = leaf(tied).argmax(axis, keepdims)
+            assert_array_equal(found, tied.argmax(axis, keepdims=keepdims))
+            assert type(found) is type(tied.argmax(axis, keepdims=keepdims))
+
+
+def test_numel_and_tolist_are_those_of_pytorch_and_numpy():
+    assert (leaf(M).numel(), leaf(2.0).numel(), mg.Tensor(np.ones((0, 3))).numel()) == (6, 1, 0)
+    assert leaf(M).tolist() == M.tolist()
+    assert leaf(2.0).tolist() == 2.0
+
+
+@pytest.mark.parametrize("name", ["squeeze", "expand_dims", "flatten", "std", "logsumexp"])
+@pytest.mark.parametrize("x", [[[1, 2, 3]], np.array([[1, 2, 3]])], ids=["list", "array"])
+def test_what_is_composed_takes_lists_and_arrays_of_integers(name, x):
+    composed = partial(getattr(mg, name), axis=0) if name == "expand_dims" else getattr(mg, name)
+    found, expected = composed(x), composed(mg.Tensor([[1.0, 2.0, 3.0]]))
+    assert_array_equal(found.data, expected.data, strict=True)
 
 
 def test_T_reverses_all_axes_and_mT_exchanges_the_last_two():
@@ -769,6 +796,21 @@ BAD = {
     "an axis that is no integer": (lambda: mg.var(W, axis=0.5), TypeError, "var .*float"),
     "a repeated axis in transpose": (lambda: W.transpose(0, 0), ValueError, "transpose .*repeated"),
     "an axis missing in transpose": (lambda: W.transpose(0), ValueError, "transpose .*axes"),
+    "squeezing a longer axis": (lambda: W.squeeze(1), ValueError, r"squeeze .*\(2, 3\).*size"),
+    "squeezing no axis": (lambda: mg.squeeze(W, 2), ValueError, r"squeeze .*\(2, 3\): axis 2"),
+    "squeezing a string": (lambda: mg.squeeze(W, "a"), TypeError, r"squeeze .*\(2, 3\): .*str"),
+    "a new axis out of range": (lambda: mg.expand_dims(W, 3), ValueError, r"expand_dims .*axis 3"),
+    "one new axis twice": (lambda: mg.expand_dims(W, (0, 0)), ValueError, "expand_dims .*repeated"),
+    "a new axis that is None": (
+        lambda: mg.expand_dims(W, None),
+        TypeError,
+        r"expand_dims .*\(2, 3\)",
+    ),
+    "flattening from no axis": (lambda: W.flatten(2), ValueError, r"flatten .*\(2, 3\): .*axis 2"),
+    "flattening a row": (lambda: mg.flatten(V, 1), IndexError, r"flatten .*\(3,\): .*axis 1"),
+    "flattening in an order": (lambda: W.flatten("F"), TypeError, r"flatten .*\(2, 3\): .*str"),
+    "std over no axis": (lambda: W.std(axis=2), ValueError, "axis 2"),
+    "logsumexp over no axis": (lambda: mg.logsumexp(W, 2), ValueError, "axis 2"),
     "swapping with no axis": (lambda: W.swapaxes(0, 3), ValueError, "swapaxes .*axis 3"),
     "mT of a vector": (lambda: V.mT, ValueError, r"swapaxes .*\(3,\)"),
     "softmax along no axis": (lambda: mg.softmax(W, 2), ValueError, "softmax .*axis 2"),
@@ -888,6 +930,8 @@ BAD = {
         ValueError,
         r"\(3,\).*\(3, 1\)",
     ),
+    "squeezing a list of Tensors": (lambda: mg.squeeze([V, V]), TypeError, "a list of Tensors"),
+    "the std of strings": (lambda: mg.std("ab"), TypeError, "real numbers"),
     "the exact gelu": (lambda: mg.gelu(V, approximate="none"), NotImplementedError, "'none'.*erf"),
 }
 
