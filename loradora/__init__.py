@@ -21,12 +21,16 @@ from loradora.checkpoint import CheckpointError as CheckpointError
 from loradora.checkpoint import load_model as load_model
 from loradora.checkpoint import save_model as save_model
 from loradora.config import LoraConfig as LoraConfig
+from loradora.nn import GELU as GELU
 from loradora.nn import MLP as MLP
 from loradora.nn import Dropout as Dropout
+from loradora.nn import Flatten as Flatten
 from loradora.nn import Linear as Linear
 from loradora.nn import Module as Module
 from loradora.nn import ReLU as ReLU
 from loradora.nn import Sequential as Sequential
+from loradora.nn import Sigmoid as Sigmoid
+from loradora.nn import Tanh as Tanh
 from loradora.optim import SGD as SGD
 from loradora.optim import AdamW as AdamW
 from loradora.optim import lora_plus as lora_plus

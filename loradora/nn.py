@@ -113,6 +113,15 @@ class Module:
         """
         return _walk(self, prefix, [])
 
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all inside, a shared one once."""
+        return iter(dict.fromkeys(module for _, module in self.named_modules()))
+
+    def children(self) -> Iterator[Module]:
+        """Yield the modules that are held directly, or in a list, tuple or dict; a shared one once."""
+        parts = (part for _, part in self.named_parts())
+        return iter(dict.fromkeys(part for part in parts if isinstance(part, Module)))
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (path, tensor) for every parameter, a shared one once, under its first name."""
         seen: set[Tensor] = set()
@@ -145,6 +154,12 @@ class Module:
         """Make every parameter trainable, or freeze it."""
         all_or_none([setting(p, "requires_grad", value) for p in self.parameters()])
         return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters, frozen ones included; of all or of none."""
+        at_once(
+            object.__setattr__, self.parameters(), itertools.repeat("grad"), itertools.repeat(None)
+        )()
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return a copy of every parameter by name."""
@@ -483,6 +498,62 @@ class ReLU(Module):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return max(x, 0)."""
         return mg.relu(x)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent, entry by entry."""
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return tanh(x)."""
+        return mg.tanh(x)
+
+
+class Sigmoid(Module):
+    """σ(x) = 1/(1 + e⁻ˣ), entry by entry."""
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return σ(x)."""
+        return mg.sigmoid(x)
+
+
+class GELU(Module):
+    """x·Φ(x), entry by entry, in the form with tanh: see :func:`minigrad.gelu`.
+
+    PyTorch's default is ``"none"``, the exact Φ.  That needs erf, which NumPy lacks.  The two
+    differ by less than 5e-4.
+
+    Raises
+    ------
+    NotImplementedError
+        For another ``approximate`` than ``"tanh"``.
+    """
+
+    def __init__(self, approximate: str = "tanh") -> None:
+        mg.gelu(0.0, approximate)  # which refuses what it cannot compute
+        self.approximate = approximate
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return x·Φ(x)."""
+        return mg.gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        """Return the form."""
+        return f"approximate={self.approximate!r}"
+
+
+class Flatten(Module):
+    """All axes from ``start_dim`` on made into one: by default (N, …) becomes (N, features)."""
+
+    def __init__(self, start_dim: int = 1) -> None:
+        self.start_dim = start_dim
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return x in its new shape; IndexError if it has no axis ``start_dim``."""
+        return mg.flatten(x, self.start_dim)
+
+    def extra_repr(self) -> str:
+        """Return the first axis that is flattened."""
+        return f"start_dim={self.start_dim}"
 
 
 class Dropout(Module):

@@ -191,6 +191,55 @@ def test_a_shared_module_has_two_names_but_its_parameters_count_once():
     assert sorted(name for name, _ in block.named_parameters()) == sorted(NAMES)
 
 
+def test_children_are_the_modules_held_directly_a_shared_one_once():
+    block = Block()
+    block.again = block.heads[0]
+    block.held = {"a": [block.q, ld.Dropout(0.1)]}
+    expected = [block.q, *block.heads, block.inner, block.held["a"][1]]
+    assert list(block.children()) == expected
+    assert list(ld.ReLU().children()) == []
+    assert next(block.children()) is block.q
+
+
+def test_modules_are_the_model_and_all_inside_a_shared_one_once():
+    block = Block()
+    block.again, block.inner.tied = block.inner, block.q
+    assert list(block.modules()) == [block, block.q, *block.heads, block.inner, *block.inner[:2]]
+    assert next(block.modules()) is block
+
+
+def test_zero_grad_of_a_model_forgets_the_gradients_of_all_its_parameters():
+    block = Block()
+    block.again = block.q
+    frozen = block.scale
+    frozen.requires_grad = False
+    for p in block.parameters():
+        p.grad = np.ones(p.shape, p.dtype)
+    block.zero_grad()
+    assert [p.grad for p in block.parameters()] == [None] * len(NAMES)
+
+
+def test_an_interrupt_leaves_all_gradients_of_a_model_or_none():
+    def prepare():
+        block = Block()
+        for p in block.parameters():
+            p.grad = np.ones(p.shape, p.dtype)
+        return block, block.zero_grad
+
+    assert_whole(prepare, lambda block: [p.grad is None for p in block.parameters()])
+
+
+def test_an_adapted_model_walks_and_forgets_as_any_other():
+    config = ld.LoraConfig(r=1, target_modules="all-linear")
+    model = ld.get_peft_model(ld.MLP([3, 4, 2], rng=0), config, rng=0)
+    assert list(model.children()) == [model.base_model]
+    assert {type(m) for m in model.modules()} >= {ld.PeftModel, ld.LoRALinear, ld.ReLU}
+    mg.cross_entropy(model(np.ones((1, 3))), [0]).backward()
+    assert any(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_shared_tensor_counts_once():
     block = Block()
     block.heads[0].weight = block.heads[2].weight
@@ -452,6 +501,78 @@ def test_an_mlp_refuses_a_width_of_0():
 
 def test_relu_is_the_positive_part():
     assert_array_equal(ld.ReLU()(mg.Tensor([-1.0, 0, 2])).data, [0, 0, 2])
+
+
+#: layers without parameters: the function, and what NumPy makes of it
+ELEMENTWISE = {
+    "ReLU": (ld.ReLU(), mg.relu, lambda x: np.maximum(x, 0)),
+    "Tanh": (ld.Tanh(), mg.tanh, np.tanh),
+    "Sigmoid": (ld.Sigmoid(), mg.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+    "GELU": (
+        ld.GELU(),
+        mg.gelu,
+        lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize(("layer", "function", "in_numpy"), ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_a_layer_of_a_function_is_that_function(layer, function, in_numpy, dtype):
+    x = np.array([[-2.0, -0.5, 0.25], [0.0, 1.0, 3.0]], dtype)
+    y = layer(mg.Tensor(x))
+    assert_array_equal(y.data, function(x).data, strict=True)
+    assert_allclose(y.data, in_numpy(x.astype(float)), rtol=10 * np.finfo(dtype).eps)
+    assert_array_equal(layer(x).data, y.data, strict=True)
+    assert layer(np.zeros((0, 3), dtype)).shape == (0, 3)
+    mg.gradcheck(layer, np.array([-2.0, -0.5, 0.25]))
+    assert (layer.parameters(), layer.state_dict()) == ([], {})
+
+
+def test_the_exact_gelu_is_refused_when_the_layer_is_made():
+    assert repr(ld.GELU()) == repr(ld.GELU("tanh")) == "GELU(approximate='tanh')"
+    with pytest.raises(NotImplementedError, match=r"approximate='none'.*erf"):
+        ld.GELU("none")  # PyTorch's default
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3), (5, 6), (5,), (0, 2, 3), (5, 0, 3)], ids=str)
+def test_flatten_keeps_the_examples_of_a_batch_apart(shape):
+    x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    if len(shape) == 1:
+        with pytest.raises(IndexError, match=r"flatten of shape \(5,\): axis 1"):
+            ld.Flatten()(x)
+        return
+    y = ld.Flatten()(x)
+    assert_array_equal(y.data, x.reshape(shape[0], math.prod(shape[1:])), strict=True)
+
+
+def test_flatten_begins_where_it_is_told_to():
+    x = mg.Tensor(np.ones((2, 3, 4)), requires_grad=True)
+    assert [ld.Flatten(k)(x).shape for k in (0, 1, 2, -2)] == [(24,), (2, 12), (2, 3, 4), (2, 12)]
+    assert (repr(ld.Flatten()), repr(ld.Flatten(0))) == (
+        "Flatten(start_dim=1)",
+        "Flatten(start_dim=0)",
+    )
+    assert mg.grad(ld.Flatten()(x).sum(), x).shape == (2, 3, 4)
+
+
+def test_layers_of_functions_make_a_network_that_is_adapted_and_learns():
+    rng = np.random.default_rng(0)
+    layers = [
+        ld.Flatten(),
+        ld.Linear(6, 8, rng=rng),
+        ld.Tanh(),
+        ld.Linear(8, 8, rng=rng),
+        ld.GELU(),
+    ]
+    base = ld.Sequential(*layers, ld.Linear(8, 3, rng=rng), ld.Sigmoid())
+    config = ld.LoraConfig(r=2, target_modules="all-linear")
+    model = ld.get_peft_model(base, config, rng=rng)
+    x, labels = rng.normal(size=(30, 2, 3)).astype(np.float32), np.arange(30) % 3
+    optimizer = ld.AdamW(model.parameters(), lr=0.1)
+    steps = list(ld.fit(model, x, labels, optimizer=optimizer, steps=30, batch_size=30, rng=0))
+    assert steps[-1].loss < 0.9 * steps[0].loss
+    assert_allclose(model.merge_and_unload()(x).data, model.eval()(x).data, atol=1e-5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
