@@ -33,7 +33,11 @@ from loradora.nn import Sigmoid as Sigmoid
 from loradora.nn import Tanh as Tanh
 from loradora.optim import SGD as SGD
 from loradora.optim import AdamW as AdamW
+from loradora.optim import clip_grad_norm_ as clip_grad_norm_
+from loradora.optim import cosine_decay as cosine_decay
+from loradora.optim import linear_decay as linear_decay
 from loradora.optim import lora_plus as lora_plus
+from loradora.optim import warmup as warmup
 from loradora.peft import PeftModel as PeftModel
 from loradora.peft import get_peft_model as get_peft_model
 from loradora.peft import get_peft_model_state_dict as get_peft_model_state_dict

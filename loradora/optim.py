@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -17,7 +18,8 @@ import numpy.typing as npt
 
 from loradora.adapters import LowRankLinear
 from loradora.nn import Change, Module, all_or_none, check_finite, setting
-from minigrad import Tensor
+from minigrad import Tensor, norm
+from minigrad.ops import like, wide
 from minigrad.scopes import at_once
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -141,7 +143,9 @@ class Optimizer:
             As :class:`Optimizer`; nothing is added.
         """
         if not isinstance(group, Mapping):
-            raise TypeError(f"{_WANTED}, not both in one list, nor a {type(group).__name__}")
+            raise TypeError(
+                f"{_WANTED}{_OR_GROUPS}, not both in one list, nor a {type(group).__name__}"
+            )
         if "params" not in group:
             raise ValueError(f"a group needs 'params', a list of Tensors; got {list(group)}")
         unknown = [name for name in group if name not in ("params", *self._defaults)]
@@ -151,7 +155,7 @@ class Optimizer:
         params, known = _listed(group["params"]), set(self._parameters())
         for p in params:
             if not isinstance(p, Tensor):
-                raise TypeError(f"{_WANTED}, not a list of {type(p).__name__}")
+                raise TypeError(f"{_WANTED}{_OR_GROUPS}, not a list of {type(p).__name__}")
             if p.op is not None:
                 raise TypeError(
                     f"only leaves can be trained, not the result of {p.op.name} (shape {p.shape})"
@@ -342,9 +346,8 @@ class Optimizer:
         return named
 
 
-_WANTED = (
-    "expected a list of Tensors, as model.parameters() is, or of groups {'params': tensors, ...}"
-)
+_WANTED = "expected a list of Tensors, as model.parameters() is"
+_OR_GROUPS = ", or of groups {'params': tensors, ...}"
 
 _NOTHING_TO_MOVE = (
     "no parameter of this optimizer has a gradient (and requires one): there is nothing to move. Either "
@@ -354,13 +357,13 @@ _NOTHING_TO_MOVE = (
 )
 
 
-def _listed(params: Any) -> list[Any]:
+def _listed(params: Any, wanted: str = _WANTED + _OR_GROUPS) -> list[Any]:
     """Return what was given as several parameters or groups as a list."""
     several = isinstance(params, Iterable) and not isinstance(
         params, (Tensor, Module, Mapping, set, frozenset, str, bytes, np.ndarray)
     )
     if not several:
-        raise TypeError(f"{_WANTED}, not a {type(params).__name__}")
+        raise TypeError(f"{wanted}, not a {type(params).__name__}")
     return list(params)
 
 
@@ -595,6 +598,64 @@ def lora_plus(
     ]
 
 
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients by one factor, so that their norm together is at most ``max_norm``.
+
+    Between ``backward()`` and ``step()`` it bounds the step.  The factor is PyTorch's,
+    min(1, max_norm/(norm + 1e-6)).  A gradient that is scaled is a new array in the place of the old one,
+    of the same dtype; nothing is written into an array.  Either all are scaled or none, also if Ctrl-C
+    comes.
+
+    Parameters
+    ----------
+    parameters
+        Those without a gradient are passed over.
+    max_norm
+        At least 0; with ``math.inf`` the norm is only measured.
+
+    Returns
+    -------
+    float
+        The norm of all gradients before, as of one long vector.
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient holds NaN or infinity.  (PyTorch scales all by NaN, or by 0, unless it is called
+        with ``error_if_nonfinite=True``.)
+    TypeError, ValueError
+        For anything but Tensors, a ``max_norm`` that is no number of at least 0, and a gradient that was
+        set in another shape or dtype than its parameter has.
+
+    Examples
+    --------
+    >>> p, q = (Tensor(0.0, requires_grad=True) for _ in range(2))
+    >>> (3 * p + 4 * q).backward()
+    >>> clip_grad_norm_([p, q], 1.0), p.grad.round(4), q.grad.round(4)
+    (5.0, np.float64(0.6), np.float64(0.8))
+    """
+    if max_norm != math.inf:
+        check_finite(max_norm=max_norm)
+    if max_norm < 0:
+        raise ValueError(f"max_norm must not be negative, not {max_norm!r}")
+    clipped = {}
+    for p in _listed(parameters, _WANTED):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{_WANTED}, not a list of {type(p).__name__}")
+        if p.grad is not None:
+            _check_gradient(p, p.grad)
+            clipped[p] = p.grad
+    total = math.hypot(*(norm(wide(g)).item() for g in clipped.values()))
+    if not math.isfinite(total):
+        raise FloatingPointError(f"the norm of the gradients is {total}: none was scaled")
+    factor = max_norm / (total + 1e-6)
+    if factor < 1:
+        with np.errstate(under="ignore"):
+            scaled = [like(wide(g) * factor, g) for g in clipped.values()]
+        at_once(object.__setattr__, clipped, repeat("grad"), scaled)()
+    return total
+
+
 def constant(progress: float) -> float:
     """Return 1: the rate stays as it is."""
     return 1.0
@@ -612,3 +673,41 @@ def cosine_decay(progress: float) -> float:
     [1.0, 0.5, 0.0]
     """
     return (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup(share: float, then: Schedule = linear_decay) -> Schedule:
+    """Return a schedule that climbs from 0 to the full rate, and then goes on as another one.
+
+    Adam knows little of its moments in the first steps, and takes long ones.  A fresh B = 0 gives A no
+    gradient at all before it has moved.  With low rates at first, neither does harm.
+
+    Parameters
+    ----------
+    share
+        The part of the training that it takes, in [0, 1).  For the first 100 of 1000 steps it is 0.1.
+    then
+        What the rest follows, from its start to its end.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a share that is no number in [0, 1), and what is no function.
+
+    Examples
+    --------
+    >>> schedule = warmup(0.2, then=cosine_decay)
+    >>> [round(schedule(t), 3) for t in (0, 0.1, 0.2, 0.6, 1)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    check_finite(share=share)
+    if not 0 <= share < 1:
+        raise ValueError(f"share must lie in [0, 1), not {share!r}")
+    if not callable(then):
+        raise TypeError(f"then must be a function, such as linear_decay, not {then!r}")
+    return partial(_warmed_up, share, then)  # which can be pickled; a closure cannot
+
+
+def _warmed_up(share: float, then: Schedule, progress: float) -> float:
+    if progress < share:
+        return progress / share
+    return then((progress - share) / (1 - share))

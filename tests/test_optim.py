@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.optim import constant, cosine_decay, linear_decay
+from loradora.optim import constant, cosine_decay, linear_decay, warmup
 
 GRADIENTS = np.random.default_rng(0).normal(size=(7, 3, 2))
 START = np.random.default_rng(1).normal(size=(3, 2))
@@ -538,7 +538,208 @@ def test_cosine_is_its_formula():
     assert cosine_decay(0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
 
 
+@pytest.mark.parametrize("then", [linear_decay, cosine_decay, constant])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
+def test_a_warm_up_climbs_in_a_straight_line_and_goes_on_as_the_other_schedule(share, then):
+    schedule = warmup(share, then)
+    assert [schedule(0), schedule(share / 4), schedule(share / 2)] == [0, 0.25, 0.5]
+    assert (schedule(share), schedule(1)) == (1, then(1))
+    assert schedule((1 + share) / 2) == pytest.approx(then(0.5))
+    climbing = [schedule(t) for t in np.linspace(0, share, 50)]
+    assert climbing == sorted(climbing)
+
+
+def test_no_warm_up_is_the_other_schedule_and_by_default_it_decays_linearly():
+    for t in (0, 0.3, 1):
+        assert warmup(0, cosine_decay)(t) == cosine_decay(t)
+        assert warmup(0)(t) == linear_decay(t)
+
+
+def test_warm_up_is_that_of_hugging_face_counted_in_steps():
+    """step/w while it warms up, then (n − step)/(n − w): their get_linear_schedule_with_warmup."""
+    n, w = 40, 10
+    expected = [step / w if step < w else (n - step) / (n - w) for step in range(n)]
+    assert_allclose([warmup(w / n)(step / n) for step in range(n)], expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
+def test_a_warm_up_can_be_copied_and_pickled(copied):
+    schedule = warmup(0.2, cosine_decay)
+    assert [copied(schedule)(t) for t in (0, 0.1, 0.7)] == [schedule(t) for t in (0, 0.1, 0.7)]
+
+
+def test_training_that_warms_up_goes_on_where_it_was_interrupted():
+    def trained(*parts):
+        model = ld.MLP([4, 3], rng=0)
+        optimizer, records = ld.AdamW(model.parameters(), lr=0.1), []
+        for start, stop in parts:
+            training = ld.fit(
+                model,
+                X,
+                LABELS,
+                optimizer=optimizer,
+                steps=20,
+                schedule=warmup(0.3),
+                start=start,
+                rng=0,
+            )
+            records += [next(training) for _ in range(start, stop)]
+        return records, model.state_dict()
+
+    once, twice = trained((0, 20)), trained((0, 4), (4, 20))
+    assert [step.rate for step in once[0][:4]] == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6])
+    assert once[0] == twice[0]
+    assert all(np.array_equal(a, twice[1][name]) for name, a in once[1].items())
+
+
+X, LABELS = np.random.default_rng(3).normal(size=(30, 4)), np.arange(30) % 3
+
+
+# ----------------------------------------------------------------------------- clipping
+
+
+def with_gradients(*gradients, dtype=np.float64):
+    """Return one parameter for each gradient; None for one that has none."""
+    params = []
+    for g in gradients:
+        p = parameter(np.zeros(np.shape([] if g is None else g)), dtype)
+        p.grad = None if g is None else np.asarray(g, dtype)
+        params.append(p)
+    return params
+
+
+def test_gradients_are_scaled_to_the_largest_norm_together():
+    params = with_gradients([3.0, 0.0], None, [[4.0]])
+    assert ld.clip_grad_norm_(params, 2.5) == 5
+    assert_allclose(params[0].grad, [1.5, 0], rtol=1e-6)
+    assert params[1].grad is None
+    assert_allclose(params[2].grad, [[2]], rtol=1e-6)
+    assert params[2].grad == 4 * (2.5 / (5 + 1e-6))
+
+
+@pytest.mark.parametrize("max_norm", [5.1, math.inf])
+def test_gradients_that_are_small_enough_stay_the_arrays_they_are(max_norm):
+    params = with_gradients([3.0, 0.0], [4.0])
+    before = [p.grad for p in params]
+    assert ld.clip_grad_norm_(params, max_norm) == 5
+    assert all(p.grad is g for p, g in zip(params, before, strict=True))
+
+
+def test_clipping_writes_into_no_array():
+    params = with_gradients([3.0, 0.0], [4.0])
+    before = [p.grad for p in params]
+    for g in before:
+        g.setflags(write=False)
+    ld.clip_grad_norm_(params, 1)
+    assert_array_equal(before[0], [3, 0])
+    assert all(p.grad.flags.writeable for p in params)
+
+
+def test_a_parameter_that_is_given_twice_counts_once_and_a_generator_will_do():
+    p, q = with_gradients([3.0], [4.0])
+    assert ld.clip_grad_norm_((x for x in (p, q, p)), 1) == 5
+    assert_allclose(p.grad, 0.6, rtol=1e-6)
+
+
+def test_without_gradients_the_norm_is_0():
+    assert ld.clip_grad_norm_(with_gradients(None), 1) == 0
+    assert ld.clip_grad_norm_([], 1) == 0
+    params = with_gradients(np.zeros(3), [])
+    assert ld.clip_grad_norm_(params, 1) == 0
+    assert_array_equal(params[0].grad, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(np.float16, 6e4), (np.float32, 2e38), (np.float64, 1e308), (np.float64, 1e-200)],
+    ids=str,
+)
+def test_a_norm_is_found_whose_squares_overflow_or_underflow(dtype, size):
+    (p,) = with_gradients([size, -size], dtype=dtype)
+    kept = p.grad
+    norm = ld.clip_grad_norm_([p], 1.0)
+    assert norm == pytest.approx(math.hypot(*kept.astype(float)), rel=1e-3)
+    assert p.grad.dtype == dtype
+    if size > 1:
+        assert_allclose(p.grad, np.array([1, -1]) / math.sqrt(2), rtol=1e-3)
+
+
+def test_float16_is_scaled_in_float32_and_what_gets_too_small_is_0_without_a_word():
+    p, q = with_gradients(np.full(10**4, 6e4), [1e-7], dtype=np.float16)
+    with np.errstate(all="raise"):
+        ld.clip_grad_norm_([p, q], 1.0)  # by 1.67e-7, which float16 would round to 1.79e-7
+    assert_allclose(p.grad, np.full(10**4, 0.01), rtol=1e-3)
+    assert_array_equal(q.grad, np.float16([0]), strict=True)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_norm_that_is_not_finite_is_refused_and_nothing_is_scaled(wrong):
+    params = with_gradients([3.0], [wrong, 1.0])
+    with pytest.raises(FloatingPointError, match=r"the norm of the gradients is (nan|inf)"):
+        ld.clip_grad_norm_(params, 1.0)
+    assert_array_equal(params[0].grad, [3])
+
+
+NOT_TO_BE_CLIPPED = {
+    "a negative norm": (lambda p: ([p], -1), ValueError, "max_norm must not be negative, not -1"),
+    "a norm that is NaN": (lambda p: ([p], math.nan), ValueError, "max_norm must be finite"),
+    "a string": (lambda p: ([p], "1"), TypeError, "max_norm must be a number"),
+    "a Tensor": (lambda p: (p, 1), TypeError, "a list of Tensors.*not a Tensor"),
+    "a model": (lambda p: (ld.ReLU(), 1), TypeError, "a list of Tensors.*not a ReLU"),
+    "groups": (lambda p: ([{"params": [p]}], 1), TypeError, "a list of Tensors.* dict"),
+    "an array among them": (lambda p: ([p, np.ones(2)], 1), TypeError, "not a list of ndarray"),
+    "a gradient of another shape": (lambda p: ([p, odd()], 1), ValueError, r"shape \(2,\).*\(3,\)"),
+}
+
+
+def odd():
+    p = parameter([1.0, 2.0])
+    p.grad = np.ones(3)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"), NOT_TO_BE_CLIPPED.values(), ids=NOT_TO_BE_CLIPPED
+)
+def test_what_cannot_be_clipped_is_refused_and_nothing_is_scaled(given, error, said):
+    (p,) = with_gradients([3.0])
+    with pytest.raises(error, match=said):
+        ld.clip_grad_norm_(*given(p))
+    assert_array_equal(p.grad, [3])
+
+
+def test_an_interrupt_leaves_all_gradients_clipped_or_none():
+    def prepare():
+        params = with_gradients([3.0], [4.0], [5.0])
+        return params, lambda: ld.clip_grad_norm_(params, 1.0)
+
+    assert_whole(prepare, lambda params: [p.grad.item() for p in params], instructions=True)
+
+
+def test_a_clipped_step_is_bounded():
+    p = parameter([0.0, 0.0])
+    optimizer = ld.SGD([p], lr=0.5)
+    p.grad = np.array([300.0, -400.0])
+    ld.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    assert_allclose(p.data, [-0.3, 0.4], rtol=1e-6)
+
+
 # ----------------------------------------------------------------------------- what is refused
+
+NOT_A_SHARE = [(1, ValueError), (1.5, ValueError), (-0.1, ValueError), (math.nan, ValueError)]
+
+
+@pytest.mark.parametrize(("share", "error"), [*NOT_A_SHARE, ("a", TypeError), (True, TypeError)])
+def test_a_warm_up_takes_a_share_of_the_training(share, error):
+    with pytest.raises(error, match="share must"):
+        warmup(share)
+
+
+def test_a_warm_up_is_followed_by_a_function():
+    with pytest.raises(TypeError, match=r"then must be a function.*not 0\.5"):
+        warmup(0.1, 0.5)
+
 
 REFUSED = {
     "a negative rate": (lambda p: ld.SGD([p], lr=-0.1), "not -0.1"),

@@ -1418,7 +1418,10 @@ def test_every_console_can_show_every_kind_of_module():
     two = add(adapted(), "other")
     two.set_adapter(["default", "other"])
     columns = ld.DoRALinear(ld.Linear(3, 2), r=1, lora_alpha=1, norm_axis=0)
-    others = [ld.MLP([3, 2]), ld.Sequential(ld.ReLU(), ld.Dropout(0.5))]
+    plain = ld.Sequential(
+        ld.ReLU(), ld.Dropout(0.5), ld.Tanh(), ld.Sigmoid(), ld.GELU(), ld.Flatten()
+    )
+    others = [ld.MLP([3, 2]), plain]
     models = [adapted(), adapted("DoRA"), two, columns, *others]
     shown = {type(module) for model in models for _, module in model.named_modules()}
     assert shown >= set(kinds(ld.Module)) - {ld.Module, Adapted, LowRankLinear}

@@ -166,3 +166,40 @@ def test_the_groups_of_lora_plus_are_pefts(kind: str, tmp_path: Path) -> None:
         for p in g["params"]
         if id(p) in magnitudes
     } <= {(0.04, 0.0)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 3.0, 1e6, float("inf")])
+def test_gradients_are_clipped_as_in_pytorch(max_norm: float, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=shape).astype(dtype) for shape in ((3, 2), (4,), ())]
+    theirs = [
+        torch.nn.Parameter(torch.zeros(np.shape(g), dtype=getattr(torch, dtype))) for g in gradients
+    ]
+    ours = [mg.Tensor(np.zeros_like(g), requires_grad=True) for g in gradients]
+    for g, p, q in zip(gradients, theirs, ours, strict=True):
+        p.grad, q.grad = torch.from_numpy(np.array(g)), g
+    expected = torch.nn.utils.clip_grad_norm_(
+        [*theirs, torch.nn.Parameter(torch.ones(2))], max_norm
+    )
+    found = ld.clip_grad_norm_([*ours, mg.Tensor([1.0], requires_grad=True)], max_norm)
+    assert found == pytest.approx(expected.item(), rel=twins.TOLERANCE[dtype])
+    for p, q in zip(theirs, ours, strict=True):
+        twins.agree(np.asarray(q.grad), p.grad.numpy())
+
+
+def test_a_warm_up_is_that_of_pytorchs_schedulers() -> None:
+    """LinearLR up to the full rate, then LinearLR down to 0, from a first step that is not 0 there."""
+    n, w = 20, 5
+    p = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    up = schedulers.LinearLR(optimizer, start_factor=1e-9, total_iters=w)
+    down = schedulers.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=n - w)
+    both = schedulers.SequentialLR(optimizer, [up, down], milestones=[w])
+    for step in range(n):
+        assert ld.warmup(w / n)(step / n) == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=1e-8
+        )
+        optimizer.step()
+        both.step()

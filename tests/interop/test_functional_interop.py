@@ -1,0 +1,53 @@
+"""What is composed here from operations has the values and the gradients of PyTorch's own."""
+
+import numpy as np
+import pytest
+
+import loradora as ld
+import minigrad as mg
+
+NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
+torch = pytest.importorskip("torch", reason=NEEDED)
+pytest.importorskip("peft", reason=NEEDED)
+pytest.importorskip("safetensors", reason=NEEDED)
+twins = pytest.importorskip("twins", reason=NEEDED)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 1, 4)], ids=str)
+def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: str) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    F, axis = torch.nn.functional, len(shape) - 1
+    pairs = [
+        (lambda a: mg.std(a, axis, ddof=1), lambda a: torch.std(a, axis)),
+        (lambda a: mg.logsumexp(a, axis), lambda a: torch.logsumexp(a, axis)),
+        (lambda a: mg.squeeze(a), torch.squeeze),
+        (lambda a: mg.expand_dims(a, axis), lambda a: torch.unsqueeze(a, axis)),
+        (lambda a: mg.flatten(a), torch.flatten),
+        (ld.Tanh(), torch.nn.Tanh()),
+        (ld.Sigmoid(), torch.nn.Sigmoid()),
+        (ld.GELU(), torch.nn.GELU("tanh")),
+        (ld.ReLU(), F.relu),
+    ]
+    if len(shape) > 1:
+        pairs.append((ld.Flatten(), torch.nn.Flatten()))
+    for here, there in pairs:
+        ours, theirs = mg.Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+        y, z = here(ours), there(theirs)
+        twins.agree(y.data, z.detach().numpy())
+        upstream = np.random.default_rng(1).normal(size=y.shape).astype(dtype)
+        y.backward(upstream)
+        z.backward(torch.from_numpy(np.array(upstream)))
+        twins.agree(ours.grad, theirs.grad.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:std.*degrees of freedom:UserWarning")
+@pytest.mark.parametrize("values", [[2.0, 2.0], [7.0], [np.inf, 1.0], [np.nan, 0.0]], ids=str)
+@pytest.mark.parametrize("correction", [0, 1])
+def test_a_deviation_has_the_gradient_of_pytorch_at_the_hard_points(values, correction) -> None:
+    ours, theirs = mg.Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
+    y, z = mg.std(ours, ddof=correction), torch.std(theirs, correction=correction)
+    y.backward()
+    z.backward()
+    np.testing.assert_allclose(y.data, z.item())
+    np.testing.assert_allclose(ours.grad, theirs.grad.numpy())
