@@ -8,6 +8,8 @@ layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a f
 did).  ``companion`` looks first whether minigrad is the one that belongs here.
 """
 
+from typing import TYPE_CHECKING
+
 from loradora.companion import check_minigrad
 
 check_minigrad()  # before anything imports it
@@ -44,3 +46,7 @@ from loradora.peft import get_peft_model_state_dict as get_peft_model_state_dict
 from loradora.peft import set_peft_model_state_dict as set_peft_model_state_dict
 from loradora.train import evaluate as evaluate
 from loradora.train import fit as fit
+from minigrad import hints as _hints
+
+if not TYPE_CHECKING:
+    __getattr__ = _hints.attributes_of(__name__, _hints.of_loradora)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from functools import partial
 from numbers import Real
 from types import FunctionType, MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from minigrad import Tensor
+from minigrad import Tensor, hints
 from minigrad.scopes import at_once
 from minigrad.tensor import as_reals
 
@@ -54,6 +54,12 @@ class Module:
                     f"{cls.__name__}.{name} belongs to the class, where nobody finds it: set it in "
                     "__init__"
                 )
+
+    if not TYPE_CHECKING:  # to whom it would mean that there is any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError; what is called otherwise here is answered from the table of hints."""
+            return hints.missing(self, name, hints.of_module)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "requires_grad":
@@ -690,3 +696,7 @@ class MLP(Module):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return the logits, shape (…, sizes[-1])."""
         return self.layers(x)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = hints.attributes_of(__name__, hints.of_loradora)

@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from loradora.adapters import LowRankLinear
 from loradora.nn import Change, Module, all_or_none, check_finite, setting
-from minigrad import Tensor, norm
+from minigrad import Tensor, hints, norm
 from minigrad.ops import like, wide
 from minigrad.scopes import at_once
 
@@ -189,6 +189,8 @@ class Optimizer:
     # -- options are kept by group; where they would be set to no effect, say so
 
     def __getattr__(self, name: str) -> Any:
+        if hasattr(type(self), name):  # a property that has failed says why
+            return object.__getattribute__(self, name)
         raise AttributeError(self._no_attribute(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -711,3 +713,7 @@ def _warmed_up(share: float, then: Schedule, progress: float) -> float:
     if progress < share:
         return progress / share
     return then((progress - share) / (1 - share))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = hints.attributes_of(__name__, hints.of_loradora)

@@ -32,7 +32,7 @@ from loradora.config import LoraConfig, ReadOnly
 from loradora.matching import check_names, match, named_as
 from loradora.nn import Module, Rng, all_or_none, generator, named_tensors, setting
 from loradora.views import intact, own_copy, rebuild, take_modes
-from minigrad import Tensor
+from minigrad import Tensor, hints
 from minigrad.scopes import Scope, at_once
 
 
@@ -90,9 +90,11 @@ class PeftModel(Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that only the model inside has."""
-        if name.startswith("_") or "_plain" not in vars(self):
-            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-        return getattr(self.base_model, name)
+        if not name.startswith("_") and "_plain" in vars(self) and not hasattr(type(self), name):
+            inside = self.base_model
+            if hints.of_adapted_model(name) is None or hasattr(inside, name):
+                return getattr(inside, name)
+        return hints.missing(self, name, hints.of_adapted_model)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, unless it is one of the model inside: each adapter has a view of that."""

@@ -4,6 +4,9 @@ Read it in this order: ``ops`` (the derivatives), ``engine`` (the chain rule), `
 bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
 """
 
+from typing import TYPE_CHECKING
+
+from minigrad import hints as hints
 from minigrad.functional import concatenate as concatenate
 from minigrad.functional import cross_entropy as cross_entropy
 from minigrad.functional import expand_dims as expand_dims
@@ -22,3 +25,6 @@ from minigrad.tensor import Tensor as Tensor
 from minigrad.tensor import grad as grad
 from minigrad.tensor import is_grad_enabled as is_grad_enabled
 from minigrad.tensor import no_grad as no_grad
+
+if not TYPE_CHECKING:
+    __getattr__ = hints.attributes_of(__name__, hints.of_minigrad)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import ops
+from minigrad import hints, ops
 from minigrad.ops import Op
 
 #: The functions of NumPy that Python's operators stand for.
@@ -48,46 +48,22 @@ WITHOUT_GRADIENT: frozenset[Any] = frozenset(
     }
 )
 
-#: What minigrad calls otherwise than NumPy.
-OWN_NAMES = {
-    "subtract": "sub",
-    "multiply": "mul",
-    "divide": "div",
-    "power": "pow",
-    "negative": "neg",
-    "absolute": "abs",
-    "dot": "matmul",
-    "linalg.matmul": "matmul",
-    "linalg.norm": "norm",
-    "linalg.vector_norm": "norm",
-    "add.reduce": "sum",
-    "maximum.reduce": "max",
-    "minimum.reduce": "min",
-    "amax": "max",
-    "amin": "min",
-    "concat": "concatenate",
-    "permute_dims": "transpose",
-    "moveaxis": "transpose",
-    "matrix_transpose": "transpose",
-    "ravel": "reshape",
-}
-
 
 def own_name(name: str) -> str | None:
     """Return what minigrad calls a function of NumPy, None if it does not have it."""
     import minigrad  # by now all of it is there
 
-    own = OWN_NAMES.get(name, name)
+    own = hints.SYNONYMS.get(name, name)
     return own if hasattr(minigrad, own) else None
 
 
 def refusal(name: str, hint: str = "") -> TypeError:
     """Return the error for a function of NumPy that would return an array, and lose the gradient."""
-    own = own_name(name)
-    instead = (
-        "there is no such operation here: make it of others, or pass .data if you need no gradient"
-    )
-    return TypeError(
-        f"np.{name} makes arrays, and would lose the gradient of a Tensor: "
-        + (f"use mg.{own}{hint}" if own else instead)
-    )
+    own, composed = own_name(name), hints.COMPOSITIONS.get(name)
+    if own:
+        instead = f"use mg.{own}{hint}"
+    elif composed:
+        instead = f"pass .data if you need no gradient, else {hints.said(composed)}"
+    else:
+        instead = "make it of the operations here, or pass .data if you need no gradient"
+    return TypeError(f"np.{name} makes arrays, and would lose the gradient of a Tensor: {instead}")

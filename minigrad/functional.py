@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_index
 
 from minigrad import ops
+from minigrad.hints import keywords
 from minigrad.ops import Axis
 from minigrad.tensor import Operand, Tensor, as_tensors
 
@@ -105,6 +106,7 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     return _reduce(ops.nll(logits, labels), reduction)
 
 
+@keywords
 def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Return log Σeˣ over ``axis``: finite also for ±1e4.  Its gradient is softmax(x).
 
@@ -123,6 +125,7 @@ def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return cast(Tensor, ops.like(y + m.reshape(y.shape), given))
 
 
+@keywords
 def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """Return the standard deviation over ``axis``: √(Σ(x − μ)²/(n − ``ddof``)).
 
@@ -143,6 +146,7 @@ def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) ->
     return cast(Tensor, ops.like(length / math.sqrt(max(n - ddof, 0)), given))
 
 
+@keywords
 def squeeze(x: Operand, axis: Axis = None) -> Tensor:
     """Return x without the axes of length 1, or without those of them that ``axis`` names.
 
@@ -159,6 +163,7 @@ def squeeze(x: Operand, axis: Axis = None) -> Tensor:
     return _reshaped("squeeze", x, np.squeeze, axis)
 
 
+@keywords
 def expand_dims(x: Operand, axis: int | tuple[int, ...]) -> Tensor:
     """Return x with an axis of length 1 in the place ``axis`` of the result, or several.
 
@@ -208,6 +213,7 @@ def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
+@keywords
 def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
     """Return the tensors one after the other along an existing axis; flattened first for None.
 
@@ -233,6 +239,7 @@ def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
     return join(axis, *parts)
 
 
+@keywords
 def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
     """Return the tensors, all of one shape, side by side along a new axis.
 

@@ -111,9 +111,11 @@ class Op(Generic[P]):
             last = builtins.max(map(free.index, params))
             named = [params[n] if n in params else defaults[n] for n in free[: last + 1]]
         except (ValueError, KeyError):  # a name is unknown, taken, or missing
+            from minigrad.hints import of_keywords
+
             raise TypeError(
                 f"{self.name}({', '.join(names)}) cannot be called with {len(args)} arguments "
-                f"by position and {', '.join(params)} by name"
+                f"by position and {', '.join(params)} by name{of_keywords(params, names)}"
             ) from None
         return (*args, *named)
 
@@ -536,6 +538,8 @@ def reshape(a: Array, shape: int | tuple[int, ...]) -> Array:
 )
 def transpose(a: Array, axes: tuple[int, ...] | None = None) -> Array:
     """Return a with its axes permuted; reversed for None."""
+    if axes is not None and np.size(axes) != a.ndim:
+        raise ValueError(f"expected all {a.ndim} axes, not {axes}: swapaxes exchanges two")
     return np.transpose(a, axes)
 
 
@@ -676,7 +680,10 @@ def _deviation(a: Array, axis: Axis) -> Array:
     )
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
-    """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``."""
+    """Return the variance over ``axis``: the sum of squared deviations over n − ``ddof``.
+
+    NumPy's ddof is 0, PyTorch's is 1 (there it is called ``correction``, or ``unbiased=True``).
+    """
     deviation = _deviation(a, axis)
     share = _count(a, axis) * _per_degree(a, axis, ddof)  # n/N
     return like(_mean(deviation * deviation, axis, keepdims) * share, a)
@@ -692,7 +699,10 @@ def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
 # d max(a) = da at the largest entry; where k entries tie, each has the slope 1/k
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a >= _restore(y, a, axis)))
 def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Return the largest entry over ``axis``; a tie shares its gradient evenly."""
+    """Return the largest entry over ``axis``; a tie shares its gradient evenly.
+
+    There are no places beside the values, as in PyTorch: those are ``np.argmax(a, axis)``.
+    """
     return a.max(axis=_axes(a, axis), keepdims=keepdims)
 
 

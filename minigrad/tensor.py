@@ -14,16 +14,18 @@ from __future__ import annotations
 import contextvars
 import copy
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 from numpy import ndarray
 
-from minigrad import engine, foreign, ops
+from minigrad import engine, foreign, hints, ops
+from minigrad.hints import keywords
 from minigrad.ops import Axis, Op
 from minigrad.scopes import Scope, here, quietly
 
@@ -472,6 +474,7 @@ class Tensor:
         """Return the number of entries, as :attr:`size` does; the name is PyTorch's."""
         return self._data.size
 
+    @keywords
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> Any:
         """Return the place of the largest entry along ``axis``, by default in the flat array.
 
@@ -551,6 +554,12 @@ class Tensor:
         writeable = self._data.flags.writeable
         return _rebuild, (type(self), self._data, writeable, self._requires_grad, self.grad)
 
+    if not TYPE_CHECKING:  # to whom it would mean that there is any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError; what is called otherwise here is answered from the table of hints."""
+            return hints.missing(self, name, hints.of_tensor)
+
     # -- differentiation
 
     def backward(self, gradient: Operand | None = None, retain_graph: bool = False) -> None:
@@ -613,28 +622,40 @@ class Tensor:
 
     # -- methods, as ndarray has them
 
+    @keywords
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the sum over ``axis``: see :func:`minigrad.sum`."""
         return record(ops.sum, self, axis, keepdims)
 
+    @keywords
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the mean over ``axis``: see :func:`minigrad.mean`."""
         return record(ops.mean, self, axis, keepdims)
 
+    @keywords
     def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-        """Return the variance over ``axis``: see :func:`minigrad.var`."""
+        """Return the variance over ``axis``: see :func:`minigrad.var`.
+
+        Without ``ddof`` the sum of squares is divided by n, as in NumPy; PyTorch divides by n − 1.
+        """
         return record(ops.var, self, axis, ddof, keepdims)
 
+    @keywords
     def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
         """Return the standard deviation over ``axis``: see :func:`minigrad.std`."""
         from minigrad import functional  # a later chapter
 
         return functional.std(self, axis, ddof, keepdims)
 
+    @keywords
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """Return the largest entry over ``axis``: see :func:`minigrad.max`."""
+        """Return the largest entry over ``axis``: see :func:`minigrad.max`.
+
+        These are the values alone, as in NumPy; PyTorch gives their places, too: see :meth:`argmax`.
+        """
         return record(ops.max, self, axis, keepdims)
 
+    @keywords
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the smallest entry over ``axis``: see :func:`minigrad.min`."""
         return record(ops.min, self, axis, keepdims)
@@ -653,6 +674,7 @@ class Tensor:
 
         return functional.flatten(self, start_dim)
 
+    @keywords
     def squeeze(self, axis: Axis = None) -> Tensor:
         """Return the tensor without axes of length 1: see :func:`minigrad.squeeze`."""
         from minigrad import functional
@@ -660,9 +682,14 @@ class Tensor:
         return functional.squeeze(self, axis)
 
     def transpose(self, *axes: Any) -> Tensor:
-        """Return the tensor with its axes permuted (one tuple or several ints), or reversed."""
+        """Return the tensor with its axes permuted (one tuple or several ints), or reversed.
+
+        As in NumPy, all axes are named in their new order: of a matrix, ``x.transpose(0, 1)`` is itself.
+        PyTorch's ``x.transpose(0, 1)``, which exchanges two axes, is ``x.swapaxes(0, 1)``.
+        """
         return record(ops.transpose, self, axes[0] if len(axes) == 1 else axes or None)
 
+    @keywords
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """Return the tensor with two axes exchanged."""
         return record(ops.swapaxes, self, axis1, axis2)
@@ -683,6 +710,8 @@ class Tensor:
 
 
 Op.tensor = Tensor
+
+sys.modules[__name__].__class__ = hints.NotAFunction
 
 
 def _loses_nothing(name: str, given: Any) -> bool:

@@ -1,0 +1,351 @@
+"""What other libraries call it: the names that people bring along, and what to write here instead.
+
+One table answers for an attribute that a Tensor, a Module, an adapted model or a package does not have,
+for a function of NumPy that would lose a gradient, and for a keyword of PyTorch's.  A row may serve
+several names, and ``{name}`` is the one that was asked for.  An answer is code, perhaps with a note:
+``x`` and ``y`` are Tensors in it, ``mg`` and ``ld`` the packages.  For what is not in the table, Python's
+own message stands.
+
+Nothing here runs before something has failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Container, Iterable
+from types import ModuleType
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What to write, by the name that somebody tried.
+Answers: TypeAlias = dict[str, str]
+
+
+def _by_name(rows: dict[str, str]) -> Answers:
+    """Return a row for each name, in which that name stands for ``{name}``."""
+    return {name: row.format(name=name) for names, row in rows.items() for name in names.split()}
+
+
+# ----------------------------------------------------------------------------- the table
+
+_ADD_IT = "mg.op  # there is no {name} yet: one block makes it, see examples/03_add_an_op.py"
+_LAYER = (
+    "ld.Module  # there is no {name} yet: a class with a forward is a layer, see CONTRIBUTING.md"
+)
+_CONSTANT = "np.{name}(x.data)  # as a number: its gradient is 0 wherever it has one"
+
+#: Functions that are here under another name.
+SYNONYMS = _by_name(
+    {
+        "subtract": "sub",
+        "multiply": "mul",
+        "divide true_divide": "div",
+        "power": "pow",
+        "negative": "neg",
+        "absolute": "abs",
+        "dot mm bmm mv linalg.matmul": "matmul",
+        "linalg.norm linalg.vector_norm": "norm",
+        "add.reduce": "sum",
+        "maximum.reduce amax": "max",
+        "minimum.reduce amin": "min",
+        "clamp": "clip",
+        "cat concat": "concatenate",
+        "view view_as reshape_as ravel": "reshape",
+        "permute permute_dims moveaxis movedim": "transpose",
+        "matrix_transpose swapdims t": "swapaxes",
+        "unsqueeze": "expand_dims",
+        "expand expand_as": "broadcast_to",
+    }
+)
+
+#: Functions that are composed of those that are here.
+COMPOSITIONS = _by_name(
+    {
+        "square": "x * x",
+        "fabs": "abs(x)",
+        "reciprocal": "1 / x",
+        "log1p": "mg.log(1 + x)  # loses digits where x is tiny",
+        "log2": "mg.log(x) / np.log(2)",
+        "expm1": "mg.exp(x) - 1  # loses digits where x is tiny",
+        "silu": "x * mg.sigmoid(x)",
+        "leaky_relu": "mg.where(x > 0, x, 0.01 * x)",
+        "softplus": "mg.logsumexp(mg.stack([x, np.zeros_like(x)]), axis=0)",
+        "einsum tensordot inner vdot vecdot": "(x * y).sum(axis=-1)  # or x @ y",
+        "outer": "x.reshape(-1, 1) * y.reshape(1, -1)",
+        "prod": "functools.reduce(mg.mul, x)  # along the first axis",
+        "cumsum": "np.tri(len(x), dtype=x.dtype) @ x  # along the first axis",
+        "vstack row_stack": "mg.concatenate([x, y])",
+        "hstack column_stack": "mg.concatenate([x, y], axis=1)",
+        "split chunk array_split": "x[:n], x[n:]",
+        "repeat tile": "mg.concatenate([x, x])",
+        "flip": "x[::-1]",
+        "sort msort": "x[np.argsort(x)]  # for one axis",
+        "topk": "x[np.argsort(-x)[:n]]  # for one axis",
+        "gather take_along_axis": "x[np.arange(len(x)), labels]  # one entry of each row",
+        "take index_select": "x[labels]",
+        "masked_fill": "mg.where(mask, 0, x)",
+        "normalize": "x / mg.norm(x, axis=-1, keepdims=True)",
+        "l1_loss": "abs(x - y).mean()",
+        "nll_loss": "-x[np.arange(len(x)), labels].mean()",
+        "one_hot": "np.eye(n)[labels]",
+        "sin cos tan sinh cosh arcsin arccos arctan asin acos atan arctan2 atan2 erf": _ADD_IT,
+        "cumprod cummax median quantile": _ADD_IT,
+        "sign round rint floor ceil trunc": _CONSTANT,
+        "argmin argsort any all isnan isinf isfinite nonzero count_nonzero": "np.{name}(x)",
+        "allclose isclose array_equal": "np.{name}(x, y)",
+    }
+)
+
+#: What else a Tensor of PyTorch, or an array, has.
+OF_TENSORS = _by_name(
+    {
+        "to type": "x.astype(dtype)  # devices: there is one, the CPU",
+        "cuda cpu contiguous clone copy": "x  # on the CPU, and never changed in place: x itself will do",
+        "float": "x.astype(np.float32)",
+        "double": "x.astype(np.float64)",
+        "half": "x.astype(np.float16)",
+        "long int": "x.data.astype(int)  # an array: a Tensor holds floating-point numbers",
+        "bool": "x.data != 0",
+        "dim ndimension": "x.ndim",
+        "nelement": "x.size",
+        "is_leaf": "x.op is None",
+        "grad_fn": "x.op",
+        "retain_grad register_hook": "mg.grad(loss, x)  # of results, too, not of leaves alone",
+        "zero_grad": "optimizer.zero_grad()  # or model.zero_grad()",
+        "step": "optimizer.step()",
+        "values": "x.max(axis)  # the values alone",
+        "indices": "x.argmax(axis)",
+        "fill fill_": "x.data = np.full_like(x.data, n)  # of a leaf",
+        "zero_": "x.data = np.zeros_like(x.data)  # of a leaf",
+        "copy_": "x.data = y.data  # of a leaf",
+        "normal_ uniform_": "x.data = rng.normal(size=x.shape)  # of a leaf",
+        "requires_grad_": "x.requires_grad = True",
+    }
+)
+
+#: What else is in torch, or in numpy.
+OF_MINIGRAD = _by_name(
+    {
+        "as_tensor from_numpy asarray array Variable Parameter": "mg.Tensor(data)",
+        "zeros ones empty eye arange": "mg.Tensor(np.{name}(n))",
+        "zeros_like ones_like": "mg.Tensor(np.{name}(x))",
+        "full linspace": "mg.Tensor(np.full(n, 1.0))",
+        "randn normal": "mg.Tensor(rng.normal(size=n))",
+        "rand uniform": "mg.Tensor(rng.uniform(size=n))",
+        "manual_seed seed random": "rng = np.random.default_rng(0)  # for all that takes an rng",
+        "float16 float32 float64 int64 argmax": "np.{name}",
+        "enable_grad set_grad_enabled inference_mode": "mg.no_grad()",
+        "autograd": "mg.grad(loss, [x, y])",
+        "is_tensor": "isinstance(x, mg.Tensor)",
+        "nn optim": "ld.{name}",
+        "Module Linear": "ld.{name}",
+        "save": "ld.save_model(file, model)",
+        "load": "ld.load_model(file, model)",
+    }
+)
+
+#: What else a module of PyTorch has, or a model of Keras or scikit-learn.
+OF_MODULES = _by_name(
+    {
+        "to cuda cpu": "model  # there is one device, the CPU",
+        "half float double": "ld.MLP([2, 3], dtype=np.float16)  # or float32, float64, when it is made",
+        "apply": "[print(module) for module in model.modules()]",
+        "named_children": "dict(model.named_parts())",
+        "get_submodule": "dict(model.named_modules())[path]",
+        "register_parameter": "self.weight = mg.Tensor(data, requires_grad=True)",
+        "register_buffer buffers": "self.mean = mg.Tensor(data)  # one that requires no gradient",
+        "add_module register_module": "self.layer = ld.Linear(2, 3)  # attributes are found",
+        "append": "ld.Sequential(model, ld.ReLU())",
+        "num_parameters": "sum(p.size for p in model.parameters())",
+        "freeze": "model.requires_grad_(False)",
+        "summary": "print(model)",
+        "predict": "model(x)",
+        "fit": "list(ld.fit(model, data, labels, optimizer=optimizer, steps=n, rng=0))",
+        "evaluate score": "ld.evaluate(model, data, labels)",
+        "backward": "loss.backward()",
+        "save save_weights": "ld.save_model(file, model)",
+        "load load_weights": "ld.load_model(file, model)",
+    }
+)
+
+#: What else a PeftModel of PEFT has.
+OF_ADAPTED_MODELS = OF_MODULES | _by_name(
+    {
+        "merge_adapter merge": "model.merge_and_unload()  # a new model: this one stays as it is",
+        "unmerge_adapter unmerge": "model  # merging has changed nothing in it",
+        "disable_adapter_layers disable_adapters": "model.disable_adapter()  # for a with block",
+        "active_peft_config": "model.peft_config[model.active_adapter]",
+        "num_parameters": "model.get_nb_trainable_parameters()",
+        "set_requires_grad": "model.set_adapter(name)",
+        "get_model_status get_layer_status": "print(model)",
+        "save": "model.save_pretrained(folder)  # or model.save_adapter(file)",
+        "load": "ld.PeftModel.from_pretrained(base, file)",
+    }
+)
+
+#: What else is in torch.nn, torch.optim and peft.
+OF_LORADORA = _by_name(
+    {
+        "Adam": "ld.AdamW(params, weight_decay=0.0)",
+        "RMSprop Adagrad Adamax NAdam LBFGS": "ld.AdamW(params)  # or a subclass of ld.optim.Optimizer",
+        "CrossEntropyLoss": "mg.cross_entropy(logits, labels)",
+        "MSELoss": "mg.mse_loss(x, y)",
+        "L1Loss": "abs(x - y).mean()",
+        "NLLLoss": "-x[np.arange(len(x)), labels].mean()",
+        "Softmax": "mg.softmax(x, axis=-1)",
+        "LogSoftmax": "mg.log_softmax(x, axis=-1)",
+        "Parameter": "mg.Tensor(data, requires_grad=True)",
+        "ModuleList ParameterList": "[ld.Linear(2, 3), ld.Linear(3, 2)]  # lists of parts are walked",
+        "ModuleDict ParameterDict": "dict(first=ld.Linear(2, 3))  # dicts of parts are walked",
+        "Identity": "ld.Sequential()",
+        "LayerNorm RMSNorm BatchNorm1d Embedding Conv2d MultiheadAttention": _LAYER,
+        "functional": "mg",
+        "Tensor tensor no_grad grad cross_entropy mse_loss": "mg.{name}",
+        "DoraConfig DoRAConfig": "ld.LoraConfig(use_dora=True)",
+        "PeftConfig get_peft_config": "ld.LoraConfig.from_dict(options)",
+        "LoraModel PeftModelForCausalLM inject_adapter_in_model": "ld.get_peft_model(base, config)",
+        "AutoPeftModel load_peft_weights": "ld.PeftModel.from_pretrained(base, file)",
+        "lr_scheduler LinearLR": "ld.linear_decay  # a schedule for ld.fit",
+        "get_linear_schedule_with_warmup": "ld.warmup(0.1)  # a schedule for ld.fit",
+        "CosineAnnealingLR": "ld.cosine_decay  # a schedule for ld.fit",
+        "Trainer DataLoader": "list(ld.fit(model, data, labels, optimizer=optimizer, steps=n, rng=0))",
+        "save": "ld.save_model(file, model)",
+        "load": "ld.load_model(file, model)",
+        "set_seed manual_seed": "rng = np.random.default_rng(0)  # for all that takes an rng",
+    }
+)
+
+#: The keywords of PyTorch.
+KEYWORDS = _by_name(
+    {
+        "dim dims": "axis",
+        "keepdim": "keepdims",
+        "correction unbiased": "ddof",
+        "dim0": "axis1",
+        "dim1": "axis2",
+    }
+)
+
+
+# ----------------------------------------------------------------------------- how it is asked
+
+
+def of_function(name: str) -> str | None:
+    """Return what there is here of a function of NumPy's or PyTorch's, None if the table does not say."""
+    import minigrad  # by now all of it is there
+
+    own = SYNONYMS.get(name, name)
+    there = vars(minigrad).get(own)
+    if callable(there) and not isinstance(there, ModuleType):
+        return f"mg.{own}(...)"
+    return COMPOSITIONS.get(name)
+
+
+def of_tensor(name: str) -> str | None:
+    """Return what to use instead of a method or an attribute of a tensor or an array."""
+    import minigrad
+
+    own = SYNONYMS.get(name, name)
+    found = f"x.{own}(...)" if hasattr(minigrad.Tensor, own) else None
+    found = found or OF_TENSORS.get(name) or of_function(name)
+    if found or not name.endswith("_"):
+        return found
+    changed = of_tensor(name[:-1])
+    return changed and f"x = {_code(changed)}  # nothing is changed in place"
+
+
+def of_minigrad(name: str) -> str | None:
+    """Return what to use instead of a name that ``minigrad`` does not have."""
+    return OF_MINIGRAD.get(name) or of_function(name)
+
+
+def of_module(name: str) -> str | None:
+    """Return what to use instead of an attribute that a Module does not have."""
+    return OF_MODULES.get(name)
+
+
+def of_adapted_model(name: str) -> str | None:
+    """Return what to use instead of an attribute that a PeftModel does not have."""
+    return OF_ADAPTED_MODELS.get(name)
+
+
+def of_loradora(name: str) -> str | None:
+    """Return what to use instead of a name that ``loradora`` does not have."""
+    return OF_LORADORA.get(name) or of_function(name)
+
+
+def _code(answer: str) -> str:
+    return answer.partition("  #")[0]
+
+
+def said(answer: str) -> str:
+    """Return an answer as a part of a message."""
+    code, _, note = answer.partition("  # ")
+    return f"use {code}" + (f" ({note})" if note else "")
+
+
+def missing(owner: object, name: str, answer: Callable[[str], str | None]) -> Any:
+    """Raise AttributeError for an attribute that was not found, with the answer if there is one.
+
+    This is for ``__getattr__``, which Python also calls if a property has raised AttributeError: that is
+    then raised again.  Names of protocols, which are asked for often, are passed over at once.
+    """
+    if name.startswith("__"):
+        raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
+    try:
+        return object.__getattribute__(owner, name)
+    except AttributeError as error:
+        known = name.startswith("_") or hasattr(type(owner), name)
+        found = None if known else answer(name)
+        if found is None:
+            raise
+        raise AttributeError(f"{error}: {said(found)}") from None
+
+
+def attributes_of(package: str, answer: Callable[[str], str | None]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package: it answers for names that are not there."""
+
+    def attribute(name: str) -> Any:
+        message = f"module {package!r} has no attribute {name!r}"
+        found = None if name.startswith("_") else answer(name)
+        if found:
+            raise AttributeError(f"{message}: {said(found)}")
+        # Python then looks for a similar name in the module
+        raise AttributeError(message, name=name, obj=sys.modules[package])
+
+    return attribute
+
+
+def of_keywords(given: Iterable[str], own: Container[str]) -> str:
+    """Return what a function that has the keywords ``own`` calls those of PyTorch's among ``given``."""
+    theirs = [name for name in given if name not in own and KEYWORDS.get(name) in own]
+    return ": " + ", ".join(f"{name} is {KEYWORDS[name]} here" for name in theirs) if theirs else ""
+
+
+def keywords(function: Callable[P, T]) -> Callable[P, T]:
+    """Have ``function`` say what it calls a keyword of PyTorch's."""
+    own = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def called(*args: P.args, **params: P.kwargs) -> T:
+        try:
+            return function(*args, **params)
+        except TypeError as error:
+            hint = of_keywords(params, own)
+            if not hint:
+                raise
+            raise TypeError(f"{error}{hint}") from None
+
+    return called
+
+
+class NotAFunction(ModuleType):
+    """The module ``minigrad.tensor``, which has the name of a function of PyTorch's."""
+
+    def __call__(self, *args: Any, **params: Any) -> None:
+        """Raise TypeError with the name of the class."""
+        raise TypeError(f"{self.__name__} is a module: use mg.Tensor(data)")

@@ -1,0 +1,457 @@
+"""Names of other libraries are answered with what to write here, and every answer is true.
+
+Each answer is run as the code that it is.  What composes a function of NumPy's is held against that.
+"""
+
+import copy
+import functools
+import pickle
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import loradora as ld
+import minigrad as mg
+from minigrad import hints
+
+A = np.array([[0.5, -1.5, 2.0], [1.25, 0.75, -0.25], [-2.5, 3.0, 1.0]])
+B = np.array([[1.0, 2.0, -0.5], [0.5, -3.0, 1.5], [2.5, 0.25, -1.0]])
+LABELS = np.array([0, 2, 1])
+
+
+def leaf(a):
+    return mg.Tensor(np.array(a), requires_grad=True)
+
+
+def adapted():
+    base = ld.MLP([3, 3], rng=0)
+    return ld.get_peft_model(base, ld.LoraConfig(r=1, target_modules="all-linear"), rng=0)
+
+
+def code(answer):
+    return answer.partition("  #")[0]
+
+
+# ----------------------------------------------------------------------------- compositions
+
+#: What a composition gives, in NumPy.
+TRUTH = {
+    "square": np.square,
+    "fabs": np.fabs,
+    "reciprocal": np.reciprocal,
+    "log1p": lambda a, b: np.log1p(a + 3),
+    "log2": lambda a, b: np.log2(a + 3),
+    "expm1": np.expm1,
+    "silu": lambda a, b: a / (1 + np.exp(-a)),
+    "leaky_relu": lambda a, b: np.maximum(a, 0.01 * a),
+    "softplus": lambda a, b: np.logaddexp(0, a),
+    "einsum": lambda a, b: np.einsum("ij,ij->i", a, b),
+    "outer": np.outer,
+    "prod": lambda a, b: np.prod(a, axis=0),
+    "cumsum": lambda a, b: np.cumsum(a, axis=0),
+    "vstack": lambda a, b: np.vstack([a, b]),
+    "hstack": lambda a, b: np.hstack([a, b]),
+    "split": lambda a, b: np.split(a, [2]),
+    "repeat": lambda a, b: np.tile(a, (2, 1)),
+    "flip": lambda a, b: np.flip(a, axis=0),
+    "sort": lambda a, b: np.sort(a),
+    "topk": lambda a, b: np.sort(a)[::-1][:2],
+    "gather": lambda a, b: np.take_along_axis(a, LABELS[:, None], axis=1)[:, 0],
+    "take": lambda a, b: np.take(a, LABELS, axis=0),
+    "masked_fill": lambda a, b: np.where(a > b, 0, a),
+    "normalize": lambda a, b: a / np.linalg.norm(a, axis=1, keepdims=True),
+    "l1_loss": lambda a, b: np.mean(np.abs(a - b)),
+    "nll_loss": lambda a, b: -np.mean(a[[0, 1, 2], LABELS]),
+    "one_hot": lambda a, b: np.eye(2)[[0, 1, 1]],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", TRUTH)
+def test_a_composition_is_the_function_that_it_answers(name, dtype):
+    answer = hints.COMPOSITIONS[name]
+    a, b = A.astype(dtype), B.astype(dtype)
+    if "one axis" in answer:
+        a, b = a[0], b[0]
+    truth = TRUTH[name](a) if isinstance(TRUTH[name], np.ufunc) else TRUTH[name](a, b)
+    x, y = leaf(a + 3 if name.startswith("log") else a), leaf(b)
+    labels = [0, 1, 1] if name == "one_hot" else LABELS
+    names = {"x": x, "y": y, "n": 2, "labels": labels, "mask": a > b}
+    found = eval(code(answer), {"np": np, "mg": mg, "functools": functools, **names})
+    if isinstance(found, np.ndarray):  # what has no gradient
+        assert name == "one_hot"
+        return assert_array_equal(found, truth)
+    for part, expected in zip(*((found, truth) if name == "split" else ([found], [truth]))):
+        assert part.dtype == dtype
+        assert part.requires_grad
+        assert_allclose(part.data, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
+        part.sum().backward()
+    assert x.grad.shape == a.shape
+
+
+def test_compositions_hold_at_the_hard_points():
+    x = mg.Tensor([-np.inf, -1e4, 0.0, 1e4, np.inf, np.nan], requires_grad=True)
+    y = eval(code(hints.COMPOSITIONS["softplus"]), {"x": x, "mg": mg, "np": np})
+    assert_array_equal(y.data, [0, 0, np.log(2), 1e4, np.inf, np.nan])
+    y = eval(code(hints.COMPOSITIONS["leaky_relu"]), {"x": x, "mg": mg})
+    assert_array_equal(mg.grad(y.sum(), x).data, [0.01, 0.01, 0.01, 1, 1, 0.01])
+
+
+def test_every_composition_is_tried():
+    """Under one of its names; those that are not compositions say so."""
+    untried = {
+        answer
+        for name, answer in hints.COMPOSITIONS.items()
+        if not answer.startswith(("mg.op ", f"np.{name}("))
+    }
+    assert untried - {hints.COMPOSITIONS[name] for name in TRUTH} == set()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, answer in hints.COMPOSITIONS.items() if answer.startswith(f"np.{n}(")]
+)
+def test_what_numpy_is_asked_it_answers_for_a_tensor(name):
+    values = {"x": leaf(A), "y": leaf(B), "np": np}
+    arrays = {"x": types.SimpleNamespace(data=A), "y": B, "np": np}
+    plain = eval(
+        code(hints.COMPOSITIONS[name]),
+        arrays | ({} if ".data" in hints.COMPOSITIONS[name] else {"x": A}),
+    )
+    assert_array_equal(eval(code(hints.COMPOSITIONS[name]), values), plain)
+
+
+# ----------------------------------------------------------------------------- everything else
+
+
+@pytest.fixture
+def names(tmp_path):
+    """What the names in an answer stand for."""
+    model, base = ld.MLP([3, 3], rng=0), ld.MLP([3, 3], rng=0)
+    x, y = leaf(A), leaf(B)
+    file = tmp_path / "model.npz"
+    ld.save_model(file, model)
+    return {
+        **{"np": np, "mg": mg, "ld": ld, "x": x, "y": y, "n": 3, "axis": 1, "dtype": np.float32},
+        **{"data": A, "labels": LABELS, "logits": x, "loss": (x * y).sum(), "path": "layers"},
+        **{"model": model, "base": base, "file": file, "folder": tmp_path / "folder"},
+        **{"params": model.parameters(), "optimizer": ld.SGD(model.parameters(), lr=0.1)},
+        **{"rng": np.random.default_rng(0), "self": ld.Sequential()},
+        "options": {"peft_type": "LORA", "r": 2, "target_modules": ["0"]},
+        **{"config": ld.LoraConfig(r=1, target_modules="all-linear"), "name": "default"},
+    }
+
+
+@pytest.mark.parametrize("name", hints.OF_TENSORS)
+def test_answers_for_a_tensor_run(name, names):
+    mg.cross_entropy(names["model"](A), LABELS).backward()
+    exec(code(hints.OF_TENSORS[name]), names)
+
+
+@pytest.mark.parametrize("name", hints.OF_MINIGRAD)
+def test_answers_for_minigrad_run(name, names):
+    exec(code(hints.OF_MINIGRAD[name]), names)
+
+
+@pytest.mark.parametrize("name", hints.OF_MODULES)
+def test_answers_for_a_module_run(name, names, capsys):
+    exec(code(hints.OF_MODULES[name]), names)
+
+
+@pytest.mark.parametrize("name", hints.OF_ADAPTED_MODELS)
+def test_answers_for_an_adapted_model_run(name, names, capsys):
+    model = names["model"] = adapted()
+    names |= {"path": "base_model.layers", "optimizer": ld.SGD(model.parameters())}
+    if "from_pretrained" in hints.OF_ADAPTED_MODELS[name]:
+        model.save_adapter(names["file"])
+    elif "ld.load_model" in hints.OF_ADAPTED_MODELS[name]:
+        ld.save_model(names["file"], model)
+    pytest.importorskip("safetensors") if "save_pretrained" in hints.OF_ADAPTED_MODELS[
+        name
+    ] else None
+    exec(code(hints.OF_ADAPTED_MODELS[name]), names)
+
+
+@pytest.mark.parametrize("name", hints.OF_LORADORA)
+def test_answers_for_loradora_run(name, names):
+    if "from_pretrained" in hints.OF_LORADORA[name]:
+        adapted().save_adapter(names["file"])
+    exec(code(hints.OF_LORADORA[name]), names)
+
+
+def test_no_answer_is_for_a_name_that_there_is():
+    model = adapted()
+    owners = [
+        (leaf(A), hints.OF_TENSORS),
+        (mg, hints.COMPOSITIONS | hints.SYNONYMS | hints.OF_MINIGRAD),
+        (ld.MLP([3, 3]), hints.OF_MODULES),
+        (model, hints.OF_ADAPTED_MODELS),
+        (ld, hints.OF_LORADORA),
+    ]
+    for owner, answers in owners:
+        there = [name for name in answers if hasattr(owner, name)]
+        assert there == [], owner
+    for theirs, ours in hints.KEYWORDS.items():
+        assert theirs != ours
+
+
+@pytest.mark.parametrize("name", hints.SYNONYMS)
+def test_a_synonym_is_the_name_of_a_function(name):
+    assert callable(getattr(mg, hints.SYNONYMS[name]))
+
+
+def test_answers_are_ascii_and_short():
+    tables = [hints.COMPOSITIONS, hints.OF_TENSORS, hints.OF_MINIGRAD, hints.OF_ADAPTED_MODELS]
+    for answers in [*tables, hints.OF_LORADORA]:
+        for name, answer in answers.items():
+            assert hints.said(answer).isascii()
+            assert len(hints.said(answer)) < 110, name
+
+
+# ----------------------------------------------------------------------------- how it is said
+
+MODEL, ADAPTED = ld.MLP([3, 3], rng=0), adapted()
+SAID = {
+    "view": (leaf(A), "view", "'Tensor' object has no attribute 'view': use x.reshape(...)"),
+    "unsqueeze": (leaf(A), "unsqueeze", "use mg.expand_dims(...)"),
+    "permute": (leaf(A), "permute", "use x.transpose(...)"),
+    "a function": (leaf(A), "exp", "use mg.exp(...)"),
+    "a composed function": (leaf(A), "logsumexp", "use mg.logsumexp(...)"),
+    "a composition": (leaf(A), "square", "use x * x"),
+    "a note": (leaf(A), "cumsum", "use np.tri(len(x), dtype=x.dtype) @ x (along the first axis)"),
+    "no such function": (
+        leaf(A),
+        "sin",
+        "there is no sin yet: one block makes it, see examples/03",
+    ),
+    "a device": (leaf(A), "cuda", "use x (on the CPU"),
+    "zero_grad": (leaf(A), "zero_grad", "use optimizer.zero_grad() (or model.zero_grad())"),
+    "in place": (leaf(A), "add_", "use x = mg.add(...) (nothing is changed in place)"),
+    "a method in place": (leaf(A), "clip_", "use x = x.clip(...) (nothing is changed"),
+    "a synonym in place": (leaf(A), "clamp_", "use x = x.clip(...) (nothing is changed"),
+    "a composition in place": (leaf(A), "square_", "use x = x * x (nothing is changed"),
+    "a leaf in place": (leaf(A), "zero_", "use x.data = np.zeros_like(x.data) (of a leaf)"),
+    "to": (MODEL, "to", "'MLP' object has no attribute 'to': use model (there is one device"),
+    "half": (MODEL, "half", "dtype=np.float16"),
+    "save": (MODEL, "save", "use ld.save_model(file, model)"),
+    "merge_adapter": (
+        ADAPTED,
+        "merge_adapter",
+        "'PeftModel' object .*: use model.merge_and_unload()",
+    ),
+    "save an adapter": (ADAPTED, "save", "use model.save_pretrained(folder)"),
+    "a module's, of an adapted one": (ADAPTED, "cuda", "'PeftModel' .*: use model (there is one"),
+    "randn": (mg, "randn", "module 'minigrad' has no attribute 'randn': use mg.Tensor(rng.normal"),
+    "zeros": (mg, "zeros", "use mg.Tensor(np.zeros(n))"),
+    "manual_seed": (mg, "manual_seed", "use rng = np.random.default_rng(0)"),
+    "cat": (mg, "cat", "use mg.concatenate(...)"),
+    "log1p": (mg, "log1p", "use mg.log(1 + x) (loses digits where x is tiny)"),
+    "Adam": (ld, "Adam", "module 'loradora' .*: use ld.AdamW(params, weight_decay=0.0)"),
+    "CrossEntropyLoss": (ld.nn, "CrossEntropyLoss", "'loradora.nn' .*: use mg.cross_entropy("),
+    "optim.Adam": (ld.optim, "Adam", "'loradora.optim' .*: use ld.AdamW("),
+    "LoraModel": (ld, "LoraModel", "use ld.get_peft_model(base, config)"),
+    "get_peft_config": (ld, "get_peft_config", "use ld.LoraConfig.from_dict(options)"),
+    "a function of minigrad": (ld, "relu", "use mg.relu(...)"),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "said"), SAID.values(), ids=SAID)
+def test_a_name_of_another_library_is_answered(owner, name, said):
+    with pytest.raises(AttributeError, match=re.escape(said).replace(r"\.\*", ".*")):
+        getattr(owner, name)
+    assert not hasattr(owner, name)
+    assert getattr(owner, name, None) is None
+
+
+def test_a_module_with_the_name_of_a_function_says_what_to_call():
+    with pytest.raises(TypeError, match=r"minigrad.tensor is a module: use mg.Tensor\(data\)"):
+        mg.tensor([1.0, 2.0])
+    from minigrad.tensor import Tensor
+
+    assert mg.tensor.Tensor is Tensor
+
+
+OTHERS = [leaf(A), MODEL, ADAPTED, mg, ld, ld.nn, ld.optim, ld.SGD(MODEL.parameters())]
+
+
+@pytest.mark.parametrize("owner", OTHERS, ids=lambda owner: type(owner).__name__)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "__deepcopy__",
+            "__array_interface__",
+            "__array_struct__",
+            "__torch_function__",
+            "__path_",
+        ),
+        *("_repr_html_", "_ipython_display_", "_ipython_canary_method_should_not_exist_", "_view"),
+        *("viewing", "unheard_of", "unheard_of_"),
+    ],
+)
+def test_every_other_name_gets_pythons_own_message(owner, name):
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'") as error:
+        getattr(owner, name)
+    assert "use " not in str(error.value)
+
+
+def test_python_suggests_a_similar_name():
+    attempt = "import minigrad as mg; mg.Tensor(1.0).reshap"
+    for said in (attempt, "import minigrad as mg; mg.softmx", "import loradora as ld; ld.ReLu"):
+        run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+        assert re.search(r"Did you mean: '(reshape|softmax|ReLU)'", run.stderr), run.stderr
+
+
+# ----------------------------------------------------------------------------- what it does not disturb
+
+
+class Failing:
+    """Mixed in front: a property that fails."""
+
+    @property
+    def view(self):
+        """Raise; the name has an answer, which would hide what went wrong."""
+        return None.shape
+
+    @property
+    def merge_adapter(self):
+        return None.shape
+
+
+class FailingTensor(Failing, mg.Tensor):
+    pass
+
+
+class FailingModule(Failing, ld.ReLU):
+    pass
+
+
+class FailingOptimizer(Failing, ld.SGD):
+    pass
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        FailingTensor([1.0]),
+        FailingModule(),
+        FailingOptimizer(MODEL.parameters()),
+        ld.get_peft_model(
+            type("Base", (Failing, ld.MLP), {})([3, 3]),
+            ld.LoraConfig(r=1, target_modules="all-linear"),
+        ),
+    ],
+    ids=lambda owner: type(owner).__name__,
+)
+def test_a_property_that_fails_says_why_itself(owner):
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'shape'"):
+        _ = owner.view
+
+
+def test_an_attribute_of_the_model_inside_goes_before_an_answer():
+    base = ld.MLP([3, 3], rng=0)
+    base.save = base.merge = 7
+    model = ld.get_peft_model(base, ld.LoraConfig(r=1, target_modules="all-linear"))
+    assert (model.save, model.merge) == (7, 7)
+    with pytest.raises(AttributeError, match="'MLP' object has no attribute 'unheard_of'"):
+        _ = model.unheard_of
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_copies_and_pickles_ask_for_names_that_there_are_not(again):
+    assert_array_equal(again(leaf(A)).data, A)
+    assert_array_equal(again(MODEL)(A).data, MODEL(A).data)
+    assert_array_equal(again(ADAPTED)(A).data, ADAPTED(A).data)
+
+
+def test_a_tensor_that_was_not_made_has_no_attributes():
+    half = mg.Tensor.__new__(mg.Tensor)
+    with pytest.raises(AttributeError, match="_data"):
+        _ = half.shape
+
+
+# ----------------------------------------------------------------------------- NumPy, and keywords
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        pytest.param(
+            np.cumsum, "pass .data if you need no gradient, else use np.tri(len(x)", id="cumsum"
+        ),
+        pytest.param(np.square, "else use x * x", id="square"),
+        pytest.param(np.sin, "one block makes it", id="sin"),
+        pytest.param(lambda x: np.vstack([x, x]), "else use mg.concatenate([x, y])", id="vstack"),
+        pytest.param(np.matrix_transpose, "use mg.swapaxes", id="matrix_transpose"),
+        pytest.param(np.linalg.inv, "make it of the operations here, or pass .data", id="inv"),
+    ],
+)
+def test_numpy_is_refused_with_the_same_answer(call, said):
+    with pytest.raises(TypeError, match=f"would lose the gradient.*{re.escape(said)}"):
+        call(leaf(A))
+
+
+KEYWORDS = {
+    "sum": lambda x: x.sum(dim=1),
+    "mean": lambda x: x.mean(dim=1),
+    "var": lambda x: x.var(dim=1),
+    "std": lambda x: x.std(dim=1),
+    "max": lambda x: x.max(dim=1),
+    "min": lambda x: x.min(dim=1),
+    "squeeze": lambda x: x.squeeze(dim=1),
+    "argmax": lambda x: x.argmax(dim=1),
+    "mg.sum": lambda x: mg.sum(x, dim=1),
+    "mg.softmax": lambda x: mg.softmax(x, dim=1),
+    "mg.norm": lambda x: mg.norm(x, dim=1),
+    "mg.std": lambda x: mg.std(x, dim=1),
+    "mg.logsumexp": lambda x: mg.logsumexp(x, dim=1),
+    "mg.squeeze": lambda x: mg.squeeze(x, dim=1),
+    "mg.expand_dims": lambda x: mg.expand_dims(x, dim=1),
+    "mg.concatenate": lambda x: mg.concatenate([x, x], dim=1),
+    "mg.stack": lambda x: mg.stack([x, x], dim=1),
+}
+
+
+@pytest.mark.parametrize("call", KEYWORDS.values(), ids=KEYWORDS)
+def test_a_keyword_of_pytorch_is_translated(call):
+    with pytest.raises(TypeError, match=r"dim.*: dim is axis here"):
+        call(leaf(A))
+
+
+def test_several_keywords_are_translated_and_others_are_not():
+    with pytest.raises(TypeError, match="dim is axis here, keepdim is keepdims here"):
+        leaf(A).sum(dim=1, keepdim=True)
+    for call in (leaf(A).var, leaf(A).std):
+        with pytest.raises(TypeError, match="unbiased is ddof here"):
+            call(unbiased=False)
+        with pytest.raises(TypeError, match="correction is ddof here"):
+            call(correction=0)
+    with pytest.raises(TypeError, match="dim0 is axis1 here, dim1 is axis2 here"):
+        leaf(A).swapaxes(dim0=0, dim1=1)
+    for wrong in (lambda: leaf(A).sum(unbiased=True), lambda: leaf(A).sum(color=1)):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument '[a-z]+'$"):
+            wrong()
+    with pytest.raises(TypeError, match=r"sum .*Tensor"):  # of the op itself
+        leaf(A).sum(axis=leaf(1.0))
+
+
+def test_a_transpose_of_two_of_three_axes_names_swapaxes():
+    x = leaf(np.ones((2, 3, 4)))
+    for call in (
+        lambda: x.transpose(0, 1),
+        lambda: mg.transpose(x, (1, 0)),
+        lambda: x.transpose(0),
+    ):
+        with pytest.raises(
+            ValueError, match=r"transpose of shapes \(2, 3, 4\): .*3 axes.*swapaxes"
+        ):
+            call()
+    matrix = leaf(A)
+    assert_array_equal(matrix.transpose(0, 1).data, A)  # as in NumPy
+    assert_array_equal(matrix.swapaxes(0, 1).data, A.T)
