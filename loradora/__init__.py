@@ -48,5 +48,7 @@ from loradora.train import evaluate as evaluate
 from loradora.train import fit as fit
 from minigrad import hints as _hints
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    __version__: str
+else:
     __getattr__ = _hints.attributes_of(__name__, _hints.of_loradora)

@@ -26,5 +26,7 @@ from minigrad.tensor import grad as grad
 from minigrad.tensor import is_grad_enabled as is_grad_enabled
 from minigrad.tensor import no_grad as no_grad
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    __version__: str
+else:
     __getattr__ = hints.attributes_of(__name__, hints.of_minigrad)

@@ -307,9 +307,11 @@ def missing(owner: object, name: str, answer: Callable[[str], str | None]) -> An
 
 
 def attributes_of(package: str, answer: Callable[[str], str | None]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package: it answers for names that are not there."""
+    """Return the ``__getattr__`` of a package: it knows ``__version__``, and answers for the rest."""
 
     def attribute(name: str) -> Any:
+        if name == "__version__":
+            return _version(package)
         message = f"module {package!r} has no attribute {name!r}"
         found = None if name.startswith("_") else answer(name)
         if found:
@@ -318,6 +320,18 @@ def attributes_of(package: str, answer: Callable[[str], str | None]) -> Callable
         raise AttributeError(message, name=name, obj=sys.modules[package])
 
     return attribute
+
+
+def _version(package: str) -> str:
+    """Return the version that is installed, of both packages together."""
+    from importlib import metadata  # which takes longer than all the rest
+
+    try:
+        return metadata.version("minigrad-loradora")
+    except metadata.PackageNotFoundError:
+        raise AttributeError(
+            f"{package} is not installed, and only what is installed has a version: pip install -e ."
+        ) from None
 
 
 def of_keywords(given: Iterable[str], own: Container[str]) -> str:

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import types
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -455,3 +457,52 @@ def test_a_transpose_of_two_of_three_axes_names_swapaxes():
     matrix = leaf(A)
     assert_array_equal(matrix.transpose(0, 1).data, A)  # as in NumPy
     assert_array_equal(matrix.swapaxes(0, 1).data, A.T)
+
+
+# ----------------------------------------------------------------------------- the version
+
+
+@pytest.mark.parametrize("package", [mg, ld], ids=["minigrad", "loradora"])
+def test_the_version_is_that_of_what_is_installed(package, monkeypatch):
+    asked = []
+    monkeypatch.setattr(metadata, "version", lambda name: asked.append(name) or "1.2.3")
+    assert package.__version__ == "1.2.3"
+    assert asked == ["minigrad-loradora"]
+
+
+@pytest.mark.parametrize("package", [mg, ld], ids=["minigrad", "loradora"])
+def test_what_is_not_installed_has_no_version_and_says_so(package, monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(
+        AttributeError, match=f"{package.__name__} is not installed.*pip install -e"
+    ):
+        _ = package.__version__
+    assert not hasattr(package, "__version__")
+
+
+ASK_FOR_THE_VERSION = """
+import sys
+import numpy
+before = "importlib.metadata" in sys.modules
+import loradora, minigrad
+assert ("importlib.metadata" in sys.modules) == before, "it takes longer than all the rest"
+print(minigrad.__version__, loradora.__version__)
+"""
+
+
+def test_the_version_is_read_from_the_metadata_and_only_when_it_is_asked_for(tmp_path):
+    info = tmp_path / "minigrad_loradora-98.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: minigrad-loradora\nVersion: 98.7\n"
+    )
+    paths = [str(tmp_path), str(Path(mg.__file__).parent.parent)]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}\n{ASK_FOR_THE_VERSION}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (run.stdout.split(), run.stderr) == (["98.7", "98.7"], "")
