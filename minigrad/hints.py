@@ -67,6 +67,8 @@ COMPOSITIONS = _by_name(
     {
         "square": "x * x",
         "fabs": "abs(x)",
+        "clamp_min": "mg.maximum(x, y)",
+        "clamp_max": "mg.minimum(x, y)",
         "reciprocal": "1 / x",
         "log1p": "mg.log(1 + x)  # loses digits where x is tiny",
         "log2": "mg.log(x) / np.log(2)",

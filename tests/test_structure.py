@@ -6,8 +6,10 @@ which belong to the trained tensors only.
 """
 
 import gc
+import re
 import tracemalloc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from test_ops import watch_rules
 
 import loradora as ld
 import minigrad as mg
+from minigrad import hints
 from minigrad.engine import ancestry
 
 WIDE = 1024
@@ -137,6 +140,37 @@ def test_every_operation_of_a_training_step_is_one_of_the_engines(options):
 def test_no_operation_is_defined_outside_of_the_engine():
     functions = [f for op in mg.OPS.values() for f in (op.forward, op.each, *op.vjps) if f]
     assert {f.__module__ for f in functions} == {"minigrad.ops"}
+
+
+ROOT = Path(__file__).parent.parent
+
+#: Where operations are used, and how that is written there.
+USES = {
+    "a layer, or training": ("loradora/*.py", r"mg\.{0}\(|^from minigrad import .*\b{0}\b"),
+    "a loss, or what else is composed": ("minigrad/functional.py", r'ops\.{0}\(|OPS\["{0}"\]'),
+    "a lesson": ("examples/*.py", r"mg\.{0}\(|^from minigrad.ops import .*\b{0}\b"),
+    "a page": ("*.md", r"mg\.{0}\("),
+    "the rule of an operation": ("minigrad/ops.py", r"\b{0}\.of\("),
+    "an operator, or a method of ndarray": ("minigrad/tensor.py", r"\bops\.{0}\b"),
+    "an answer to a name of another library": ("minigrad/hints.py", r"mg\.{0}\("),
+}
+
+
+def users_of(name):
+    """Return who uses an operation."""
+    used = [
+        user
+        for user, (files, pattern) in USES.items()
+        for file in ROOT.glob(files)
+        if re.search(pattern.format(name), file.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    return used + ["a synonym"] * (name in hints.SYNONYMS.values())
+
+
+def test_there_is_no_operation_that_nobody_uses():
+    """What can be composed of others is; the rest is answered by the table of hints."""
+    absent = ["cumsum", "erf", "sin"]
+    assert [name for name in [*sorted(mg.OPS), *absent] if not users_of(name)] == absent
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation", "merged"])
