@@ -105,6 +105,11 @@ def watch_rules(patch, ops):
 # ----------------------------------------------------------------------------- promises
 
 
+def test_an_op_shows_its_name():
+    assert repr(mg.linear) == "<op linear>"
+    assert repr(OPS["concatenate"]) == "<op concatenate>"
+
+
 def test_every_op_has_a_case_and_every_case_an_op():
     missing, idle = set(OPS) - set(CASES), set(CASES) - set(OPS)
     assert not missing, f"tests/strategies.py has no case for: {', '.join(sorted(missing))}"
@@ -166,6 +171,7 @@ def test_nothing_is_mutated_or_shared_and_zero_stays_zero(name, drawn, seed):
     if y.op is not None:
         with pytest.raises(ValueError, match="read-only"):
             y.data[...] = 0
+    assert all(x.data.flags.writeable for x in variables)
     for x in variables:
         x.grad = None
     y.backward(np.zeros(y.shape))
@@ -277,11 +283,19 @@ def test_minimum_is_maximum_turned_over(call, seed):
     [
         pytest.param("nll", [np.ones((1, 3))], id="nll"),
         pytest.param("nll_grad", [np.ones((1, 3)), np.ones(1)], id="nll_grad"),
+        pytest.param("nll", [np.ones((2, 3, 1))], id="nll of a stack"),
+        pytest.param("nll_grad", [np.ones((2, 3, 1)), np.ones(2)], id="nll_grad of a stack"),
     ],
 )
 def test_one_label_is_needed_for_each_row(name, arrays, labels):
     with pytest.raises(ValueError, match=f"{name} .*one label for each row"):
         OPS[name](*arrays, np.array(labels, int))
+
+
+@pytest.mark.parametrize("weights", [np.ones(1), np.ones(3), np.ones((2, 1)), 1.0], ids=np.shape)
+def test_one_weight_is_needed_for_each_row(weights):
+    with pytest.raises(ValueError, match=r"nll_grad .*one weight for each row .*for \(2, 3\)"):
+        mg.ops.nll_grad(np.ones((2, 3)), weights, np.zeros(2, int))
 
 
 @pytest.mark.parametrize("labels", [[2, 0], (2, 0), np.array([2, 0], np.uint8)], ids=repr)
@@ -299,9 +313,24 @@ def test_no_rows_need_no_labels():
     assert mg.ops.nll_grad(x, np.ones(0), []).shape == (0, 3)
 
 
-def test_nll_grad_has_the_dtype_that_its_arguments_have_together():
-    x, w = np.ones((1, 2), np.float32), np.ones(1)
+@pytest.mark.parametrize("narrow", ["logits", "weights"])
+def test_nll_grad_has_the_dtype_that_its_arguments_have_together(narrow):
+    x = np.ones((1, 2), np.float32 if narrow == "logits" else np.float64)
+    w = np.ones(1, np.float32 if narrow == "weights" else np.float64)
     assert mg.ops.nll_grad(x, w, np.array([0])).dtype == np.float64
+
+
+def test_what_is_scattered_must_fit_its_places():
+    """NumPy's assignment would drop leading axes of length 1, and the rule could not put them back."""
+    for index in (slice(2), [0, 1], [2, 2]):
+        with pytest.raises(ValueError, match=r"scatter .*\(1, 2\).* broadcast"):
+            mg.ops.scatter(np.ones((1, 2)), index, (3,))
+
+
+@pytest.mark.parametrize("index", [slice(2), [0, 1], [2, 2]], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_scatter_keeps_the_dtype(index, dtype):
+    assert mg.ops.scatter(np.ones(2, dtype), index, (3,)).dtype == dtype
 
 
 # ----------------------------------------------------------------------------- odd shapes

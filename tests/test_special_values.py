@@ -211,6 +211,16 @@ def test_an_infinite_upstream_gradient_is_stopped_by_what_was_not_chosen():
     x = [-1.0, 2.0]
     for f in (mg.relu, lambda x: mg.clip(x, min=0), lambda x: mg.maximum(x, 0)):
         assert_array_equal(value_and_gradients(f, x, upstream=[inf, inf])[1], [0, inf])
+        assert_array_equal(value_and_gradients(f, x, upstream=[inf, 3])[1], [0, 3])
+        assert_array_equal(value_and_gradients(f, x, upstream=[nan, nan])[1], [0, nan])
+
+
+def test_an_infinite_gradient_of_a_gradient_is_stopped_there_too():
+    """The slope is linear in the upstream gradient g, so its own rule keeps and drops the same places."""
+    x, g = (mg.Tensor(a, requires_grad=True) for a in ([-1.0, 2.0], [1.0, 1.0]))
+    for f in (mg.relu, lambda x: mg.clip(x, min=0), lambda x: mg.maximum(x, 0)):
+        slope = mg.grad(f(x), x, g, create_graph=True)
+        assert_array_equal(mg.grad(slope, g, [inf, inf]).data, [0, inf])
 
 
 def test_where_passes_each_side_what_it_was_chosen_for_even_if_infinite():
@@ -298,6 +308,16 @@ def test_huge_and_tiny_rows_do_not_disturb_each_other():
     y, g = value_and_gradients(lambda a: mg.norm(a, axis=1), [[3e300, 4e300], [3e-300, 4e-300]])
     assert_allclose(y, [5e300, 5e-300], rtol=1e-15)
     assert_allclose(g, [[0.6, 0.8], [0.6, 0.8]], rtol=1e-15)
+    y, g = value_and_gradients(lambda a: mg.norm(a, axis=1), [[3.0, 4.0], [3e300, 4e300]])
+    assert_allclose(y, [5, 5e300], rtol=1e-15)
+    assert_allclose(g, [[0.6, 0.8], [0.6, 0.8]], rtol=1e-15)
+
+
+def test_a_huge_norm_keeps_the_other_axes_also_of_length_1():
+    a = np.full((2, 1, 4), 1e200)
+    for keepdims in (False, True):
+        y = mg.norm(a, 2, keepdims)
+        assert_allclose(y.data, np.full((2, 1, 1) if keepdims else (2, 1), 2e200), strict=True)
 
 
 def test_the_norm_of_infinities_and_nan():
@@ -487,6 +507,26 @@ def test_reductions_of_one_number_and_of_nothing(f, of_nothing):
     assert g.shape == (3, 0)
 
 
+# numbers, and a ddof that leaves no degrees of freedom: the variance and its gradient
+NO_FREEDOM = {
+    "one number": ([2.0], 1, nan, [nan]),
+    "two numbers": ([1.0, 3.0], 2, inf, [-inf, inf]),
+    "one of them is the mean": ([1.0, 2.0, 3.0], 3, inf, [-inf, nan, inf]),
+    "fewer than none": ([1.0, 3.0], 3, inf, [-inf, inf]),
+    "nothing": ([], 1, nan, []),
+}
+
+
+@pytest.mark.parametrize(("a", "ddof", "variance", "slopes"), NO_FREEDOM.values(), ids=NO_FREEDOM)
+def test_without_degrees_of_freedom_a_variance_is_infinite_or_undefined(a, ddof, variance, slopes):
+    with pytest.warns(RuntimeWarning):
+        assert_array_equal(np.var(a, ddof=ddof), variance)
+    for axis in (None, 0):
+        y, g = value_and_gradients(lambda a, axis=axis: mg.var(a, axis, ddof), a)
+        assert_array_equal(y, variance)
+        assert_array_equal(g, slopes)
+
+
 @pytest.mark.parametrize("f", [mg.max, mg.min], ids=["max", "min"])
 def test_nothing_has_no_extreme_but_no_columns_have_no_extremes(f):
     with pytest.raises(ValueError, match="no identity"):
@@ -537,7 +577,9 @@ def test_losses_of_no_examples():
 # ----------------------------------------------------------------------------- second order
 
 
-@pytest.mark.parametrize("condition", [[255, 0], [-3, 0], [0.5, 0.0], [True, False]], ids=str)
+@pytest.mark.parametrize(
+    "condition", [[255, 0], [-3, 0], [0.5, 0.0], [True, False], np.uint8([255, 0])], ids=repr
+)
 def test_a_condition_of_numbers_chooses_and_does_not_scale(condition):
     x = mg.Tensor([1.0, 1.0], requires_grad=True)
     for create_graph in (False, True):
@@ -551,6 +593,25 @@ def test_the_hessian_of_a_power_is_symmetric_where_the_exponent_is_0():
     da, db = mg.grad(a**b, [a, b], create_graph=True)
     assert mg.grad(da, b).item() == mg.grad(db, a).item() == 0.5
     mg.gradgradcheck(mg.pow, np.array([2.0, 0.5]), np.array([0.0, 0.0]))
+    mg.gradgradcheck(mg.pow, np.array([2.0, 0.5, 3.0]), np.array([0.0, 0.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "hessian"),
+    [
+        (0.0, 0.0, [[0, 1], [0, 0]]),
+        (0.0, 1.0, [[0, 1], [0, 0]]),
+        (0.0, 2.0, [[2, 0], [0, 0]]),
+        (1e-320, 0.0, [[0, 1], [inf, math.log(1e-320) ** 2]]),
+        (nan, 0.0, [[0, 1], [nan, nan]]),
+    ],
+)
+def test_where_a_power_has_conventions_its_second_derivatives_are_theirs(a, b, hessian):
+    """Where 1 is taken for the base of b aᵇ⁻¹, its slope by b is 1; where log a is that of 1, it is 0."""
+    xs = [mg.Tensor(a, requires_grad=True), mg.Tensor(b, requires_grad=True)]
+    slopes = mg.grad(xs[0] ** xs[1], xs, create_graph=True)
+    found = [[g.item() for g in mg.grad(slope, xs)] for slope in slopes]
+    assert_allclose(found, hessian, rtol=1e-15)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -651,6 +712,54 @@ def test_what_sums_or_counts_many_float16_agrees_with_float64(case):
         assert_allclose(found, exact, rtol=5e-3, atol=2e-7)
 
 
+# far from each other, so that their differences are large
+APART = [3.56, -3.23, -5.38]
+
+# a function of float16 numbers, and the numbers
+ROUNDED_ONCE = {
+    "softmax": (mg.softmax, APART),
+    "log_softmax": (mg.log_softmax, APART),
+    "nll": (lambda x: mg.ops.nll(x[None], [1]), APART),
+    "nll_grad": (lambda x: mg.ops.nll_grad(x[None], [3], [1]), APART),
+    "slope of softmax": (lambda x: slope(mg.softmax, x, [6e4, -6e4, -6e4, -6e4]), [0, 0, 0, 0]),
+    "slope of log_softmax": (lambda x: slope(mg.log_softmax, x, [1, 2, -1]), APART),
+    "slope of a large log_softmax": (lambda x: slope(mg.log_softmax, x, [6e4, 5e4]), [0, -1e3]),
+    "slope of a small log_softmax": (lambda x: slope(mg.log_softmax, x, [6e4, 0])[1:], [0, -17]),
+    "slope of nll_grad": (
+        lambda x: slope(lambda x: mg.ops.nll_grad(x[None], [3], [1])[0], x, [0, 1, 1]),
+        APART,
+    ),
+    "slope of a large nll_grad": (
+        lambda x: slope(lambda x: mg.ops.nll_grad(x[None], [1000], [0])[0], x, [-100, 100])[1:],
+        [0, -17],
+    ),
+    "slope of nll_grad by its weight": (
+        lambda w: slope(
+            lambda w: mg.ops.nll_grad(np.array([[0.1, 0, -9]], w.dtype), w, [2]), w, [[1, -1, 0]]
+        ),
+        [1],
+    ),
+    "slope of var": (lambda x: slope(mg.var, x, 4e4), [0, 0.01]),
+    "slope of affine": (
+        lambda c: slope(lambda c: mg.affine(np.array([300, -200], c.dtype), c), c, [300, 300]),
+        [1],
+    ),
+}
+
+
+def slope(f, x, upstream):
+    return mg.grad(f(x), x, np.array(upstream, x.dtype), create_graph=True)
+
+
+@pytest.mark.parametrize(("f", "x"), ROUNDED_ONCE.values(), ids=ROUNDED_ONCE)
+def test_float16_is_rounded_at_the_end_and_not_on_the_way(f, x):
+    given = np.array(x, np.float16)
+    found = f(mg.Tensor(given, requires_grad=True)).data
+    exact = f(mg.Tensor(given.astype(float), requires_grad=True)).data
+    assert found.dtype == np.float16
+    assert_allclose(found, exact, rtol=2**-10, atol=2**-24)
+
+
 @pytest.mark.parametrize("size", [100, 1300, 60_000])
 def test_gelu_of_large_float16_is_the_identity_or_0(size):
     x = mg.Tensor(np.array([size, -size], np.float16), requires_grad=True)
@@ -710,7 +819,7 @@ def test_a_sum_of_many_rows_keeps_infinities_and_nan_in_their_columns(special, a
 
 @pytest.mark.parametrize("rows", [0, 1, 64, 128, 129, 8192, 8193])
 def test_a_sum_of_negative_zeros_is_that_of_numpy(rows):
-    a = np.full((rows, 2), -0.0)
+    a = np.full((rows, 2, 1), -0.0)
     for keepdims in (False, True):
         found, expected = mg.sum(a, 0, keepdims).data, a.sum(0, keepdims=keepdims)
         assert_array_equal(found, expected, strict=True)

@@ -763,6 +763,36 @@ def test_what_is_composed_takes_lists_and_arrays_of_integers(name, x):
     assert_array_equal(found.data, expected.data, strict=True)
 
 
+# what an argument is that is left out
+DEFAULTS = {
+    "sum": {"axis": None, "keepdims": False},
+    "mean": {"axis": None, "keepdims": False},
+    "var": {"axis": None, "ddof": 0, "keepdims": False},
+    "max": {"axis": None, "keepdims": False},
+    "min": {"axis": None, "keepdims": False},
+    "norm": {"axis": None, "keepdims": False},
+    "softmax": {"axis": -1},
+    "log_softmax": {"axis": -1},
+    "transpose": {"axes": None},
+    "clip": {"min": None, "max": None},
+}
+
+
+@pytest.mark.parametrize(("name", "defaults"), DEFAULTS.items(), ids=DEFAULTS)
+def test_an_argument_that_is_left_out_has_its_default(name, defaults):
+    op, x = getattr(mg, name), leaf(M)
+    everything = op(x, **defaults)
+    upstream = np.arange(1.0, 1 + everything.size).reshape(everything.shape)
+    calls = [lambda: op(x)] + [lambda n=n: op(x, **{n: defaults[n]}) for n in defaults]
+    if hasattr(x, name):
+        calls.append(getattr(x, name))
+    for call in calls:
+        y = call()
+        assert_array_equal(y.data, everything.data, strict=True)
+        of_all = mg.grad(everything, x, upstream)
+        assert_array_equal(mg.grad(y, x, upstream).data, of_all.data, strict=True)
+
+
 def test_T_reverses_all_axes_and_mT_exchanges_the_last_two():
     x = mg.Tensor(np.arange(24.0).reshape(2, 3, 4))
     assert_array_equal(x.T.data, x.data.T)
@@ -832,7 +862,7 @@ BAD = {
     "strings to exp": (lambda: mg.exp("a"), TypeError, "real numbers.*str"),
     "comparing with a string": (lambda: V < "a", TypeError, "real numbers.*str"),
     "comparing with None": (lambda: V < None, TypeError, "real numbers.*NoneType"),
-    "astype to integers": (lambda: V.astype(int), TypeError, "astype .*int64"),
+    "astype to integers": (lambda: V.astype(int), TypeError, "astype .*a Tensor holds .*not int64"),
     "astype to complex": (lambda: V.astype(complex), TypeError, "astype .*complex128"),
     "the largest of nothing": (lambda: mg.max(mg.Tensor([])), ValueError, r"max .*\(0,\)"),
     "a Tensor as lower bound": (lambda: V.clip(min=mg.Tensor(0.0)), TypeError, "clip .*array"),
@@ -842,6 +872,7 @@ BAD = {
     "a Tensor as index": (lambda: V[mg.Tensor(0.0)], TypeError, "getitem .*Tensor"),
     "a Tensor in an index": (lambda: W[0, mg.Tensor([0.0])], TypeError, "getitem .*Tensor"),
     "a Tensor as condition": (lambda: mg.where(V, V, V), TypeError, "where .*Tensor"),
+    "nothing but None": (lambda: mg.add(None, None), TypeError, "add: .*missing"),
     "a missing operand": (lambda: mg.add(V), TypeError, "add .*missing"),
     "a keyword that is none": (lambda: mg.sum(V, dim=0), TypeError, "sum.* and dim by name"),
     "an argument given twice": (lambda: mg.sum(V, 0, axis=0), TypeError, "sum.* and axis by name"),
@@ -1009,6 +1040,16 @@ def test_one_tensor_is_joined_like_several():
         mg.concatenate([mg.Tensor(1.0)])
 
 
+def test_without_an_axis_tensors_of_any_shapes_are_joined_flat():
+    xs = [leaf(a) for a in (A, M, 7.0)]
+    y = mg.concatenate(xs, axis=None)
+    assert_array_equal(y.data, [*A, *M.ravel(), 7], strict=True)
+    of_A, of_M, of_7 = mg.grad(y, xs, np.arange(10.0))
+    assert_array_equal(of_A.data, [0, 1, 2])
+    assert_array_equal(of_M.data, [[3, 4, 5], [6, 7, 8]])
+    assert_array_equal(of_7.data, np.array(9.0), strict=True)
+
+
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
 @pytest.mark.parametrize("axis", [0, -1])
 def test_any_number_of_tensors_is_joined_and_no_rule_is_handed_more_than_64(n, axis):
@@ -1030,6 +1071,7 @@ def test_how_a_result_was_made_can_be_read_until_it_is_released():
     assert y.op is mg.linear
     assert [a.tolist() for a in y.inputs] == [[[1, 2]], [[3, 4]], [1]]
     assert y.parents == (x, None, None)
+    assert mg.sum(x, axis=0).inputs[1:] == (0,)
     for constant in (x, w, mg.linear(w, w)):
         assert (constant.op, constant.inputs, constant.parents) == (None, (), ())
     for name in ("op", "inputs", "parents"):
@@ -1058,6 +1100,12 @@ def test_what_was_left_out_may_be_none():
     x, w = mg.Tensor([[1.0, 2.0]]), mg.Tensor([[3.0, 4.0]])
     assert mg.linear(x, w, None).item() == 11
     assert mg.linear(x, w, b=None).item() == 11
+
+
+def test_none_that_means_something_is_not_left_out():
+    x = mg.Tensor([[1.0, 2.0]])
+    assert mg.getitem(x, None).shape == (1, 1, 2)
+    assert_allclose(mg.softmax(mg.Tensor(np.zeros((2, 2))), None).data, np.full((2, 2), 0.25))
 
 
 def test_a_wider_bias_widens_the_result():
