@@ -311,7 +311,7 @@ def _base(a: Array, b: Array, y: Array) -> Array:
 # is constant but for its jump at b = 0: there the logarithm is taken of 1.
 @op(
     lambda g, y, a, b: g * b * _base(a, b, y) ** (_operand(b, y) - 1),
-    lambda g, y, a, b: g * y * log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))),
+    lambda g, y, a, b: g * y * like(log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))), y),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.

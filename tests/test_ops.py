@@ -192,6 +192,22 @@ def test_float32_stays_float32_and_agrees_with_float64(name, drawn, seed):
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5 * size)
 
 
+@every(CASES)
+def test_no_rule_computes_in_float64_what_is_narrower(name, drawn, seed):
+    """The engine would return the gradient in its own dtype, and hide what it has cost."""
+    returned = []
+
+    def noting(position, rule):
+        return rule and (lambda *arguments: returned.append(rule(*arguments)) or returned[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        change_rules(patch, OPS[name], noting)
+        for dtype in (np.float16, np.float32):
+            y = drawn.function(*leaves(drawn.variables, dtype))
+            y.backward(upstream_for(y, seed))
+    assert {c.dtype.name for c in returned} <= {"float16", "float32"}
+
+
 @every(EVERYTHING)
 def test_second_derivatives_are_those_of_finite_differences(name, drawn, seed):
     if any(x.size for x in drawn.variables):  # else there is nothing to differentiate by
