@@ -21,7 +21,7 @@ from minigrad.tensor import Operand, Tensor, as_tensors
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
-def gelu(x: Operand, approximate: str = "tanh") -> Tensor:
+def gelu(x: Operand, approximate: Literal["tanh"] = "tanh") -> Tensor:
     """Return x·Φ(x) in the form x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
 
     Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, §2.

@@ -30,7 +30,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Scope(Lock, contextlib.ContextDecorator):
         As a decorator of a generator or coroutine function, whose body runs after the call has ended.
     """
 
-    def __init__(self, *given: object) -> None:
+    def __init__(self, *given: NoReturn) -> None:
         if given:
             kind = type(self).__name__
             raise TypeError(f"{kind} takes nothing: write 'with {kind}():' or '@{kind}()'")

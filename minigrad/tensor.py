@@ -31,12 +31,12 @@ from minigrad.scopes import Scope, here, quietly
 
 Array: TypeAlias = npt.NDArray[Any]
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
 
 #: How a result was made: its op, inputs and parents; these are None once they are released.
 Made: TypeAlias = "tuple[Op[...], Any, Any]"
-
-Operator: TypeAlias = "Callable[[Tensor, Operand], Tensor]"
 
 T = TypeVar("T")
 
@@ -233,34 +233,7 @@ def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
     return [a if isinstance(a, Tensor) else _tensor(converted(a)) for a in operands]
 
 
-def _operator(op: Op[...]) -> tuple[Operator, Operator]:
-    """Return the methods that apply ``op`` with a Tensor on the left and on the right of it."""
-
-    def on_the_left(self: Tensor, other: Operand) -> Tensor:
-        return record(op, self, other)
-
-    def on_the_right(self: Tensor, other: Operand) -> Tensor:
-        return record(op, other, self)
-
-    return on_the_left, on_the_right
-
-
-def _in_place(op: Op[...], sign: str) -> Operator:
-    """Return the method for ``x += y``, which binds x to a new result, as ``x = x + y`` does."""
-
-    def rebound(self: Tensor, other: Operand) -> Tensor:
-        if not is_grad_enabled() and self._requires_grad and self._made is None:
-            warnings.warn(
-                f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
-                f"it, set x.data = x.data {sign} y; else write x = x {sign} y",
-                stacklevel=2,
-            )
-        return record(op, self, other)
-
-    return rebound
-
-
-def _compared(compare: np.ufunc, *pair: Any) -> npt.NDArray[np.bool_]:
+def _compared(compare: np.ufunc, *pair: Any) -> Mask:
     """Return what ``compare`` says of two operands, entry by entry."""
 
     def plain(i: int) -> Any:
@@ -272,25 +245,10 @@ def _compared(compare: np.ufunc, *pair: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(quietly(compare, plain(0), plain(1)))
 
 
-def _comparison(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
-    """Return the method that compares a Tensor with something else, entry by entry."""
-
-    def compared(self: Tensor, other: Operand) -> npt.NDArray[np.bool_]:
-        return _compared(compare, self, other)
-
-    return compared
-
-
-def _equality(compare: np.ufunc) -> Callable[[Tensor, Any], Any]:
-    """Return the like for == and !=, which may be asked of anything: None equals no Tensor."""
-
-    def compared(self: Tensor, other: object) -> Any:
-        numbers = isinstance(other, (Number, Sequence)) and not isinstance(other, (str, bytes))
-        if numbers or hasattr(other, "__array__"):
-            return _compared(compare, self, other)
-        return NotImplemented
-
-    return compared
+def _is_comparable(a: object) -> bool:
+    """Whether ``a`` is something that has numbers: == and != may be asked of anything."""
+    numbers = isinstance(a, (Number, Sequence)) and not isinstance(a, (str, bytes))
+    return numbers or hasattr(a, "__array__")
 
 
 class Tensor:
@@ -490,7 +448,8 @@ class Tensor:
         """Return a constant that shares this tensor's memory and stops the gradient."""
         return _tensor(self._data)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+    # generic, and not Any: type checkers would take ``ndarray + Tensor`` for a sum of two arrays
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
         return np.array(self._data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **params: Any) -> Any:
@@ -589,16 +548,69 @@ class Tensor:
 
     # -- operators
 
-    __add__, __radd__ = _operator(ops.add)
-    __sub__, __rsub__ = _operator(ops.sub)
-    __mul__, __rmul__ = _operator(ops.mul)
-    __truediv__, __rtruediv__ = _operator(ops.div)
-    __pow__, __rpow__ = _operator(ops.pow)
-    __matmul__, __rmatmul__ = _operator(ops.matmul)
+    def __add__(self, other: Operand) -> Tensor:
+        return record(ops.add, self, other)
 
-    __iadd__, __isub__ = _in_place(ops.add, "+"), _in_place(ops.sub, "-")
-    __imul__, __itruediv__ = _in_place(ops.mul, "*"), _in_place(ops.div, "/")
-    __ipow__, __imatmul__ = _in_place(ops.pow, "**"), _in_place(ops.matmul, "@")
+    def __radd__(self, other: Operand) -> Tensor:
+        return record(ops.add, other, self)
+
+    def __sub__(self, other: Operand) -> Tensor:
+        return record(ops.sub, self, other)
+
+    def __rsub__(self, other: Operand) -> Tensor:
+        return record(ops.sub, other, self)
+
+    def __mul__(self, other: Operand) -> Tensor:
+        return record(ops.mul, self, other)
+
+    def __rmul__(self, other: Operand) -> Tensor:
+        return record(ops.mul, other, self)
+
+    def __truediv__(self, other: Operand) -> Tensor:
+        return record(ops.div, self, other)
+
+    def __rtruediv__(self, other: Operand) -> Tensor:
+        return record(ops.div, other, self)
+
+    def __pow__(self, other: Operand) -> Tensor:
+        return record(ops.pow, self, other)
+
+    def __rpow__(self, other: Operand) -> Tensor:
+        return record(ops.pow, other, self)
+
+    def __matmul__(self, other: Operand) -> Tensor:
+        return record(ops.matmul, self, other)
+
+    def __rmatmul__(self, other: Operand) -> Tensor:
+        return record(ops.matmul, other, self)
+
+    def __iadd__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.add, "+", other)
+
+    def __isub__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.sub, "-", other)
+
+    def __imul__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.mul, "*", other)
+
+    def __itruediv__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.div, "/", other)
+
+    def __ipow__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.pow, "**", other)
+
+    def __imatmul__(self, other: Operand) -> Tensor:
+        return self._rebound(ops.matmul, "@", other)
+
+    def _rebound(self, op: Op[...], sign: str, other: Operand) -> Tensor:
+        """Return what ``x += y`` binds x to: a new result, as in ``x = x + y``."""
+        if not is_grad_enabled() and self._requires_grad and self._made is None:
+            warnings.warn(
+                f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
+                f"it, set x.data = x.data {sign} y; else write x = x {sign} y",
+                stacklevel=3,
+            )
+        return record(op, self, other)
 
     def __pos__(self) -> Tensor:
         return self
@@ -609,13 +621,29 @@ class Tensor:
     def __abs__(self) -> Tensor:
         return record(ops.abs, self)
 
-    __lt__ = _comparison(np.less)
-    __le__ = _comparison(np.less_equal)
-    __gt__ = _comparison(np.greater)
-    __ge__ = _comparison(np.greater_equal)
-    __eq__ = _equality(np.equal)
-    __ne__ = _equality(np.not_equal)
-    __hash__ = object.__hash__  # a Tensor is itself as a key, whatever its entries
+    def __lt__(self, other: Operand) -> Mask:
+        return _compared(np.less, self, other)
+
+    def __le__(self, other: Operand) -> Mask:
+        return _compared(np.less_equal, self, other)
+
+    def __gt__(self, other: Operand) -> Mask:
+        return _compared(np.greater, self, other)
+
+    def __ge__(self, other: Operand) -> Mask:
+        return _compared(np.greater_equal, self, other)
+
+    def __eq__(self, other: object) -> Any:  # None equals no Tensor
+        return _compared(np.equal, self, other) if _is_comparable(other) else NotImplemented
+
+    def __ne__(self, other: object) -> Any:
+        return _compared(np.not_equal, self, other) if _is_comparable(other) else NotImplemented
+
+    if TYPE_CHECKING:  # type checkers want it declared
+
+        def __hash__(self) -> int: ...
+    else:
+        __hash__ = object.__hash__  # a Tensor is itself as a key, whatever its entries
 
     def __getitem__(self, index: Any) -> Tensor:
         return record(ops.getitem, self, index)
@@ -660,11 +688,11 @@ class Tensor:
         """Return the smallest entry over ``axis``: see :func:`minigrad.min`."""
         return record(ops.min, self, axis, keepdims)
 
-    def clip(self, min: float | None = None, max: float | None = None) -> Tensor:
+    def clip(self, min: npt.ArrayLike | None = None, max: npt.ArrayLike | None = None) -> Tensor:
         """Return the entries limited to [min, max]: see :func:`minigrad.clip`."""
         return record(ops.clip, self, min, max)
 
-    def reshape(self, *shape: Any) -> Tensor:
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """Return the entries in another shape, given as one tuple or as several lengths."""
         return record(ops.reshape, self, shape[0] if len(shape) == 1 else shape)
 
@@ -681,7 +709,7 @@ class Tensor:
 
         return functional.squeeze(self, axis)
 
-    def transpose(self, *axes: Any) -> Tensor:
+    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Return the tensor with its axes permuted (one tuple or several ints), or reversed.
 
         As in NumPy, all axes are named in their new order: of a matrix, ``x.transpose(0, 1)`` is itself.
@@ -734,13 +762,6 @@ def _plain(a: Any) -> Any:
         items = map(_plain, a)
         return type(a)(*items) if hasattr(a, "_fields") else type(a)(items)
     return a._data if isinstance(a, Tensor) else a
-
-
-for _name, _method in vars(Tensor).items():  # help and pickle go by a method's own name
-    if getattr(_method, "__qualname__", "").startswith(
-        ("_operator.", "_in_place.", "_comparison.", "_equality.")
-    ):
-        _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
 
 def _rebuild(
