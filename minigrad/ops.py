@@ -29,25 +29,38 @@ Where a function has a kink, the values are PyTorch's.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, ParamSpec, TypeAlias, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 if TYPE_CHECKING:
-    from minigrad.tensor import Tensor
+    from minigrad.tensor import Operand, Tensor
 
 P = ParamSpec("P")
+S = TypeVar("S")
 
 #: An ndarray; inside a rule that is being recorded, a Tensor.
 Array: TypeAlias = Any
-Axis: TypeAlias = int | tuple[int, ...] | None
+Axis: TypeAlias = int | Sequence[int] | None
 Rule: TypeAlias = Callable[..., Array]
 Rules: TypeAlias = tuple[Rule | None, ...]
 Each: TypeAlias = Callable[[int], Rule] | None
@@ -74,12 +87,15 @@ class Op(Generic[P]):
 
     def __init__(self, forward: Callable[P, Array], vjps: Rules, each: Each = None) -> None:
         functools.update_wrapper(self, forward)
-        self.name = forward.__name__.removeprefix("_")
+        self.name: str = forward.__name__.removeprefix("_")
+        self.__name__: str = self.name
+        with contextlib.suppress(ValueError):  # a ufunc of NumPy may have none
+            self.__signature__: inspect.Signature = _without_annotations(inspect.signature(forward))
         self.forward = forward
         self.vjps = vjps
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
-        self.ruled = vjps.index(None) if None in vjps else len(vjps)
+        self.ruled: int = vjps.index(None) if None in vjps else len(vjps)
 
     def rules(self, n: int) -> Rules:
         """Return the rules of an application to ``n`` arguments, of an op that has ``each``."""
@@ -122,24 +138,61 @@ class Op(Generic[P]):
     @functools.cached_property
     def _parameters(self) -> tuple[list[str], dict[str, Any]]:
         """The names of the arguments, and the defaults of those that have one."""
-        found = inspect.signature(self.forward).parameters
+        found = inspect.signature(self).parameters
         return list(found), {n: p.default for n, p in found.items() if p.default is not p.empty}
+
+    def __get__(self: S, instance: object, owner: type | None = None) -> S:
+        """Return the op itself: as an attribute of a class it does not become a method.
+
+        Python takes what has a ``__get__`` for a function, and so ``help`` shows the parameters of an op.
+        """
+        return self
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
 
 
-def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[P, Array]], Op[P]]:
+def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
+    """Return the names and defaults of a forward: its types are arrays, those of the op are not."""
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return inspect.Signature(bare)
+
+
+@overload
+def op(
+    a: Rule, /, *more: None, each: Each = None
+) -> Callable[[Callable[Concatenate[Any, P], Array]], Op[Concatenate[Operand, P]]]: ...
+
+
+@overload
+def op(
+    a: Rule, b: Rule, /, *more: Rule | None, each: Each = None
+) -> Callable[
+    [Callable[Concatenate[Any, Any, P], Array]], Op[Concatenate[Operand, Operand, P]]
+]: ...
+
+
+@overload
+def op(
+    a: None, /, *more: Rule | None, each: Each = None
+) -> Callable[[Callable[P, Array]], Op[P]]: ...
+
+
+def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]], Op[...]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
     nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
     return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.
 
+    To type checkers the first array, or the first two if both have a rule, may be a Tensor, an array or a
+    number, whatever the forward says of them.  All else is as the forward declares it: annotate a third
+    array as ``Array``.
+
     An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
     """
 
-    def register(forward: Callable[P, Array]) -> Op[P]:
+    def register(forward: Callable[..., Array]) -> Op[...]:
         new = Op(forward, vjps, each)
         OPS[new.name] = new
         return new
@@ -525,7 +578,7 @@ def affine(z: Array, c: Array, b: Array | None = None) -> Array:
 
 
 @op(lambda g, y, a, shape: g.reshape(a.shape))  # the entries stay, only their places are renamed
-def reshape(a: Array, shape: int | tuple[int, ...]) -> Array:
+def reshape(a: Array, shape: int | Sequence[int]) -> Array:
     """Return the entries of a in the given shape; one length may be −1."""
     return np.reshape(a, shape)
 
@@ -536,7 +589,7 @@ def reshape(a: Array, shape: int | tuple[int, ...]) -> Array:
         None if axes is None else tuple(int(i) for i in np.argsort(np.asarray(axes) % a.ndim))
     )
 )
-def transpose(a: Array, axes: tuple[int, ...] | None = None) -> Array:
+def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
     """Return a with its axes permuted; reversed for None."""
     if axes is not None and np.size(axes) != a.ndim:
         raise ValueError(f"expected all {a.ndim} axes, not {axes}: swapaxes exchanges two")
@@ -550,7 +603,7 @@ def swapaxes(a: Array, axis1: int, axis2: int) -> Array:
 
 
 @op(lambda g, y, a, shape: g)  # dy repeats da; the engine sums the repetitions, as for every op
-def broadcast_to(a: Array, shape: int | tuple[int, ...]) -> Array:
+def broadcast_to(a: Array, shape: int | Sequence[int]) -> Array:
     """Return a repeated along new or length-1 axes to the given shape."""
     return np.broadcast_to(a, shape)
 
