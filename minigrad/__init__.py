@@ -4,9 +4,12 @@ Read it in this order: ``ops`` (the derivatives), ``engine`` (the chain rule), `
 bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
 """
 
-from typing import TYPE_CHECKING
+import builtins
+import types
+import typing
 
 from minigrad import hints as hints
+from minigrad import ops as ops
 from minigrad.functional import concatenate as concatenate
 from minigrad.functional import cross_entropy as cross_entropy
 from minigrad.functional import expand_dims as expand_dims
@@ -26,7 +29,15 @@ from minigrad.tensor import grad as grad
 from minigrad.tensor import is_grad_enabled as is_grad_enabled
 from minigrad.tensor import no_grad as no_grad
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:  # type checkers cannot evaluate __all__, and see all names that are public
     __version__: str
 else:
     __getattr__ = hints.attributes_of(__name__, hints.of_minigrad)
+
+    #: What ``from minigrad import *`` brings.  Not the modules, and not sum, max, min, abs and pow, which
+    #: would hide Python's own.
+    __all__ = sorted(
+        name
+        for name, what in globals().items()
+        if not (name[0] == "_" or isinstance(what, types.ModuleType) or hasattr(builtins, name))
+    )
