@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +23,7 @@ from loradora.patterns import LEADING, NUMBER, TRAILING, PatternError, compiled
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 #: Tasks for which PEFT trains a head whole, if the model has one by these names.
-HEADS = {
+HEADS: dict[str, tuple[str, ...]] = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
@@ -108,8 +108,8 @@ class LoraConfig:
 
     r: int = 8
     lora_alpha: float = 8
-    target_modules: Sequence[str] | str | None = None
-    exclude_modules: Sequence[str] | str | None = None
+    target_modules: Collection[str] | str | None = None
+    exclude_modules: Collection[str] | str | None = None
     lora_dropout: float = 0.0
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
@@ -119,9 +119,9 @@ class LoraConfig:
     init_lora_weights: Scheme = True
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    layers_to_transform: Sequence[int] | int | None = None
-    layers_pattern: Sequence[str] | str | None = None
-    modules_to_save: Sequence[str] | None = None
+    layers_to_transform: Collection[int] | int | None = None
+    layers_pattern: Collection[str] | str | None = None
+    modules_to_save: Collection[str] | None = None
     lora_bias: bool = False
     ensure_weight_tying: bool = False
     task_type: str | None = None
@@ -510,6 +510,6 @@ def _all_are(is_one: Callable[[Any], bool], values: Any) -> bool:
     return all(map(is_one, values))
 
 
-def listed(names: Sequence[str] | str | None) -> list[str]:
+def listed(names: Collection[str] | str | None) -> list[str]:
     """Return the names in a list; one alone need not stand in one."""
     return [names] if names and isinstance(names, str) else list(names or ())

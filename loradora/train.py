@@ -58,8 +58,8 @@ class Evaluation(NamedTuple):
 
 def fit(
     model: Module,
-    x: Array,
-    labels: Array,
+    x: npt.ArrayLike,
+    labels: npt.ArrayLike,
     *,
     optimizer: Optimizer,
     steps: int,
@@ -338,7 +338,9 @@ def _batches(
 
 
 @mg.no_grad()
-def evaluate(model: Module, x: Array, labels: Array, batch_size: int = 1000) -> Evaluation:
+def evaluate(
+    model: Module, x: npt.ArrayLike, labels: npt.ArrayLike, batch_size: int = 1000
+) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
     Then every module is in the mode in which it was, also after an error or an interrupt.
