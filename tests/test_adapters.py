@@ -82,10 +82,12 @@ def from_contributing(name):
     """Return the class that CONTRIBUTING.md defines by this name, as it stands there."""
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for part in ast.parse(code).body:
+        body = ast.parse(code).body
+        imports = [part for part in body if isinstance(part, (ast.Import, ast.ImportFrom))]
+        for part in body:
             if isinstance(part, ast.ClassDef) and part.name == name:
-                names = {"np": np, "ld": ld, "mg": mg}
-                exec(ast.get_source_segment(code, part), names)
+                names = {}
+                exec(compile(ast.Module([*imports, part], []), "CONTRIBUTING.md", "exec"), names)
                 return names[name]
     raise LookupError(name)
 

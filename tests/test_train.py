@@ -216,6 +216,18 @@ def test_evaluation_is_the_mean_over_all_examples(batch_size):
     assert found.accuracy == np.mean(logits.argmax(1) == LABELS)
 
 
+def test_lists_and_tensors_do_for_arrays():
+    def trained(x, labels):
+        model = base()
+        optimizer = ld.AdamW(model.parameters(), lr=0.02)
+        losses = [s.loss for s in ld.fit(model, x, labels, optimizer=optimizer, steps=5, rng=0)]
+        return losses, ld.evaluate(model, x, labels)
+
+    expected = trained(X, LABELS)
+    assert trained(X.tolist(), LABELS.tolist()) == expected
+    assert trained(mg.Tensor(X), tuple(LABELS)) == expected
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_evaluation_turns_dropout_off_and_restores_the_mode(mode):
     model = ld.Sequential(ld.Linear(8, 3), ld.Dropout(0.5)).train(mode)
