@@ -8,11 +8,11 @@ layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a f
 did).  ``companion`` looks first whether minigrad is the one that belongs here.
 """
 
-from typing import TYPE_CHECKING
+import typing
 
-from loradora.companion import check_minigrad
+from loradora import companion
 
-check_minigrad()  # before anything imports it
+companion.check_minigrad()  # before anything imports minigrad
 
 from loradora import analysis, by_hand
 from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
@@ -35,7 +35,7 @@ from loradora.peft import (
     set_peft_model_state_dict,
 )
 from loradora.train import evaluate, fit
-from minigrad import hints as _hints
+from minigrad import hints
 
 __all__ = [
     "GELU",
@@ -72,7 +72,7 @@ __all__ = [
     "warmup",
 ]
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     __version__: str
 else:
-    __getattr__ = _hints.attributes_of(__name__, _hints.of_loradora)
+    __getattr__ = hints.attributes_of(__name__, hints.of_loradora)

@@ -14,6 +14,7 @@ from typing import Any
 #: The modules of minigrad, each with a name that is in ours and in nobody else's.
 OURS = {
     "minigrad": "GradcheckError",
+    "minigrad.hints": "attributes_of",
     "minigrad.ops": "nll_grad",
     "minigrad.engine": "ancestry",
     "minigrad.scopes": "at_once",

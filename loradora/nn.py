@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from functools import partial
 from numbers import Real
 from types import FunctionType, MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -534,9 +534,9 @@ class GELU(Module):
         For another ``approximate`` than ``"tanh"``.
     """
 
-    def __init__(self, approximate: str = "tanh") -> None:
+    def __init__(self, approximate: Literal["tanh"] = "tanh") -> None:
         mg.gelu(0.0, approximate)  # which refuses what it cannot compute
-        self.approximate = approximate
+        self.approximate: Literal["tanh"] = approximate
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return x·Φ(x)."""

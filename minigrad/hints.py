@@ -332,7 +332,7 @@ def _version(package: str) -> str:
         return metadata.version("minigrad-loradora")
     except metadata.PackageNotFoundError:
         raise AttributeError(
-            f"{package} is not installed, and only what is installed has a version: pip install -e ."
+            f"{package} is not installed with pip, and only what is installed has a version"
         ) from None
 
 
