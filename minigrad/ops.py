@@ -350,11 +350,11 @@ def _operand(a: Array, y: Array) -> Array:
     return like(a, y) if hasattr(a, "dtype") else a
 
 
-def _base(a: Array, b: Array, y: Array) -> Array:
-    """Return the base a of the power y, and 1 where b = 0 and 1/a is infinite or NaN."""
-    a, constant = _operand(a, y), b == 0
+def _base(a: Array, b: Array) -> Array:
+    """Return the base a of the power aᵇ, and 1 where b = 0 and 1/a is infinite or NaN."""
+    constant = b == 0
     if np.any(constant):
-        constant = constant & ~np.isfinite(1 / np.asarray(a, y.dtype))
+        constant = constant & ~np.isfinite(1 / np.asarray(a))
     return _one_where(constant, a)
 
 
@@ -363,7 +363,7 @@ def _base(a: Array, b: Array, y: Array) -> Array:
 # as 1, and likewise where a is so small that a⁻¹ overflows.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ
 # is constant but for its jump at b = 0: there the logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * _base(a, b, y) ** (_operand(b, y) - 1),
+    lambda g, y, a, b: g * b * _base(a, b) ** (_operand(b, y) - 1),
     lambda g, y, a, b: g * y * like(log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))), y),
 )
 def pow(a: Array, b: Array) -> Array:
@@ -545,8 +545,7 @@ def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
     In every other case return g∘z, and the engine sums.
     """
     g = wide(g)
-    per_column = np.ndim(c) == 1 and np.shape(c) == g.shape[-1:]
-    if per_column and isinstance(g, np.ndarray) and g.shape == np.shape(z):
+    if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
         return _sum_rows(_sum_of_two, _as_rows(g), _as_rows(wide(z)))
     return g * z
 
@@ -586,7 +585,7 @@ def reshape(a: Array, shape: int | Sequence[int]) -> Array:
 # ⟨Ȳ, dAᵀ⟩ = ⟨Ȳᵀ, dA⟩: permute back, by the inverse permutation
 @op(
     lambda g, y, a, axes=None: g.transpose(
-        None if axes is None else tuple(int(i) for i in np.argsort(np.asarray(axes) % a.ndim))
+        None if axes is None else tuple(np.argsort(np.asarray(axes) % a.ndim))
     )
 )
 def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
@@ -613,21 +612,18 @@ def astype(a: Array, dtype: Any) -> Array:
     """Return a in another float dtype."""
     if not np.issubdtype(dtype, np.floating):
         raise TypeError(f"a Tensor holds floating-point numbers, not {np.dtype(dtype)}")
-    return np.asarray(a).astype(dtype)
+    return a.astype(dtype)
 
 
 # y[i] += a:  ⟨ȳ, dy⟩ = ⟨ȳ[i], da⟩
 @op(lambda g, y, a, index, shape: g[index], None)
 def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with a added at ``index``; repeated indices add up."""
-    a = np.asarray(a)
     y = np.zeros(shape, a.dtype)
     parts = index if isinstance(index, tuple) else (index,)
     if all(p is None or isinstance(p, (int, slice, EllipsisType)) for p in parts):
-        if np.ndim(a) > np.ndim(y[index]):  # an assignment would drop leading axes of length 1
-            raise ValueError(
-                f"{np.shape(a)} does not broadcast to {np.shape(y[index])}, the places"
-            )
+        if a.ndim > np.ndim(y[index]):  # an assignment would drop leading axes of length 1
+            raise ValueError(f"{a.shape} does not broadcast to {np.shape(y[index])}, the places")
         y[index] = a  # no entry twice
         return y
     y = wide(y)
@@ -693,7 +689,7 @@ def _count(a: Array, axis: Axis) -> int:
 
 def _mean(a: Array, axis: Axis, keepdims: bool) -> Array:
     """Return Σa/n, of float16 in float32."""
-    return np.asarray(total(a, _axes(a, axis), keepdims) / _count(a, axis))
+    return total(a, _axes(a, axis), keepdims) / _count(a, axis)
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
