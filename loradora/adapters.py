@@ -186,16 +186,16 @@ class LowRankLinear(Adapted):
         check_positive(r=r)
         check_finite(lora_alpha=lora_alpha)
         rng = generator(rng)
-        self.lora_dropout: Dropout = Dropout(lora_dropout, rng=rng)
+        self.lora_dropout = Dropout(lora_dropout, rng=rng)
         W0 = base.weight.data
         dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
-        self.scaling: float = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
+        self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         _check_scaling(self.scaling, lora_alpha, r, dtype)
         # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
         self.base_layer: Linear = frozen(base, residual)
-        self.A: Tensor = Tensor(A.astype(dtype), requires_grad=True)
-        self.B: Tensor = Tensor(B.astype(dtype), requires_grad=True)
+        self.A = Tensor(A.astype(dtype), requires_grad=True)
+        self.B = Tensor(B.astype(dtype), requires_grad=True)
         self.train(base.training)
 
     @property
@@ -266,7 +266,7 @@ class LoRALinear(LowRankLinear):
     def __init__(self, base: Linear, *, lora_bias: bool = False, **options: Any) -> None:
         super().__init__(base, **options)
         zeros = np.zeros(self.B.shape[0], self.B.dtype)
-        self.B_bias: Tensor | None = Tensor(zeros, requires_grad=True) if lora_bias else None
+        self.B_bias = Tensor(zeros, requires_grad=True) if lora_bias else None
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
@@ -337,8 +337,8 @@ class DoRALinear(LowRankLinear):
             raise ValueError(f"norm_axis must be {kind}, not {norm_axis!r}")
         super().__init__(base, **options)
         self.detach_norm = detach_norm
-        self.low_rank_norm: LowRankNorm = LowRankNorm(self.norm_axis)
-        self.m: Tensor = Tensor(self.norm().data, requires_grad=True)
+        self.low_rank_norm = LowRankNorm(self.norm_axis)
+        self.m = Tensor(self.norm().data, requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""

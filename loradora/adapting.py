@@ -68,7 +68,7 @@ class Adapter:
         layer: type[LowRankLinear] | None = None,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        self.layer: type[LowRankLinear] = _class_for(config, layer)
+        self.layer = _class_for(config, layer)
         self.autocast_adapter_dtype = autocast_adapter_dtype
         cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
         paths = {id(module): path for path, module in base.named_modules()}
@@ -83,8 +83,8 @@ class Adapter:
             options = found.options[found.targets[id(module)]] | cast
             return self.layer(module, **options, rng=rng)
 
-        self.config: LoraConfig = copy.deepcopy(config)  # the caller's may change
-        self.model: Module = rebuild(base, replace)
+        self.config = copy.deepcopy(config)  # the caller's may change
+        self.model = rebuild(base, replace)
         share_constants(self.model, base)
         for module in self._whole.values():
             if not module.trainable_parameters():  # it was frozen as a whole, and tells no more
@@ -94,12 +94,12 @@ class Adapter:
         names = _names_in_files(self.layer)
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
         own |= {id(p) for module in self._whole.values() for p in module.parameters()}
-        self.saved: dict[str, Tensor] = {
+        self.saved = {
             _file_key(modules, name, names): p
             for name, p in self.model.named_parameters()
             if p.requires_grad or id(p) in own
         }
-        self.trained: list[Tensor] = [p for p in self.saved.values() if p.requires_grad]
+        self.trained = [p for p in self.saved.values() if p.requires_grad]
         # how it was made, which a file brings back: see lost_in_a_file
         self._tensors = dict(self.model.named_parameters())
         in_file = {id(p) for p in self.saved.values()}

@@ -31,7 +31,7 @@ from loradora.adapters import (
 )
 from loradora.config import LoraConfig
 from loradora.matching import exactly
-from loradora.nn import Linear, Module, check_finite, check_positive
+from loradora.nn import Module, check_finite, check_positive
 from loradora.views import rebuild, share_constants
 from minigrad import Tensor
 
@@ -94,8 +94,8 @@ class LoRASum(Adapted):
     """Several LoRAs of one layer, whose corrections add up: y = x W0ᵀ + b + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ."""
 
     def __init__(self, layers: Sequence[LowRankLinear]) -> None:
-        self.base_layer: Linear = layers[0].base_layer
-        self.layers: list[LowRankLinear] = list(layers)
+        self.base_layer = layers[0].base_layer
+        self.layers = list(layers)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""

@@ -23,7 +23,7 @@ from loradora.patterns import LEADING, NUMBER, TRAILING, PatternError, compiled
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 #: Tasks for which PEFT trains a head whole, if the model has one by these names.
-HEADS: dict[str, tuple[str, ...]] = {
+HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),

@@ -388,8 +388,8 @@ class Linear(Module):
         check_positive(in_features=in_features, out_features=out_features)
         rng = generator(rng)
         bound = 1 / math.sqrt(in_features)
-        self.weight: Tensor = uniform(rng, bound, (out_features, in_features), dtype)
-        self.bias: Tensor | None = uniform(rng, bound, (out_features,), dtype) if bias else None
+        self.weight = uniform(rng, bound, (out_features, in_features), dtype)
+        self.bias = uniform(rng, bound, (out_features,), dtype) if bias else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("weight", "bias") and not (value is None or isinstance(value, Tensor)):
@@ -536,7 +536,7 @@ class GELU(Module):
 
     def __init__(self, approximate: Literal["tanh"] = "tanh") -> None:
         mg.gelu(0.0, approximate)  # which refuses what it cannot compute
-        self.approximate: Literal["tanh"] = approximate
+        self.approximate = approximate
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return x·Φ(x)."""
@@ -691,7 +691,7 @@ class MLP(Module):
         layers: list[Module] = []
         for width, following in itertools.pairwise(sizes):
             layers += [Linear(width, following, rng=rng, dtype=dtype), ReLU()]
-        self.layers: Sequential = Sequential(*layers[:-1])
+        self.layers = Sequential(*layers[:-1])
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return the logits, shape (…, sizes[-1])."""

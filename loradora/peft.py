@@ -125,7 +125,7 @@ class PeftModel(Module):
         modes = [module.training for module in modules]
         as_before = at_once(object.__setattr__, modules, repeat("training"), modes)
         try:
-            self.training: bool = mode
+            self.training = mode
             for view in views:
                 view.train(mode)
         except BaseException:
@@ -631,7 +631,7 @@ class _Disabled(Scope):
 
     def __init__(self, model: PeftModel) -> None:
         # weakly, because a scope that has ended is remembered until one asks what is in force
-        self.model: weakref.ref[PeftModel] = weakref.ref(model)
+        self.model = weakref.ref(model)
 
     def _recreate_cm(self) -> _Disabled:
         model = self.model()

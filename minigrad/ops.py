@@ -87,15 +87,15 @@ class Op(Generic[P]):
 
     def __init__(self, forward: Callable[P, Array], vjps: Rules, each: Each = None) -> None:
         functools.update_wrapper(self, forward)
-        self.name: str = forward.__name__.removeprefix("_")
-        self.__name__: str = self.name
+        self.name = forward.__name__.removeprefix("_")
+        self.__name__ = self.name
         with contextlib.suppress(ValueError):  # a ufunc of NumPy may have none
-            self.__signature__: inspect.Signature = _without_annotations(inspect.signature(forward))
+            self.__signature__ = _without_annotations(inspect.signature(forward))
         self.forward = forward
         self.vjps = vjps
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
-        self.ruled: int = vjps.index(None) if None in vjps else len(vjps)
+        self.ruled = vjps.index(None) if None in vjps else len(vjps)
 
     def rules(self, n: int) -> Rules:
         """Return the rules of an application to ``n`` arguments, of an op that has ``each``."""

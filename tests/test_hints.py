@@ -478,9 +478,7 @@ def test_what_is_not_installed_has_no_version_and_says_so(package, monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    with pytest.raises(
-        AttributeError, match=f"{package.__name__} is not installed with pip"
-    ):
+    with pytest.raises(AttributeError, match=f"{package.__name__} is not installed with pip"):
         _ = package.__version__
     assert not hasattr(package, "__version__")
 
