@@ -11,6 +11,7 @@ import itertools
 import random
 import signal
 import sys
+import time
 
 import pytest
 
@@ -74,8 +75,12 @@ keeps_finally = pytest.mark.skipif(
 needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
 
 
-def interrupted_by_a_timer(work, times, longest=5e-5):
-    """Repeat ``work`` until it is interrupted, and yield then; ``times`` times over."""
+def interrupted_by_a_timer(work, times):
+    """Repeat ``work`` until it is interrupted, and yield then; ``times`` times over.
+
+    Each time it is first done undisturbed: how long that takes tells when to interrupt, however fast
+    the machine is, and whatever else it does.
+    """
     rung = False
 
     def interrupt(*_):
@@ -94,8 +99,10 @@ def interrupted_by_a_timer(work, times, longest=5e-5):
     gc.disable()  # an interrupt in a callback of others would be swallowed there, and reported
     try:
         for n in range(times):
+            rung, start = False, time.perf_counter()
+            work()
+            longest = max(2 * (time.perf_counter() - start), 5e-5)
             with contextlib.suppress(KeyboardInterrupt):
-                rung = False
                 # a signal that reaches another thread may wait there: it comes again
                 signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, longest), 0.05)
                 until_it_rings()

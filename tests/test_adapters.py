@@ -1302,5 +1302,5 @@ def test_dora_on_top_of_lora_is_refused():
 def test_an_interrupt_in_the_norm_of_a_dora_leaves_the_warnings_of_numpy_as_they_were():
     layer = ld.DoRALinear(ld.Linear(40, 30, rng=0), r=2, lora_alpha=4, rng=0)
     x, before = np.ones((2, 40), np.float32), np.geterr()
-    for _ in interrupted_by_a_timer(lambda: layer(x), 1500, longest=1e-4):
+    for _ in interrupted_by_a_timer(lambda: layer(x), 1500):
         assert np.geterr() == before

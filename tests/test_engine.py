@@ -895,9 +895,7 @@ def test_a_recorded_gradient_leaves_no_grad_as_it_was_if_it_is_interrupted():
         assert not mg.is_grad_enabled()
 
     with mg.no_grad():
-        assert not any(
-            mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 2000, longest=1e-4)
-        )
+        assert not any(mg.is_grad_enabled() for _ in interrupted_by_a_timer(work, 2000))
     assert mg.is_grad_enabled()
 
 
@@ -913,7 +911,7 @@ def test_an_interrupted_pass_adds_to_all_leaves_or_to_none():
         mg.stack(leaves).sum().backward()
 
     work()
-    for _ in interrupted_by_a_timer(work, 300, longest=1e-3):
+    for _ in interrupted_by_a_timer(work, 300):
         assert len({x.grad.item() for x in leaves}) == 1
 
 

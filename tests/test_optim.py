@@ -393,7 +393,7 @@ def test_a_real_signal_leaves_a_step_taken_or_not_taken():
     optimizer = ld.AdamW(params, lr=1e-6)
     for p in params:
         p.grad = np.ones(3)
-    for _ in interrupted_by_a_timer(optimizer.step, 300, longest=2e-4):
+    for _ in interrupted_by_a_timer(optimizer.step, 300):
         assert len({p.data.tobytes() for p in params}) == 1
         moments = {repr(optimizer.state[p]) for p in params} if optimizer.state else {""}
         assert len(moments) == 1

@@ -573,7 +573,7 @@ def test_an_interrupted_change_of_the_mode_reaches_all_modules_or_none(kind):
     else:
         views = [model]
     modules = [m for view in views for _, m in view.named_modules()]
-    for _ in interrupted_by_a_timer(lambda: model.train(not model.training), 1000, 1e-3):
+    for _ in interrupted_by_a_timer(lambda: model.train(not model.training), 1000):
         assert len({m.training for m in modules}) == 1
 
 
@@ -586,7 +586,7 @@ def test_an_interrupt_leaves_the_arrays_of_the_base_writable():
         with contextlib.suppress(ValueError):
             ld.get_peft_model(base, config(target_modules=["nothing"]))
 
-    for _ in interrupted_by_a_timer(work, 300, 2e-3):
+    for _ in interrupted_by_a_timer(work, 300):
         assert all(p.data.flags.writeable for p in base.parameters())
 
 

@@ -273,7 +273,7 @@ def test_an_interrupted_evaluation_gives_every_module_its_own_mode_back(x):
         with contextlib.suppress(ValueError):
             ld.evaluate(model, x, LABELS[:2])
 
-    for _ in interrupted_by_a_timer(work, 1000, 5e-4):
+    for _ in interrupted_by_a_timer(work, 1000):
         assert [m.training for _, m in model.named_modules()] == before
         assert mg.is_grad_enabled()
 
