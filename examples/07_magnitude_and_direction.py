@@ -20,7 +20,6 @@ Read next: loradora/analysis.py; then 08_share_adapters.py.
 # %%
 import copy
 import os
-import sys
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -53,7 +52,7 @@ options = parser.parse_args()
 if min(options.epochs, options.rank, options.runs) < 1 or options.steps < 16:
     parser.error("--epochs, --rank and --runs are at least 1, --steps 16")
 if options.plot and not find_spec("matplotlib"):
-    print(plots.NO_FIGURE, file=sys.stderr)
+    terminal.say(plots.NO_FIGURE)
     options.plot = None
 if options.plot and options.plot.suffix.lower() not in plots.FORMATS:
     parser.error(f"argument --plot: a figure is one of {', '.join(plots.FORMATS)}")

@@ -297,6 +297,13 @@ def save(runs: list[Run], directory: Path) -> list[tuple[Path, Path]]:
     return saved
 
 
+def write_rows(results: Results, file: Path | None) -> None:
+    """Write the rows of the table as JSON, if a file is given."""
+    if file:
+        text = json.dumps([asdict(row) for _, row in results], indent=2)
+        file.write_text(text + "\n", encoding="utf-8")
+
+
 # ---------------------------------------------------------------------------- the command
 
 
@@ -342,7 +349,7 @@ def options() -> argparse.Namespace:
         )
     expect_targets(chosen, parser)
     if wanted and not chosen.plot:
-        print(plots.NO_FIGURE, file=sys.stderr)
+        terminal.say(plots.NO_FIGURE)
     return chosen
 
 
@@ -384,23 +391,25 @@ def main() -> None:
     except FloatingPointError as error:
         sys.exit(f"training failed: {error}, that is a smaller --alpha")
     finally:
-        results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
-        if results:
-            conclude(results, chosen)
+        conclude(everything, chosen)
     if chosen.plot:
         print(f"The figure: {chosen.figure}")
 
 
-def conclude(results: Results, chosen: argparse.Namespace) -> None:
-    """Save what was trained, and only then print: output that nobody can read loses nothing."""
-    adapters = [run for run, _ in results if run.method.adapts]
-    try:
-        saved = save(adapters, chosen.out)
-        if chosen.json:
-            text = json.dumps([asdict(row) for _, row in results], indent=2)
-            chosen.json.write_text(text + "\n", encoding="utf-8")
-    finally:
-        print(reporting.summary(results, chosen.per_class))
+def conclude(everything: Results, chosen: argparse.Namespace) -> None:
+    """Save what is finished and show it; whatever goes wrong with one, the others are done."""
+    with terminal.patience():
+        results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
+        if not results:
+            return
+        adapters = [run for run, _ in results if run.method.adapts]
+        try:
+            write_rows(results, chosen.json)
+        finally:
+            try:
+                saved = save(adapters, chosen.out)
+            finally:
+                print(reporting.summary(results, chosen.per_class))
     if adapters:
         print(reporting.checked(check(adapters)))
         print(reporting.saved(saved))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import textwrap
@@ -68,13 +67,12 @@ class Progress:
             self._show(f"{self.job}, step {step.step} of {step.total}, loss {step.loss:.3f}")
 
     def _show(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk behind stderr is no reason to stop
-            if self.live:
-                # a line that is full would begin the next one, which a carriage return cannot undo
-                room = terminal.width(sys.stderr) - 1
-                print(f"\r{text[:room].ljust(room)}\r", end="", file=sys.stderr, flush=True)
-            else:
-                print(text, file=sys.stderr, flush=True)
+        if self.live:
+            # a line that is full would begin the next one, which a carriage return cannot undo
+            room = terminal.width(sys.stderr) - 1
+            terminal.say(f"\r{text[:room].ljust(room)}\r", end="")
+        else:
+            terminal.say(text)
 
 
 class Stopwatch:

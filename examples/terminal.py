@@ -6,6 +6,7 @@ Each script here calls ``prepare`` first.  In a notebook it does nothing: there,
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import os
@@ -23,7 +24,7 @@ def prepare() -> None:
 
     A character that the console does not have is printed as a question mark.  A reader that has seen
     enough, as in ``| head -1``, ends the script without a word, and Ctrl-C ends it in a line, with the
-    status 130 in a shell.
+    status 130 in a shell.  Both are exceptions first, so that nothing is left unsaved or lying about.
     """
     if "ipykernel" in sys.modules:
         return
@@ -32,17 +33,49 @@ def prepare() -> None:
             setattr(sys, name, io.StringIO())
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # stderr escapes such characters by itself
-    if hasattr(signal, "SIGPIPE"):  # not on Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.excepthook = _say_why
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        atexit.register(_leave)  # before all others, and so the last to be called
 
 
 def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show a traceback, but not of Ctrl-C, after which Python ends by that signal, as a shell expects."""
+    """Show a traceback, but only of what a programmer can mend.
+
+    After Ctrl-C, Python ends by that signal, as a shell expects.
+    """
     if issubclass(kind, KeyboardInterrupt):
-        print("\nInterrupted." if sys.stderr.isatty() else "Interrupted.", file=sys.stderr)
+        say("\rInterrupted." if sys.stderr.isatty() else "Interrupted.")  # over the ^C
+    elif issubclass(kind, OSError):
+        if not issubclass(kind, BrokenPipeError):
+            say(f"{Path(sys.argv[0]).name}: error: {error}")
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _leave() -> None:
+    """End by the signal that ends others, if there is more to print and nobody to read it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for what is printed, but not yet written
+    if isinstance(getattr(sys, "last_value", None), BrokenPipeError):  # nothing has caught it
+        signal.raise_signal(signal.SIGPIPE)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print on stderr; if nobody can read it, this is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 def can_rewrite(stream: TextIO) -> bool:

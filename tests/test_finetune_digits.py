@@ -59,7 +59,7 @@ def run(*options, code=None, shell="", encoding="ascii", **env):
 def quick(before="pass"):
     """Return code that runs the script on a base that is hardly trained; it first does ``before``."""
     return f"""if True:
-        import functools, runpy, signal, sys
+        import functools, json, pathlib, runpy, signal, sys
         sys.path.insert(0, {str(EXAMPLES)!r})
         import digits, loradora, reporting
         digits.pretrained = functools.partial(digits.pretrained, steps=30)
@@ -450,24 +450,48 @@ def test_after_ctrl_c_only_whole_seeds_are_compared(tmp_path):
     assert "lora_r4_seed2.npz" in saved_in(tmp_path)
 
 
-def test_ctrl_c_while_saving_still_shows_the_table(tmp_path):
-    once = "before(reporting.Progress, 'step', press_at('DoRA'))"
-    again = "before(loradora.PeftModel, 'save_adapter', press)"
+@pytest.mark.parametrize(
+    "earlier", ["pass", "before(reporting.Progress, 'step', press_at('DoRA'))"]
+)
+@pytest.mark.parametrize(
+    "where",
+    [
+        "loradora, 'save_model'",
+        "loradora.PeftModel, 'save_adapter'",
+        "json, 'dumps'",
+        "reporting, 'summary'",
+    ],
+)
+def test_ctrl_c_at_the_end_waits_until_all_is_saved_and_shown(tmp_path, where, earlier):
+    code = quick(f"{earlier}; before({where}, press)")
     options = ["--method", "frozen", "lora", "dora", "--epochs", 1, "--out", tmp_path]
-    done = run(*options, code=quick(f"{once}; {again}"))
+    done = run(*options, "--json", tmp_path / "rows.json", code=code)
     assert done.returncode == -signal.SIGINT
+    names = ["frozen", "lora"] + ["dora"] * (earlier == "pass")
+    assert methods_in(tmp_path / "rows.json") == [(0, name) for name in names]
+    adapters = [f"{name}_r4_seed0.npz" for name in names[1:]]
+    assert saved_in(tmp_path) == sorted(["base_seed0.npz", "rows.json", *adapters])
     assert "LoRA r=4 " in done.stdout
-    assert "Saved" not in done.stdout
+    assert "Checked" not in done.stdout
     assert done.stderr.count("Interrupted.") == 1
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_still_shows_the_table(tmp_path):
+@pytest.mark.parametrize(
+    ("where", "saved"),
+    [
+        ("loradora.PeftModel, 'save_adapter'", ["base_seed0.npz", "rows.json"]),
+        ("pathlib.Path, 'write_text'", ["base_seed0.npz", "lora_r4_seed0.npz"]),
+    ],
+)
+def test_a_full_disk_keeps_what_can_be_kept_and_shows_the_table(tmp_path, where, saved):
     options = ["--method", "lora", "--epochs", 1, "--out", tmp_path]
-    done = run(*options, code=quick("before(loradora.PeftModel, 'save_adapter', fail)"))
+    code = quick(f"before({where}, fail)")
+    done = run(*options, "--json", tmp_path / "rows.json", code=code)
     assert done.returncode == 1
     assert "LoRA r=4 " in done.stdout
     assert "No space left on device" in done.stderr
+    assert set(saved) <= set(saved_in(tmp_path))
 
 
 def test_ctrl_c_while_drawing_keeps_the_results(script, trained, monkeypatch):
@@ -496,35 +520,31 @@ def test_training_that_fails_keeps_what_is_finished(tmp_path):
     assert "a smaller --alpha" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    ("shell", "status"),
+    ("shell", "statuses"),
     [
-        ("| true", 128 + signal.SIGPIPE),
-        ("| head -1", None),  # it may read all there is before it leaves
-        (">&-", 0),
-        ("> /dev/full", 120),
-        ("2> /dev/full", 120),
-        (">&- 2>&-", 0),
+        ("| true", [128 + signal.SIGPIPE]),
+        ("2>&1 | true", [128 + signal.SIGPIPE]),
+        ("2> >(true)", [128 + signal.SIGPIPE, 0]),
+        ("| head -1", [128 + signal.SIGPIPE, 0]),  # it may read all there is before it leaves
+        ("2>&1 | head -1", [128 + signal.SIGPIPE]),
+        (">&-", [0]),
+        ("> /dev/full", [120, 1]),
+        ("2> /dev/full", [120, 0]),
+        (">&- 2>&-", [0]),
     ],
 )
-def test_nothing_is_lost_with_the_output(tmp_path, monkeypatch, shell, status):
-    monkeypatch.setenv("PYTHONUNBUFFERED", "")
-    options = [
-        "--method",
-        "lora",
-        "--epochs",
-        1,
-        "--out",
-        tmp_path,
-        "--json",
-        tmp_path / "rows.json",
-    ]
-    done = run(*options, code=quick(), shell=f"{shell}; exit $?")
-    assert status in (None, done.returncode)
+def test_nothing_is_lost_with_the_output(tmp_path, shell, statuses, unbuffered):
+    file = tmp_path / "rows.json"
+    options = ["--method", "lora", "--epochs", 1, "--out", tmp_path, "--json", file]
+    done = run(*options, code=quick(), shell=f"{shell}; exit $?", PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode in statuses
     assert saved_in(tmp_path) == ["base_seed0.npz", "lora_r4_seed0.npz", "rows.json"]
-    assert methods_in(tmp_path / "rows.json") == [(0, "lora")]
+    assert methods_in(file) == [(0, "lora")]
     assert "Traceback" not in done.stderr
-    assert ("Exception ignored" in done.stderr) == (shell == "> /dev/full")
+    assert ("Exception ignored" in done.stderr) == (shell == "> /dev/full" and not unbuffered)
+    assert ("No space left on device" in done.stderr) == (shell == "> /dev/full")
     if shell == "| head -1":
         assert done.stdout == "Accuracy in %, 20 labelled images per class\n"
 
@@ -573,8 +593,16 @@ def test_ctrl_c_on_a_terminal_shows_the_table_and_one_line(tmp_path):
     shown, status = on_a_terminal("-c", quick(), *options, stop_at="LoRA r=4, step 20 of")
     assert status == -signal.SIGINT
     assert re.search(r"\r *\rAccuracy in %.*\r\nfrozen base ", shown, re.DOTALL)
-    assert shown.endswith("\r\nInterrupted.\r\n")
+    assert shown.endswith("\r\n\rInterrupted.\r\n")
     assert "Traceback" not in shown
+
+
+def test_ctrl_c_on_a_terminal_leaves_one_line_of_a_job_without_results(tmp_path):
+    options = ["--epochs", 1, "--out", tmp_path]
+    shown, status = on_a_terminal("-c", quick(), *options, stop_at="[1/7]")
+    assert status == -signal.SIGINT
+    assert shown.endswith("\rInterrupted.\r\n")
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])

@@ -91,6 +91,33 @@ def test_a_reader_that_has_seen_enough_ends_a_script_quietly(body, unbuffered):
     assert done.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_script_without_a_reader_cleans_up(tmp_path, unbuffered):
+    body = """
+import tempfile, time
+folder = tempfile.TemporaryDirectory()
+time.sleep(0.2)
+print('one', flush=True)"""
+    done = run(body, "| true", PYTHONUNBUFFERED=unbuffered, TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shell", ["2> >(true)", "2> /dev/full"])
+def test_what_is_said_on_stderr_may_be_lost(shell):
+    body = "import time; time.sleep(0.2); terminal.say('one'); terminal.say('two'); print('done')"
+    done = run(body, shell)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_room_is_told_without_a_traceback(unbuffered):
+    done = run("print('one')", "> /dev/full; exit $?", PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == (1 if unbuffered else 120)
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_goes_to_a_closed_stream_goes_nowhere():
     body = "print('out'); print('error', file=sys.stderr); sys.stderr.isatty()"
     done = run(body, ">&-")
@@ -107,6 +134,24 @@ def test_ctrl_c_ends_a_script_in_one_line():
     )
     assert shown.replace("^C", "").split() == ["here", "Interrupted."]
     assert status == -signal.SIGINT
+
+
+def test_ctrl_c_waits_for_the_end_of_a_block_with_patience():
+    body = """
+import signal
+with terminal.patience():
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    print('done')
+print('not reached')"""
+    done = run(body, "; exit $?")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "done\n", "Interrupted.\n")
+
+
+def test_after_patience_ctrl_c_is_as_before():
+    body = "import signal\nwith terminal.patience(): pass\nprint('out')\nsignal.raise_signal(2)"
+    done = run(body, "; exit $?")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "out\n", "Interrupted.\n")
 
 
 def test_another_error_keeps_its_traceback():
