@@ -66,6 +66,7 @@ def by_hand(a, b):
 # %%
 def by_differences(a, b, h=6e-6):
     """Return (f(x + h) − f(x − h)) / 2h, once along a and once along b."""
+    a, b = mg.Tensor(a), mg.Tensor(b)
     along_a = f(a + h, b) - f(a - h, b)
     along_b = f(a, b + h) - f(a, b - h)
     return along_a.item() / (2 * h), along_b.item() / (2 * h)
@@ -103,7 +104,7 @@ for name, (da, db) in {
 # %%
 order = ancestry(L)
 gradient = dict(zip(order, mg.grad(L, order), strict=True))
-names = {a: "a", b: "b", L: "L (add)"}
+names = {a: "a", b: "b", L: f"L ({L.op.name})"}
 
 
 def label(node):
@@ -113,16 +114,21 @@ def label(node):
 
 # %% [markdown]
 # An operation has a rule for each argument.  A rule takes ȳ, the gradient of the result, and gives that
-# of the argument.  Asked for ȳ = 1, it says how steep its own edge of the graph is.
+# of the argument.  Asked for ȳ = 1, it says how steep its own edge of the graph is.  An argument that
+# needs no gradient, such as the 3 in 3a, has no parent and no edge.
 
 
 # %%
 def edges(node):
-    """Return (parent, ∂node/∂parent) for everything that a node was made from."""
+    """Return (parent, ∂node/∂parent) for each tensor that a node was made from."""
     if node.op is None:
         return []
-    local = [float(rule(1.0, node.data, *node.inputs)) for rule in node.op.vjps]
-    return list(zip(node.parents, local, strict=True))
+    one = np.ones_like(node.data)
+    return [
+        (parent, np.asarray(rule(one, node.data, *node.inputs)).item())
+        for parent, rule in zip(node.parents, node.op.vjps)
+        if parent is not None
+    ]
 
 
 # %% [markdown]

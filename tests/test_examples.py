@@ -202,6 +202,37 @@ def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
         assert label in text
 
 
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "a**2 + mg.tanh(b)",
+        "mg.exp(a * b) - 1",
+        "3 * a + b",
+        "a / b",
+        "mg.where(a > 0, a, b) * b",
+        "mg.where(a > b, 1.0, b) * a",
+        "mg.maximum(a, b) + mg.minimum(b, 0.5)",
+        "mg.clip(a, -1, 1) * abs(b)",
+        "mg.sum(a * b) + b.mean()",
+        "mg.log(a.reshape(1)[0] + 1) * mg.relu(b)",
+    ],
+)
+def test_the_first_lesson_takes_another_function(formula, tmp_path):
+    """A notebook is there to try one."""
+    lesson = (EXAMPLES / "01_backward.py").read_text(encoding="utf-8")
+    line = "    return mg.tanh(a * b) + a * a\n"
+    assert line in lesson
+    copy = tmp_path / "01_backward.py"
+    copy.write_text(lesson.replace(line, f"    return {formula}\n"), encoding="utf-8")
+    code = "import runpy, sys; sys.path.insert(0, sys.argv[1]); sys.argv[:2] = []; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = run("-c", code, EXAMPLES, copy, "--svg", "graph.svg", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    differences, minigrad = re.findall(r"by (?:differences|minigrad) +(\S+) +(\S+)", result.stdout)
+    assert [float(d) for d in differences] == pytest.approx([float(d) for d in minigrad], abs=1e-8)
+    ElementTree.parse(tmp_path / "graph.svg")
+
+
 DRAWS = pytest.mark.skipif(
     not importlib.util.find_spec("matplotlib"), reason="needs the extra 'plot'"
 )
