@@ -664,6 +664,25 @@ def test_a_norm_is_found_whose_squares_overflow_or_underflow(dtype, size):
         assert_allclose(p.grad, np.array([1, -1]) / math.sqrt(2), rtol=1e-3)
 
 
+def test_a_norm_may_be_larger_than_the_dtype_of_the_gradients_can_hold():
+    (p,) = with_gradients(np.full(10, 3e38), dtype=np.float32)
+    norm = ld.clip_grad_norm_([p], 1.0)
+    assert norm == pytest.approx(math.sqrt(10) * 3e38)
+    assert_allclose(p.grad, np.full(10, math.sqrt(0.1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_clipped_gradient_of_a_scalar_is_an_array_that_a_step_can_take(dtype):
+    p = parameter(3.0, dtype)
+    (p * p).backward()
+    for max_norm in (1.0, 0.5):
+        assert ld.clip_grad_norm_([p], max_norm) > max_norm
+        assert type(p.grad) is np.ndarray
+        assert (p.grad.shape, p.grad.dtype) == ((), dtype)
+    ld.SGD([p], lr=1.0).step()
+    assert p.item() == pytest.approx(2.5, rel=1e-3)
+
+
 def test_float16_is_scaled_in_float32_and_what_gets_too_small_is_0_without_a_word():
     p, q = with_gradients(np.full(10**4, 6e4), [1e-7], dtype=np.float16)
     with np.errstate(all="raise"):
@@ -675,8 +694,9 @@ def test_float16_is_scaled_in_float32_and_what_gets_too_small_is_0_without_a_wor
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_norm_that_is_not_finite_is_refused_and_nothing_is_scaled(wrong):
     params = with_gradients([3.0], [wrong, 1.0])
-    with pytest.raises(FloatingPointError, match=r"the norm of the gradients is (nan|inf)"):
-        ld.clip_grad_norm_(params, 1.0)
+    for max_norm in (1.0, math.inf):
+        with pytest.raises(FloatingPointError, match=r"the norm of the gradients is (nan|inf)"):
+            ld.clip_grad_norm_(params, max_norm)
     assert_array_equal(params[0].grad, [3])
 
 
