@@ -120,7 +120,7 @@ class PeftModel(Module):
 
     def train(self, mode: bool = True) -> PeftModel:
         """Set training or evaluation mode for every adapter."""
-        views = [self._plain, self._active, *(a.model for a in self._adapters.values())]
+        views = self._views()
         modules = [self, *(module for view in views for _, module in view.named_modules())]
         modes = [module.training for module in modules]
         as_before = at_once(object.__setattr__, modules, repeat("training"), modes)
@@ -132,6 +132,18 @@ class PeftModel(Module):
             as_before()
             raise
         return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of every adapter, also of one that does not act; of all or of none.
+
+        As ever, the base model itself is left as it is.
+        """
+        params = [p for view in self._views() for p in view.parameters()]
+        at_once(object.__setattr__, params, repeat("grad"), repeat(None))()
+
+    def _views(self) -> list[Module]:
+        """Return the view of the base alone, the one that is active, and that of each adapter."""
+        return [self._plain, self._active, *(a.model for a in self._adapters.values())]
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set the tensors of the adapter that acts now from ``state``; all of them or none.
