@@ -13,16 +13,18 @@ Read next: minigrad/ops.py (one rule per argument), minigrad/engine.py (the walk
 """
 
 # %%
+import terminal
+
+parser = terminal.begin(__doc__)  # first, for the imports take a moment
+
 from pathlib import Path
 
 import numpy as np
 import plots
-import terminal
 
 import minigrad as mg
 from minigrad.engine import ancestry
 
-parser = terminal.begin(__doc__)
 parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the graph into FILE, too")
 options = parser.parse_args()
 if options.svg:

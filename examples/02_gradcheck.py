@@ -11,13 +11,14 @@ Read next: minigrad/gradcheck.py; then 03_add_an_op.py.
 """
 
 # %%
-import numpy as np
 import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
+import numpy as np
 
 import minigrad as mg
 from minigrad.ops import Op
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## 1. A bug

@@ -13,13 +13,14 @@ Read next: the beginning of minigrad/ops.py, which says what a rule may use; the
 """
 
 # %%
-import numpy as np
 import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
+import numpy as np
 
 import minigrad as mg
 from minigrad.ops import OPS, op, sigmoid
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## The block

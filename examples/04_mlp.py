@@ -13,19 +13,20 @@ Read next: loradora/nn.py, optim.py and train.py, then digits.py (the data); the
 """
 
 # %%
+import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these products are small
 
 import numpy as np
-import terminal
 from digits import SIZES, mnist, optdigits
 
 import loradora as ld
 import minigrad as mg
 from minigrad.engine import ancestry
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## 1. Two kinds of digits

@@ -13,14 +13,15 @@ Read next: loradora/adapters.py up to LoRA, loradora/by_hand.py (the derivation)
 """
 
 # %%
-import numpy as np
 import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
+import numpy as np
 
 import loradora as ld
 import minigrad as mg
 from loradora import analysis
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## The problem

@@ -13,14 +13,15 @@ Read next: loradora/adapters.py, loradora/by_hand.py (the derivation); then 07_m
 """
 
 # %%
-import numpy as np
 import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
+import numpy as np
 
 import loradora as ld
 import minigrad as mg
 from loradora import analysis, by_hand
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## A layer in the middle of its training

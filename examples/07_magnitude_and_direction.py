@@ -18,6 +18,10 @@ Read next: loradora/analysis.py; then 08_share_adapters.py.
 """
 
 # %%
+import terminal
+
+parser = terminal.begin(__doc__)  # first, for the imports take a moment
+
 import copy
 import os
 from importlib.util import find_spec
@@ -28,7 +32,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these
 
 import numpy as np
 import plots
-import terminal
 from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
@@ -41,7 +44,6 @@ from loradora.optim import linear_decay
 # %%
 FIGURE = Path("out/07_magnitude_and_direction.png")
 
-parser = terminal.begin(__doc__)
 add = parser.add_argument
 add("--epochs", type=int, default=15, help="of pre-training the base (15)")
 add("--rank", type=int, default=4, help="of the adapters (4)")

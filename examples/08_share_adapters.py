@@ -13,6 +13,10 @@ Read next: loradora/peft.py and checkpoint.py; then 09_lora_or_dora.py.
 """
 
 # %%
+import terminal
+
+terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+
 import os
 import tempfile
 import textwrap
@@ -21,13 +25,10 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these products are small
 
 import numpy as np
-import terminal
 from digits import Digits, few, mnist, optdigits, pretrained
 
 import loradora as ld
 from loradora.optim import linear_decay
-
-options = terminal.begin(__doc__).parse_args()
 
 # %% [markdown]
 # ## 1. One base

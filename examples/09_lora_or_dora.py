@@ -16,12 +16,15 @@ Read next: finetune_digits.py, the whole comparison, with every rate chosen on a
 """
 
 # %%
+import terminal
+
+parser = terminal.begin(__doc__)  # first, for the imports take a moment
+
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these products are small
 
 import numpy as np
-import terminal
 from digits import few, mnist, optdigits, pretrained
 
 import loradora as ld
@@ -31,7 +34,6 @@ from loradora.optim import linear_decay
 # A notebook has no command line.  There, change the defaults below.
 
 # %%
-parser = terminal.begin(__doc__)
 parser.add_argument("--draws", type=int, default=3, help="of images and starts (3; at least 2)")
 parser.add_argument("--steps", type=int, default=100, help="of training (100)")
 options = parser.parse_args()

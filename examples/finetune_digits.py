@@ -40,6 +40,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import terminal
+
+if __name__ == "__main__":
+    terminal.prepare()  # first, for the other imports take a moment
+
 # Products this small gain little from a second thread, and lose much when it waits for a busy core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -47,7 +52,6 @@ import digits
 import numpy as np
 import plots
 import reporting
-import terminal
 
 import loradora as ld
 import minigrad as mg
@@ -418,5 +422,4 @@ def conclude(everything: Results, chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    terminal.prepare()
     main()

@@ -1,6 +1,7 @@
 """What a terminal can show, and how a script behaves in one.
 
-Each script here calls ``prepare`` first.  In a notebook it does nothing: there, all of this is settled.
+Each script here calls ``prepare`` first, before the imports that take a moment, in which somebody may
+press Ctrl-C.  In a notebook it does nothing: there, all of this is settled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 
+def in_notebook() -> bool:
+    """Whether this runs in a cell: in a kernel, but not as a script that ``%run`` has begun."""
+    kernels = "ipykernel_launcher", "colab_kernel_launcher", "__main__"  # as in python -m ipykernel
+    return "ipykernel" in sys.modules and Path(sys.argv[0]).stem in kernels
+
+
 def prepare() -> None:
     """Make this script end as others do, whatever is at the other end of its output.
 
@@ -26,7 +33,7 @@ def prepare() -> None:
     enough, as in ``| head -1``, ends the script without a word, and Ctrl-C ends it in a line, with the
     status 130 in a shell.  Both are exceptions first, so that nothing is left unsaved or lying about.
     """
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         return
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by >&-, and print() would turn to the other one
@@ -97,7 +104,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the options; in a notebook the defaults, since its arguments are Jupyter's own."""
-        if args is None and Path(sys.argv[0]).stem.endswith("kernel_launcher"):
+        if args is None and in_notebook():
             args = []
         return super().parse_args(args, namespace)
 
@@ -132,10 +139,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument {option}: cannot use {target}: {error.strerror}")
 
 
-def begin(text: str) -> Parser:
+def begin(text: str | None) -> Parser:
     """Prepare the terminal for a script, and return the parser of its options.
 
-    The help opens with the first line of ``text``, without the mark of a heading.
+    The help opens with the first line of ``text``, without the mark of a heading.  With ``python -OO``
+    there is no text.
     """
     prepare()
-    return Parser(description=text.strip("# \n").splitlines()[0])
+    return Parser(description=text and text.strip("# \n").splitlines()[0])

@@ -356,9 +356,28 @@ def test_ctrl_c_ends_a_lesson_in_a_line(tmp_path):
     assert lesson.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize(
+SCRIPTS = pytest.mark.parametrize(
     "path", [*files(), EXAMPLES / "finetune_digits.py"], ids=lambda path: path.stem
 )
+
+
+@SCRIPTS
+def test_ctrl_c_while_a_script_is_starting_ends_it_in_a_line(path, tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = run(path, cwd=tmp_path)
+    assert result.stderr == "Interrupted.\n"
+    assert result.returncode == -signal.SIGINT
+
+
+@SCRIPTS
+def test_a_script_needs_no_docstrings(path, tmp_path):
+    result = run("-OO", path, "--help", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "show this help" in result.stdout
+
+
+@SCRIPTS
 def test_every_console_can_show_the_help(path, tmp_path):
     result = run(path, "--help", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

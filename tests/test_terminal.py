@@ -186,8 +186,25 @@ def test_a_terminal_of_unknown_width_has_eighty_columns():
     assert on_a_terminal(*script("print(terminal.width(sys.stderr))"), columns=0)[0].strip() == "80"
 
 
-def test_in_a_notebook_nothing_is_changed(terminal, monkeypatch):
+#: What a kernel was started as: by Jupyter, by Colab, by hand, by Spyder.
+KERNELS = [
+    "ipykernel_launcher.py",
+    "colab_kernel_launcher.py",
+    "ipykernel/__main__.py",
+    "spyder_kernels/console/__main__.py",
+]
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request, monkeypatch):
+    """The arguments are a kernel's."""
     monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setattr(sys, "argv", [f"/usr/lib/python3/{request.param}", "-f", "kernel.json"])
+    return sys.argv
+
+
+def test_in_a_notebook_nothing_is_changed(terminal, kernel, monkeypatch):
+    monkeypatch.setattr(terminal.atexit, "register", pytest.fail)
     before = sys.excepthook, signal.getsignal(signal.SIGPIPE), sys.stdout.errors
     terminal.prepare()
     assert (sys.excepthook, signal.getsignal(signal.SIGPIPE), sys.stdout.errors) == before
@@ -206,11 +223,21 @@ def parser(terminal):
 @pytest.mark.parametrize(
     "rest", [["-f", "kernel.json"], ["--f=kernel.json", "--HistoryManager.enabled=False"]], ids=str
 )
-@pytest.mark.parametrize("launcher", ["ipykernel_launcher.py", "colab_kernel_launcher.py"])
-def test_the_arguments_of_a_kernel_are_not_the_lessons(parser, monkeypatch, launcher, rest):
-    monkeypatch.setattr(sys, "argv", [f"/usr/lib/python3/{launcher}", *rest])
+def test_the_arguments_of_a_kernel_are_not_the_lessons(parser, kernel, rest):
+    kernel[1:] = rest
     assert parser.parse_args().steps == 3
     assert parser.parse_args(["--steps", "5"]).steps == 5
+
+
+def test_a_script_that_a_notebook_runs_has_arguments_of_its_own(parser, kernel):
+    kernel[:] = ["lesson.py", "--steps", "5"]
+    assert parser.parse_args().steps == 5
+
+
+def test_a_script_may_be_a_main_of_a_package(parser, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys, "argv", ["lesson/__main__.py", "--steps", "5"])
+    assert parser.parse_args().steps == 5
 
 
 @pytest.mark.parametrize("mistake", [["-f", "kernel.json"], ["--step", "x"], ["more"]], ids=str)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 DATA = Path(__file__).parent
 sys.path.insert(0, str(DATA.parent))
 
-from digits import read_idx  # noqa: E402
+from digits import read_idx
 
 Array: TypeAlias = npt.NDArray[Any]
 
