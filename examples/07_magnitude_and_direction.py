@@ -81,9 +81,10 @@ def train(base, data, method, rng):
         model = ld.get_peft_model(base, config, rng=rng)
     optimizer = ld.AdamW(model.trainable_parameters(), lr=RATES[method], weight_decay=0)
     how = {"steps": options.steps, "schedule": linear_decay, "rng": rng}
+    checkpoints = [options.steps * k // 8 for k in range(1, 9)]
     changes = []
     for step in ld.fit(model, *data, optimizer=optimizer, **how):
-        if step.step % (options.steps // 8) == 0:
+        if step.step in checkpoints:
             changes.append(weight_decomposition(base, model))
     return {path: [change[path] for change in changes] for path in changes[0]}
 

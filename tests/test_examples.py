@@ -233,6 +233,35 @@ def test_the_first_lesson_takes_another_function(formula, tmp_path):
     ElementTree.parse(tmp_path / "graph.svg")
 
 
+@pytest.mark.parametrize("steps", [16, 31])
+def test_lesson_seven_has_eight_checkpoints_and_the_last_is_the_end(steps, tmp_path):
+    """However many steps there are; prints how far each checkpoint is from the last step."""
+    code = """if True:
+        import runpy, sys
+        sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+        sys.argv = sys.argv[1:]
+        from loradora import analysis, train
+        import loradora
+        seen = []
+        def fit(*arguments, **options):
+            for step in train.fit(*arguments, **options):
+                seen.append([step.step])
+                yield step
+        loradora.fit = fit
+        measure = analysis.weight_decomposition
+        analysis.weight_decomposition = lambda *nets: seen[-1].append("measured") or measure(*nets)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        print(*(step for step, *measured in seen if measured))"""
+    lesson = EXAMPLES / "07_magnitude_and_direction.py"
+    result = run("-c", code, lesson, "--epochs", 1, "--runs", 1, "--steps", steps, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    measured = [int(step) for step in result.stdout.splitlines()[-1].split()]
+    one = measured[:8]
+    assert measured == 3 * one  # full, LoRA, DoRA
+    assert one[-1] == steps
+    assert {b - a for a, b in zip([0, *one], one)} <= {steps // 8, steps // 8 + 1}
+
+
 DRAWS = pytest.mark.skipif(
     not importlib.util.find_spec("matplotlib"), reason="needs the extra 'plot'"
 )
