@@ -360,10 +360,10 @@ def options() -> argparse.Namespace:
 def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
     """End if any file that is to be written cannot be."""
     parser.expect_directory("--out", chosen.out)
-    for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-        for name in set(ADAPTERS) & set(chosen.method):
-            for file in files(chosen.out, seed, adapter(name, chosen)):
-                parser.expect_file("--out", file)
+    adapters = [adapter(name, chosen) for name in chosen.method if name in ADAPTERS]
+    seeds = range(chosen.seed, chosen.seed + chosen.seeds)
+    for file in {file for seed in seeds for a in adapters for file in files(chosen.out, seed, a)}:
+        parser.expect_file("--out", file)
     chosen.figure = chosen.out / "finetune_digits.png"
     if chosen.plot:
         parser.expect_file("--plot", chosen.figure)

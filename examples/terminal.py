@@ -102,6 +102,11 @@ def width(stream: TextIO) -> int:
 class Parser(argparse.ArgumentParser):
     """Reads a script's options, and says in one line what is wrong with them."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._expected: dict[Path, str] = {}  # each file with its option
+        self._undo = contextlib.ExitStack()
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the options; in a notebook the defaults, since its arguments are Jupyter's own."""
         if args is None and in_notebook():
@@ -109,27 +114,42 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End without the usage, which ``--help`` shows."""
+        """End without the usage, which ``--help`` shows, and without the directories made so far."""
+        with contextlib.suppress(OSError):  # somebody may have put a file there
+            self._undo.close()
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def expect_directory(self, option: str, directory: Path) -> None:
         """Make a directory, and those above; end if no file can be written into it."""
         with self._refusing(option, f"{directory} as a directory"):
-            directory.mkdir(parents=True, exist_ok=True)
+            self._make(directory)
             tempfile.TemporaryFile(dir=directory).close()
 
     def expect_file(self, option: str, file: Path) -> None:
         """End if a file cannot be written, rather now than after the work; what it holds stays.
 
-        Its directory is made, but not those above: they may be misspelt.
+        It cannot be if another option has it, either.  Its directory is made, but not those above: they
+        may be misspelt.
         """
         with self._refusing(option, str(file)):
-            if file.is_file() or file.is_dir():  # a pipe's reader would see it being closed again
-                file.open("ab").close()
-            elif not file.exists():
-                if not file.parent.exists():
-                    file.parent.mkdir()
-                tempfile.TemporaryFile(dir=file.parent).close()
+            target = Path(os.path.realpath(file))
+            if target in self._expected:
+                raise FileExistsError(0, f"{self._expected[target]} writes there")
+            if (
+                target.is_file() or target.is_dir()
+            ):  # a pipe's reader would see it being closed again
+                target.open("ab").close()
+            elif not target.exists():
+                if target.parent.parent.exists():
+                    self._make(target.parent)
+                tempfile.TemporaryFile(dir=target.parent).close()
+            self._expected[target] = option
+
+    def _make(self, directory: Path) -> None:
+        if not directory.exists():
+            self._make(directory.parent)
+            directory.mkdir()
+            self._undo.callback(directory.rmdir)
 
     @contextlib.contextmanager
     def _refusing(self, option: str, target: str) -> Iterator[None]:

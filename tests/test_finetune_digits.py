@@ -378,6 +378,20 @@ def test_every_file_that_will_be_written_is_tried_before(
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
+@pytest.mark.parametrize("name", ["base_seed0.npz", "dora_r4_seed1.npz", "finetune_digits.png"])
+def test_the_table_is_not_written_over_what_is_saved(script, monkeypatch, capsys, tmp_path, name):
+    monkeypatch.setattr(script, "find_spec", lambda name: True)  # as if there were matplotlib
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--seeds", "2", "--plot", "--json", str(out / name)]
+    monkeypatch.setattr(sys, "argv", ["finetune_digits.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        script.options()
+    (line,) = capsys.readouterr().err.splitlines()
+    option = "--plot" if name.endswith("png") else "--out"
+    assert line.endswith(f"argument --json: cannot use {out / name}: {option} writes there")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_results_from_before_survive_a_command_that_is_refused(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text("kept")

@@ -287,6 +287,43 @@ def test_a_file_that_cannot_be_written_is_refused(parser, monkeypatch, capsys, t
     assert Path("file").read_text() == "kept"
 
 
+def test_a_link_is_followed_to_where_the_file_will_be(parser, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, target in {
+        "near": "new/graph.svg",
+        "far": "no/such/graph.svg",
+        "loop": "loop",
+    }.items():
+        Path(name).symlink_to(target)
+    parser.expect_file("--svg", Path("near"))
+    Path("near").write_text("drawn")
+    for name in ("far", "loop"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.expect_file("--svg", Path(name))
+        assert f"argument --svg: cannot use {name}: " in capsys.readouterr().err
+
+
+def test_two_options_cannot_have_one_file(parser, capsys, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    parser.expect_file("--svg", tmp_path / "file")
+    for name in ("file", "link", "new/../file"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.expect_file("--json", tmp_path / name)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"argument --json: cannot use {tmp_path / name}: --svg writes there")
+        (tmp_path / "new").mkdir(exist_ok=True)
+
+
+def test_a_refusal_leaves_no_directory(parser, tmp_path):
+    (tmp_path / "kept").mkdir()
+    parser.expect_directory("--out", tmp_path / "far" / "away")
+    parser.expect_directory("--out", tmp_path / "kept")
+    parser.expect_file("--json", tmp_path / "new" / "rows.json")
+    with pytest.raises(SystemExit, match="2"):
+        parser.expect_file("--svg", tmp_path / "no" / "such" / "graph.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize("target", ["file", "file/below", "/proc/new", 300 * "x"], ids=ascii)
 def test_a_directory_that_cannot_be_used_is_refused(parser, monkeypatch, capsys, tmp_path, target):
     monkeypatch.chdir(tmp_path)
