@@ -88,8 +88,10 @@ LESSONS = {
         r"(PEFT's folder: .*the same logits: True|files\s+need\s+safetensors)",
     ],
     "09_lora_or_dora": [
+        r"the base +[4-7]\d\.\d %",
         r"rate 0\.003 +DoRA +\d\d\.\d % +[+-]\d\.\d \+/- \d\.\d",
         r"rate 0\.02 +DoRA, m at 0\.2 +\d\d\.\d %",
+        r"rate 0 +m alone, at 0\.2 +\d\d\.\d % +[+-]\d\.\d \+/- \d\.\d",
     ],
 }
 
