@@ -135,9 +135,10 @@ class Parser(argparse.ArgumentParser):
             target = Path(os.path.realpath(file))
             if target in self._expected:
                 raise FileExistsError(0, f"{self._expected[target]} writes there")
-            if (
-                target.is_file() or target.is_dir()
-            ):  # a pipe's reader would see it being closed again
+            with contextlib.suppress(FileNotFoundError):
+                target.stat()  # refuses what cannot be: a loop of links, too long a name
+            # not a pipe, whose reader would see it being closed again
+            if target.is_file() or target.is_dir():
                 target.open("ab").close()
             elif not target.exists():
                 if target.parent.parent.exists():
