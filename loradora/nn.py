@@ -41,6 +41,16 @@ class Module:
     gradients are the same for all of them.  So train in one thread: of two backward passes at a time, or
     two steps of an optimizer, one may be lost, and it is left to chance which thread gets which numbers
     for dropout.
+
+    Examples
+    --------
+    >>> class Scale(Module):
+    ...     def __init__(self, n):
+    ...         self.weight = Tensor(np.ones(n), requires_grad=True)
+    ...     def forward(self, x):
+    ...         return x * self.weight
+    >>> Scale(2)(Tensor([3.0, 4.0]))
+    Tensor([3., 4.], op=mul, requires_grad=True)
     """
 
     training: bool = True

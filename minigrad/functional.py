@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_index
 
-from minigrad import ops
+from minigrad import hints, ops
 from minigrad.hints import keywords
 from minigrad.ops import Axis
 from minigrad.tensor import Operand, Tensor, as_tensors
@@ -271,3 +271,7 @@ def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:
     if not parts:
         raise ValueError(f"{name} needs at least one tensor")
     return parts
+
+
+if not TYPE_CHECKING:  # for those who write minigrad.functional as F
+    __getattr__ = hints.attributes_of(__name__, hints.of_minigrad)

@@ -32,10 +32,8 @@ def _by_name(rows: dict[str, str]) -> Answers:
 
 # ----------------------------------------------------------------------------- the table
 
-_ADD_IT = "mg.op  # there is no {name} yet: one block makes it, see examples/03_add_an_op.py"
-_LAYER = (
-    "ld.Module  # there is no {name} yet: a class with a forward is a layer, see CONTRIBUTING.md"
-)
+_ADD_IT = "mg.op  # there is no {name} yet: one block makes it, see help(mg.op)"
+_LAYER = "ld.Module  # there is no {name} yet: a class with a forward is one, see help(ld.Module)"
 _CONSTANT = "np.{name}(x.data)  # as a number: its gradient is 0 wherever it has one"
 
 #: Functions that are here under another name.
@@ -49,13 +47,13 @@ SYNONYMS = _by_name(
         "absolute": "abs",
         "dot mm bmm mv linalg.matmul": "matmul",
         "linalg.norm linalg.vector_norm": "norm",
-        "add.reduce": "sum",
-        "maximum.reduce amax": "max",
-        "minimum.reduce amin": "min",
+        "amax": "max",
+        "amin": "min",
         "clamp": "clip",
         "cat concat": "concatenate",
-        "view view_as reshape_as ravel": "reshape",
-        "permute permute_dims moveaxis movedim": "transpose",
+        "view view_as reshape_as": "reshape",
+        "ravel": "flatten",
+        "permute permute_dims": "transpose",
         "matrix_transpose swapdims t": "swapaxes",
         "unsqueeze": "expand_dims",
         "expand expand_as": "broadcast_to",
@@ -70,32 +68,53 @@ COMPOSITIONS = _by_name(
         "clamp_min": "mg.maximum(x, y)",
         "clamp_max": "mg.minimum(x, y)",
         "reciprocal": "1 / x",
+        "rsqrt": "1 / mg.sqrt(x)",
         "log1p": "mg.log(1 + x)  # loses digits where x is tiny",
         "log2": "mg.log(x) / np.log(2)",
         "expm1": "mg.exp(x) - 1  # loses digits where x is tiny",
         "silu": "x * mg.sigmoid(x)",
         "leaky_relu": "mg.where(x > 0, x, 0.01 * x)",
         "softplus": "mg.logsumexp(mg.stack([x, np.zeros_like(x)]), axis=0)",
-        "einsum tensordot inner vdot vecdot": "(x * y).sum(axis=-1)  # or x @ y",
+        "add.reduce": "x.sum(axis=0)",
+        "maximum.reduce": "x.max(axis=0)",
+        "minimum.reduce": "x.min(axis=0)",
+        "vecdot": "(x * y).sum(axis=-1)",
+        "vdot": "(x * y).sum()",
+        "tensordot": "(x * y).sum()  # over all axes of two matrices; over one it is x @ y",
+        "einsum": "(x * y).sum(axis=-1)  # '...i,...i'; of matrices, x @ y is 'ij,jk'",
+        "inner": "x @ y.T  # of vectors or matrices",
         "outer": "x.reshape(-1, 1) * y.reshape(1, -1)",
         "prod": "functools.reduce(mg.mul, x)  # along the first axis",
         "cumsum": "np.tri(len(x), dtype=x.dtype) @ x  # along the first axis",
-        "vstack row_stack": "mg.concatenate([x, y])",
-        "hstack column_stack": "mg.concatenate([x, y], axis=1)",
-        "split chunk array_split": "x[:n], x[n:]",
-        "repeat tile": "mg.concatenate([x, x])",
-        "flip": "x[::-1]",
-        "sort msort": "x[np.argsort(x)]  # for one axis",
-        "topk": "x[np.argsort(-x)[:n]]  # for one axis",
-        "gather take_along_axis": "x[np.arange(len(x)), labels]  # one entry of each row",
-        "take index_select": "x[labels]",
-        "masked_fill": "mg.where(mask, 0, x)",
+        "moveaxis movedim": "x.transpose(axes)  # all of the axes, in their new order",
+        "vstack row_stack": "mg.concatenate([x, y])  # of matrices; vectors: mg.stack([x, y])",
+        "hstack": "mg.concatenate([x, y], axis=-1)  # of vectors or matrices",
+        "column_stack": "mg.stack([x, y], axis=1)  # of vectors; matrices: mg.concatenate, axis=1",
+        "split array_split": "x[:n], x[n:]  # at row n",
+        "unbind unstack": "list(x)  # along the first axis",
+        "tile": "mg.concatenate([x] * n, axis=-1)",
+        "repeat repeat_interleave": "x[np.repeat(range(len(x)), n)]  # each row; torch's repeat is tile",
+        "flip flipud": "x[::-1]  # along the first axis",
+        "roll": "mg.concatenate([x[-n:], x[:-n]])  # along the first axis",
+        "sort msort": "x[np.argsort(x)]  # of a vector",
+        "topk": "x[np.argsort(-x)[:n]]  # of a vector",
+        "gather take_along_axis": "x[np.arange(len(x)), labels]  # of a matrix: one entry of each row",
+        "take": "x.reshape(-1)[labels]  # of the flat array; rows are x[labels]",
+        "index_select": "x[labels]  # along the first axis",
+        "masked_fill": "mg.where(mask, n, x)",
         "normalize": "x / mg.norm(x, axis=-1, keepdims=True)",
         "l1_loss": "abs(x - y).mean()",
-        "nll_loss": "-x[np.arange(len(x)), labels].mean()",
+        "nll_loss": "-x[np.arange(len(x)), labels].mean()  # of a matrix, log_softmax(logits)",
+        "binary_cross_entropy": "-(y * mg.log(x) + (1 - y) * mg.log(1 - x)).mean()  # 0 < x < 1",
         "one_hot": "np.eye(n)[labels]",
+        "eq equal": "x == y",
+        "ne not_equal": "x != y",
+        "lt less": "x < y",
+        "le less_equal": "x <= y",
+        "gt greater": "x > y",
+        "ge greater_equal": "x >= y",
         "sin cos tan sinh cosh arcsin arccos arctan asin acos atan arctan2 atan2 erf": _ADD_IT,
-        "cumprod cummax median quantile": _ADD_IT,
+        "cumprod cummax median quantile trace diag tril triu": _ADD_IT,
         "sign round rint floor ceil trunc": _CONSTANT,
         "argmin argsort any all isnan isinf isfinite nonzero count_nonzero": "np.{name}(x)",
         "allclose isclose array_equal": "np.{name}(x, y)",
@@ -106,7 +125,10 @@ COMPOSITIONS = _by_name(
 OF_TENSORS = _by_name(
     {
         "to type": "x.astype(dtype)  # devices: there is one, the CPU",
-        "cuda cpu contiguous clone copy": "x  # on the CPU, and never changed in place: x itself will do",
+        "type_as": "x.astype(y.dtype)",
+        "device": "'cpu'  # the only one",
+        "cuda cpu contiguous": "x  # on the CPU, and in order: x itself will do",
+        "clone copy": "mg.Tensor(x.data.copy())  # of a leaf; the result of an operation never changes",
         "float": "x.astype(np.float32)",
         "double": "x.astype(np.float64)",
         "half": "x.astype(np.float16)",
@@ -124,7 +146,9 @@ OF_TENSORS = _by_name(
         "fill fill_": "x.data = np.full_like(x.data, n)  # of a leaf",
         "zero_": "x.data = np.zeros_like(x.data)  # of a leaf",
         "copy_": "x.data = y.data  # of a leaf",
-        "normal_ uniform_": "x.data = rng.normal(size=x.shape)  # of a leaf",
+        "normal_": "x.data = rng.normal(size=x.shape)  # of a leaf",
+        "uniform_": "x.data = rng.uniform(size=x.shape)  # of a leaf",
+        "scatter scatter_": "mg.where(mask, y, x)  # y in the places of the mask",
         "requires_grad_": "x.requires_grad = True",
     }
 )
@@ -135,12 +159,18 @@ OF_MINIGRAD = _by_name(
         "as_tensor from_numpy asarray array Variable Parameter": "mg.Tensor(data)",
         "zeros ones empty eye arange": "mg.Tensor(np.{name}(n))",
         "zeros_like ones_like": "mg.Tensor(np.{name}(x))",
-        "full linspace": "mg.Tensor(np.full(n, 1.0))",
+        "full": "mg.Tensor(np.full(n, 1.0))",
+        "full_like": "mg.Tensor(np.full_like(x.data, n))",
+        "linspace": "mg.Tensor(np.linspace(0, 1, n))",
         "randn normal": "mg.Tensor(rng.normal(size=n))",
         "rand uniform": "mg.Tensor(rng.uniform(size=n))",
+        "randint": "rng.integers(10, size=n)  # an array: a Tensor holds floating-point numbers",
         "manual_seed seed random": "rng = np.random.default_rng(0)  # for all that takes an rng",
-        "float16 float32 float64 int64 argmax": "np.{name}",
-        "enable_grad set_grad_enabled inference_mode": "mg.no_grad()",
+        "float16 float32 float64 int32 int64 argmax": "np.{name}",
+        "device": "'cpu'  # the only one: leave it out",
+        "inference_mode": "mg.no_grad()",
+        "enable_grad set_grad_enabled": "mg.no_grad()  # for a with block: outside they are enabled",
+        "dropout": "ld.Dropout(0.5)(x)",
         "autograd": "mg.grad(loss, [x, y])",
         "is_tensor": "isinstance(x, mg.Tensor)",
         "nn optim": "ld.{name}",
@@ -154,6 +184,8 @@ OF_MINIGRAD = _by_name(
 OF_MODULES = _by_name(
     {
         "to cuda cpu": "model  # there is one device, the CPU",
+        "device": "'cpu'  # the only one",
+        "dtype": "model.parameters()[0].dtype",
         "half float double": "ld.MLP([2, 3], dtype=np.float16)  # or float32, float64, when it is made",
         "apply": "[print(module) for module in model.modules()]",
         "named_children": "dict(model.named_parts())",
@@ -179,6 +211,8 @@ OF_ADAPTED_MODELS = OF_MODULES | _by_name(
     {
         "merge_adapter merge": "model.merge_and_unload()  # a new model: this one stays as it is",
         "unmerge_adapter unmerge": "model  # merging has changed nothing in it",
+        "enable_adapter_layers enable_adapters": "model  # they are off in a with block alone",
+        "model": "model.base_model",
         "disable_adapter_layers disable_adapters": "model.disable_adapter()  # for a with block",
         "active_peft_config": "model.peft_config[model.active_adapter]",
         "num_parameters": "model.get_nb_trainable_parameters()",
@@ -196,23 +230,36 @@ OF_LORADORA = _by_name(
         "RMSprop Adagrad Adamax NAdam LBFGS": "ld.AdamW(params)  # or a subclass of ld.optim.Optimizer",
         "CrossEntropyLoss": "mg.cross_entropy(logits, labels)",
         "MSELoss": "mg.mse_loss(x, y)",
-        "L1Loss": "abs(x - y).mean()",
-        "NLLLoss": "-x[np.arange(len(x)), labels].mean()",
+        "L1Loss": COMPOSITIONS["l1_loss"],
+        "NLLLoss": COMPOSITIONS["nll_loss"],
+        "BCELoss": COMPOSITIONS["binary_cross_entropy"],
+        "SiLU": COMPOSITIONS["silu"],
+        "LeakyReLU": COMPOSITIONS["leaky_relu"],
+        "Softplus": COMPOSITIONS["softplus"],
         "Softmax": "mg.softmax(x, axis=-1)",
         "LogSoftmax": "mg.log_softmax(x, axis=-1)",
         "Parameter": "mg.Tensor(data, requires_grad=True)",
         "ModuleList ParameterList": "[ld.Linear(2, 3), ld.Linear(3, 2)]  # lists of parts are walked",
         "ModuleDict ParameterDict": "dict(first=ld.Linear(2, 3))  # dicts of parts are walked",
         "Identity": "ld.Sequential()",
-        "LayerNorm RMSNorm BatchNorm1d Embedding Conv2d MultiheadAttention": _LAYER,
+        "LayerNorm RMSNorm BatchNorm1d BatchNorm2d Embedding Conv2d MultiheadAttention": _LAYER,
         "functional": "mg",
         "Tensor tensor no_grad grad cross_entropy mse_loss": "mg.{name}",
         "DoraConfig DoRAConfig": "ld.LoraConfig(use_dora=True)",
         "PeftConfig get_peft_config": "ld.LoraConfig.from_dict(options)",
-        "LoraModel PeftModelForCausalLM inject_adapter_in_model": "ld.get_peft_model(base, config)",
-        "AutoPeftModel load_peft_weights": "ld.PeftModel.from_pretrained(base, file)",
-        "lr_scheduler LinearLR": "ld.linear_decay  # a schedule for ld.fit",
+        "LoraModel inject_adapter_in_model": "ld.get_peft_model(base, config)",
+        "PeftModelForCausalLM PeftModelForSequenceClassification": "ld.get_peft_model(base, config)",
+        "AutoPeftModel AutoPeftModelForCausalLM": "ld.PeftModel.from_pretrained(base, file)",
+        "load_peft_weights": "ld.PeftModel.from_pretrained(base, file)",
+        "prepare_model_for_kbit_training": "base  # its numbers are never rounded to a few bits",
+        "TaskType": "ld.LoraConfig(task_type='SEQ_CLS')  # a string",
+        "clip_grad_norm": "ld.clip_grad_norm_(params, 1.0)",
+        "clip_grad_value_": "p.grad = np.clip(p.grad, -1, 1)  # of each p in model.parameters()",
+        "lr_scheduler": "ld.linear_decay  # a schedule for ld.fit",
+        "LambdaLR StepLR": "lambda progress: 0.1 ** int(3 * progress)  # any such function is a schedule",
+        "LinearLR": "ld.warmup(0.1, then=ld.optim.constant)  # a schedule for ld.fit",
         "get_linear_schedule_with_warmup": "ld.warmup(0.1)  # a schedule for ld.fit",
+        "get_cosine_schedule_with_warmup": "ld.warmup(0.1, then=ld.cosine_decay)  # for ld.fit",
         "CosineAnnealingLR": "ld.cosine_decay  # a schedule for ld.fit",
         "Trainer DataLoader": "list(ld.fit(model, data, labels, optimizer=optimizer, steps=n, rng=0))",
         "save": "ld.save_model(file, model)",
@@ -253,11 +300,19 @@ def of_tensor(name: str) -> str | None:
 
     own = SYNONYMS.get(name, name)
     found = f"x.{own}(...)" if hasattr(minigrad.Tensor, own) else None
-    found = found or OF_TENSORS.get(name) or of_function(name)
-    if found or not name.endswith("_"):
-        return found
-    changed = of_tensor(name[:-1])
-    return changed and f"x = {_code(changed)}  # nothing is changed in place"
+    return found or OF_TENSORS.get(name) or of_function(name) or _of_change(name)
+
+
+def _of_change(name: str) -> str | None:
+    """Return what to use instead of a function that changes a tensor: its name ends in "_" in PyTorch."""
+    from minigrad.ops import OPS
+
+    function = name.removesuffix("_")
+    if function == name or not any(function in names for names in (OPS, SYNONYMS, COMPOSITIONS)):
+        return None
+    result = of_tensor(function) or ""
+    made_here = not result.startswith("mg.op ")
+    return f"x = {_code(result)}  # nothing is changed in place" if made_here else result
 
 
 def of_minigrad(name: str) -> str | None:

@@ -181,6 +181,16 @@ def op(
 def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]], Op[...]]:
     """Make the decorated forward an :class:`Op` with the given rules and enter it in :data:`OPS`.
 
+    The derivative of arctan is 1/(1 + a²), so this is all of it, for derivatives of every order::
+
+        @mg.op(lambda g, y, a: g / (1 + a * a))
+        def arctan(a):
+            return np.arctan(a)
+
+    A rule takes the gradient g of the result y, then y, then the arguments.  It returns the gradient of
+    one argument, in its shape: there is a rule for each array.  ``mg.gradcheck(arctan, [0.5, 2.0])``
+    tells whether it is right.
+
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
     nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
     return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.

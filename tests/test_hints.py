@@ -5,10 +5,13 @@ Each answer is run as the code that it is.  What composes a function of NumPy's 
 
 import copy
 import functools
+import inspect
+import operator
 import pickle
 import re
 import subprocess
 import sys
+import textwrap
 import types
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +27,7 @@ from minigrad import hints
 A = np.array([[0.5, -1.5, 2.0], [1.25, 0.75, -0.25], [-2.5, 3.0, 1.0]])
 B = np.array([[1.0, 2.0, -0.5], [0.5, -3.0, 1.5], [2.5, 0.25, -1.0]])
 LABELS = np.array([0, 2, 1])
+MASK = A > B
 
 
 def leaf(a):
@@ -41,61 +45,153 @@ def code(answer):
 
 # ----------------------------------------------------------------------------- compositions
 
-#: What a composition gives, in NumPy.
-TRUTH = {
-    "square": np.square,
-    "fabs": np.fabs,
+#: How a function is asked for what its answer gives.  All others are given x, or x and y.
+ASKED = {
+    "einsum": lambda f, x, y: f("...i,...i", x, y),
+    "prod": lambda f, x, y: f(x, axis=0),
+    "cumsum": lambda f, x, y: f(x, axis=0),
+    "flip": lambda f, x, y: f(x, axis=0),
+    "roll": lambda f, x, y: f(x, 2, axis=0),
+    "repeat": lambda f, x, y: f(x, 2, axis=0),
+    "tile": lambda f, x, y: f(x, 2),
+    "moveaxis": lambda f, x, y: f(x, 0, -1),
+    "vstack": lambda f, x, y: f([x, y]),
+    "row_stack": lambda f, x, y: f([x, y]),
+    "hstack": lambda f, x, y: f([x, y]),
+    "column_stack": lambda f, x, y: f([x, y]),
+    "split": lambda f, x, y: f(x, [2]),
+    "array_split": lambda f, x, y: f(x, [2]),
+    "take": lambda f, x, y: f(x, LABELS),
+    "take_along_axis": lambda f, x, y: f(x, LABELS[:, None], 1)[:, 0],
+}
+
+#: What NumPy has under no such name, or not in every version.  (tests/interop asks PyTorch itself.)
+WRITTEN_OUT = {
     "clamp_min": np.maximum,
     "clamp_max": np.minimum,
-    "reciprocal": np.reciprocal,
-    "log1p": lambda a, b: np.log1p(a + 3),
-    "log2": lambda a, b: np.log2(a + 3),
-    "expm1": np.expm1,
-    "silu": lambda a, b: a / (1 + np.exp(-a)),
-    "leaky_relu": lambda a, b: np.maximum(a, 0.01 * a),
-    "softplus": lambda a, b: np.logaddexp(0, a),
-    "einsum": lambda a, b: np.einsum("ij,ij->i", a, b),
-    "outer": np.outer,
-    "prod": lambda a, b: np.prod(a, axis=0),
-    "cumsum": lambda a, b: np.cumsum(a, axis=0),
-    "vstack": lambda a, b: np.vstack([a, b]),
-    "hstack": lambda a, b: np.hstack([a, b]),
-    "split": lambda a, b: np.split(a, [2]),
-    "repeat": lambda a, b: np.tile(a, (2, 1)),
-    "flip": lambda a, b: np.flip(a, axis=0),
-    "sort": lambda a, b: np.sort(a),
-    "topk": lambda a, b: np.sort(a)[::-1][:2],
-    "gather": lambda a, b: np.take_along_axis(a, LABELS[:, None], axis=1)[:, 0],
-    "take": lambda a, b: np.take(a, LABELS, axis=0),
-    "masked_fill": lambda a, b: np.where(a > b, 0, a),
-    "normalize": lambda a, b: a / np.linalg.norm(a, axis=1, keepdims=True),
-    "l1_loss": lambda a, b: np.mean(np.abs(a - b)),
-    "nll_loss": lambda a, b: -np.mean(a[[0, 1, 2], LABELS]),
-    "one_hot": lambda a, b: np.eye(2)[[0, 1, 1]],
+    "rsqrt": lambda x: x**-0.5,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "leaky_relu": lambda x: np.maximum(x, 0.01 * x),
+    "softplus": lambda x: np.logaddexp(0, x),
+    "movedim": lambda x: np.moveaxis(x, 0, -1),
+    "row_stack": lambda x, y: np.concatenate([x, y]),
+    "unbind": list,
+    "unstack": list,
+    "repeat_interleave": lambda x: np.repeat(x, 2, axis=0),
+    "msort": np.sort,
+    "topk": lambda x: np.sort(x)[::-1][:2],
+    "gather": lambda x: x[[0, 1, 2], LABELS],
+    "index_select": lambda x: np.take(x, LABELS, axis=0),
+    "masked_fill": lambda x: np.where(MASK[: len(np.atleast_2d(x))].reshape(x.shape), 2, x),
+    "normalize": lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True),
+    "l1_loss": lambda x, y: np.mean(np.abs(x - y)),
+    "nll_loss": lambda x: -np.mean(x[[0, 1, 2], LABELS]),
+    "binary_cross_entropy": lambda x, y: np.mean(-np.log(np.where(y > 0, x, 1 - x))),
+    "one_hot": lambda: np.eye(3)[LABELS],
+    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
 }
+
+#: Where a function is not defined for every number.
+INSIDE = {
+    **dict.fromkeys(("log1p", "log2", "rsqrt"), lambda x, y: (x + 3, y)),
+    "binary_cross_entropy": lambda x, y: (1 / (1 + np.exp(-x)), (y > 0).astype(y.dtype)),
+}
+
+#: What is composed; the other answers name `mg.op`, or ask NumPy.
+COMPOSED = [
+    name
+    for name, answer in hints.COMPOSITIONS.items()
+    if not answer.startswith(("mg.op ", f"np.{name}("))
+]
+
+
+def forms(answer):
+    """Return the forms of array that an answer is for, as its note says."""
+    note = answer.partition("  # ")[2]
+    of = {
+        "vector": r"^of (a vector|vectors;)",
+        "matrix": r"of (a matrix|(two )?matrices)\b(?!, x @)",
+    }
+    if re.search("vectors or matrices", note) or not re.search("|".join(of.values()), note):
+        return list(of)
+    return [form for form, said in of.items() if re.search(said, note)][:1]
+
+
+CASES_OF_COMPOSITIONS = [
+    pytest.param(name, form, id=f"{name}-{form}")
+    for name in COMPOSED
+    for form in forms(hints.COMPOSITIONS[name])
+]
+
+
+def asked(name, f, x, y):
+    """Return what f, the function of that name, gives."""
+    return ASKED[name](f, x, y) if name in ASKED else f(*[x, y][: operands(name)])
+
+
+def operands(name):
+    """Return how many Tensors a composition is made of."""
+    return sum(bool(re.search(rf"\b{x}\b", code(hints.COMPOSITIONS[name]))) for x in "xy")
+
+
+def example(name, form, dtype=np.float64):
+    """Return two arrays for a function, of vectors or of matrices."""
+    x, y = (a.astype(dtype) if form == "matrix" else a[0].astype(dtype) for a in (A, B))
+    return INSIDE[name](x, y) if name in INSIDE else (x, y)
+
+
+def composed(name, x, y):
+    """Return what the answer gives."""
+    names = {"x": x, "y": y, "n": 3 if name == "one_hot" else 2, "labels": LABELS}
+    names |= {"mask": MASK if x.ndim == 2 else MASK[0], "axes": (1, 0) if x.ndim == 2 else (0,)}
+    names |= {"np": np, "mg": mg, "functools": functools}
+    return eval(code(hints.COMPOSITIONS[name]), names)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", TRUTH)
-def test_a_composition_is_the_function_that_it_answers(name, dtype):
-    answer = hints.COMPOSITIONS[name]
-    a, b = A.astype(dtype), B.astype(dtype)
-    if "one axis" in answer:
-        a, b = a[0], b[0]
-    truth = TRUTH[name](*(a, b)[: getattr(TRUTH[name], "nin", 2)])
-    x, y = leaf(a + 3 if name.startswith("log") else a), leaf(b)
-    labels = [0, 1, 1] if name == "one_hot" else LABELS
-    names = {"x": x, "y": y, "n": 2, "labels": labels, "mask": a > b}
-    found = eval(code(answer), {"np": np, "mg": mg, "functools": functools, **names})
+@pytest.mark.parametrize(("name", "form"), CASES_OF_COMPOSITIONS)
+def test_a_composition_is_the_function_that_it_answers(name, form, dtype):
+    a, b = example(name, form, dtype)
+    if name in WRITTEN_OUT:
+        truth = WRITTEN_OUT[name](*(a, b)[: operands(name)])
+    else:
+        truth = asked(name, operator.attrgetter(name)(np), a, b)
+    x = leaf(a)
+    found = composed(name, x, leaf(b))
     if isinstance(found, np.ndarray):  # what has no gradient
-        assert name == "one_hot"
         return assert_array_equal(found, truth)
-    for part, expected in zip(*((found, truth) if name == "split" else ([found], [truth]))):
+    several = isinstance(found, (list, tuple))
+    for part, expected in zip(*((found, truth) if several else ([found], [truth])), strict=True):
         assert part.dtype == dtype
         assert part.requires_grad
+        assert part.shape == expected.shape
         assert_allclose(part.data, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
         part.sum().backward()
     assert x.grad.shape == a.shape
+
+
+#: What a synonym is given; all others of NumPy's are given x.
+GIVEN = {
+    **dict.fromkeys(("subtract", "multiply", "divide", "true_divide"), lambda x, y: (x, y)),
+    **dict.fromkeys(("dot", "linalg.matmul"), lambda x, y: (x, y)),
+    "power": lambda x, y: (x, 2),
+    "concat": lambda x, y: ([x, y],),
+    "permute_dims": lambda x, y: (x, tuple(range(x.ndim))[::-1]),
+    "swapdims": lambda x, y: (x, 0, -1),
+}
+
+
+@pytest.mark.parametrize("form", ["vector", "matrix"])
+@pytest.mark.parametrize(
+    "name", [n for n in hints.SYNONYMS if hasattr(np, n.split(".")[0]) and n != "matrix_transpose"]
+)
+def test_a_synonym_gives_what_numpy_gives(name, form):
+    given = GIVEN.get(name, lambda x, y: (x,))
+    a, b = example(name, form)
+    truth = operator.attrgetter(name)(np)(*given(a, b))
+    found = getattr(mg, hints.SYNONYMS[name])(*given(leaf(a), leaf(b)))
+    assert found.shape == truth.shape
+    assert_allclose(found.data, truth, rtol=1e-12)
 
 
 def test_compositions_hold_at_the_hard_points():
@@ -104,16 +200,6 @@ def test_compositions_hold_at_the_hard_points():
     assert_array_equal(y.data, [0, 0, np.log(2), 1e4, np.inf, np.nan])
     y = eval(code(hints.COMPOSITIONS["leaky_relu"]), {"x": x, "mg": mg})
     assert_array_equal(mg.grad(y.sum(), x).data, [0.01, 0.01, 0.01, 1, 1, 0.01])
-
-
-def test_every_composition_is_tried():
-    """Under one of its names; those that are not compositions say so."""
-    untried = {
-        answer
-        for name, answer in hints.COMPOSITIONS.items()
-        if not answer.startswith(("mg.op ", f"np.{name}("))
-    }
-    assert untried - {hints.COMPOSITIONS[name] for name in TRUTH} == set()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +231,7 @@ def names(tmp_path):
         **{"model": model, "base": base, "file": file, "folder": tmp_path / "folder"},
         **{"params": model.parameters(), "optimizer": ld.SGD(model.parameters(), lr=0.1)},
         **{"rng": np.random.default_rng(0), "self": ld.Sequential()},
+        **{"mask": MASK, "p": leaf(A)},
         "options": {"peft_type": "LORA", "r": 2, "target_modules": ["0"]},
         **{"config": ld.LoraConfig(r=1, target_modules="all-linear"), "name": "default"},
     }
@@ -159,6 +246,91 @@ def test_answers_for_a_tensor_run(name, names):
 @pytest.mark.parametrize("name", hints.OF_MINIGRAD)
 def test_answers_for_minigrad_run(name, names):
     exec(code(hints.OF_MINIGRAD[name]), names)
+
+
+#: What makes an array, or draws one.
+MADE = {
+    **{name: lambda f: f(3) for name in ("zeros", "ones", "eye", "arange")},
+    **{name: lambda f: f(A) for name in ("zeros_like", "ones_like", "array", "asarray")},
+    "full": lambda f: f(3, 1.0),
+    "full_like": lambda f: f(A, 3.0),
+    "linspace": lambda f: f(0, 1, 3),
+    "normal": lambda f: f(size=3),
+    "uniform": lambda f: f(size=3),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_answer_makes_what_numpy_makes(name, names):
+    made = eval(code(hints.OF_MINIGRAD[name]), names)
+    drawn = name in ("normal", "uniform")
+    owner = np.random.default_rng(0) if drawn else np
+    assert isinstance(made, mg.Tensor)
+    assert_array_equal(made.data, MADE[name](getattr(owner, name)))
+
+
+@pytest.mark.parametrize("law", ["normal", "uniform"])
+def test_numbers_are_drawn_from_the_law_that_was_asked_for(law, names):
+    drawn = getattr(np.random.default_rng(0), law)
+    exec(code(hints.OF_TENSORS[f"{law}_"]), names)
+    assert_array_equal(names["x"].data, drawn(size=A.shape))
+    short = {"normal": "randn", "uniform": "rand"}[law]
+    assert hints.OF_MINIGRAD[short] == hints.OF_MINIGRAD[law]
+    names["rng"] = np.random.default_rng(0)
+    drawn = np.random.default_rng(0).integers
+    assert_array_equal(eval(code(hints.OF_MINIGRAD["randint"]), names), drawn(10, size=3))
+
+
+@pytest.mark.parametrize("name", ["clone", "copy"])
+def test_what_is_kept_of_a_parameter_stays_when_it_is_trained(name):
+    x = leaf(A)
+    kept = eval(code(hints.OF_TENSORS[name]), {"mg": mg, "x": x})
+    (x * x).sum().backward()
+    ld.SGD([x], lr=0.1).step()
+    assert_array_equal(kept.data, A)
+    assert not np.array_equal(x.data, A)
+
+
+def test_schedules_do_what_those_of_pytorch_do():
+    schedules = {
+        name: eval(code(hints.OF_LORADORA[name]), {"ld": ld})
+        for name in ("LinearLR", "StepLR", "CosineAnnealingLR", "get_cosine_schedule_with_warmup")
+    }
+    begin, middle, end = ({n: f(t) for n, f in schedules.items()} for t in (0.01, 0.5, 1.0))
+    assert begin["LinearLR"] < middle["LinearLR"] == end["LinearLR"] == 1
+    assert middle["StepLR"] == begin["StepLR"] * 0.1
+    assert begin["CosineAnnealingLR"] > middle["CosineAnnealingLR"] > end["CosineAnnealingLR"] == 0
+    name = "get_cosine_schedule_with_warmup"
+    assert begin[name] < middle[name] > end[name] == 0
+
+
+#: Answers that a reader's copy must be able to follow: a wheel holds the two packages alone.
+ANSWERS = {
+    **(hints.COMPOSITIONS | hints.OF_TENSORS | hints.OF_MINIGRAD),
+    **(hints.OF_MODULES | hints.OF_ADAPTED_MODELS | hints.OF_LORADORA),
+}
+
+
+def test_no_answer_sends_to_a_file_that_is_not_installed():
+    assert [
+        answer for answer in ANSWERS.values() if re.search(r"\.(py|md)\b|examples", answer)
+    ] == []
+    sent = {name for answer in ANSWERS.values() for name in re.findall(r"help\((.*?)\)", answer)}
+    assert sent == {"mg.op", "ld.Module"}
+
+
+def test_help_on_op_shows_one_that_works_to_every_order(monkeypatch):
+    monkeypatch.setattr("minigrad.ops.OPS", dict(mg.OPS))
+    (block,) = re.findall(r"::\n\n((?:    .*\n)+)", inspect.getdoc(mg.op))
+    names = {"mg": mg, "np": np}
+    exec(textwrap.dedent(block), names)
+    assert_array_equal(names["arctan"](A).data, np.arctan(A))
+    mg.gradcheck(names["arctan"], A)
+    mg.gradgradcheck(names["arctan"], A)
+
+
+def test_help_on_module_shows_a_layer():
+    assert re.search(r">>> class \w+\(Module\):", inspect.getdoc(ld.Module))
 
 
 @pytest.mark.parametrize("name", hints.OF_MODULES)
@@ -182,6 +354,7 @@ def test_answers_for_an_adapted_model_run(name, names, capsys):
 
 @pytest.mark.parametrize("name", hints.OF_LORADORA)
 def test_answers_for_loradora_run(name, names):
+    names["p"].grad = 2 * B
     if "from_pretrained" in hints.OF_LORADORA[name]:
         adapted().save_adapter(names["file"])
     exec(code(hints.OF_LORADORA[name]), names)
@@ -230,9 +403,26 @@ SAID = {
     "no such function": (
         leaf(A),
         "sin",
-        "there is no sin yet: one block makes it, see examples/03",
+        "there is no sin yet: one block makes it, see help(mg.op)",
     ),
     "a device": (leaf(A), "cuda", "use x (on the CPU"),
+    "a function in place that there is not": (
+        leaf(A),
+        "sin_",
+        "'sin_': use mg.op (there is no sin",
+    ),
+    "a question": (leaf(A), "eq", "use x == y"),
+    "scatter": (leaf(A), "scatter_", "use mg.where(mask, y, x) (y in the places of the mask)"),
+    "enable_grad": (mg, "enable_grad", "use mg.no_grad() (for a with block: outside they are"),
+    "moveaxis": (
+        leaf(A),
+        "moveaxis",
+        "use x.transpose(axes) (all of the axes, in their new order)",
+    ),
+    "device": (leaf(A), "device", "use 'cpu' (the only one)"),
+    "clone": (leaf(A), "clone", "use mg.Tensor(x.data.copy()) (of a leaf; the result"),
+    "functional": (mg.functional, "relu", "'minigrad.functional' .*: use mg.relu("),
+    "functional.nll_loss": (mg.functional, "nll_loss", "use -x[np.arange(len(x)), labels].mean()"),
     "zero_grad": (leaf(A), "zero_grad", "use optimizer.zero_grad() (or model.zero_grad())"),
     "in place": (leaf(A), "add_", "use x = mg.add(...) (nothing is changed in place)"),
     "a method in place": (leaf(A), "clip_", "use x = x.clip(...) (nothing is changed"),
@@ -295,6 +485,7 @@ OTHERS = [leaf(A), MODEL, ADAPTED, mg, ld, ld.nn, ld.optim, ld.SGD(MODEL.paramet
         ),
         *("_repr_html_", "_ipython_display_", "_ipython_canary_method_should_not_exist_", "_view"),
         *("viewing", "unheard_of", "unheard_of_"),
+        *("shape_", "backward_", "item_", "data_", "T_", "op_", "grad_", "no_grad_", "Tensor_"),
     ],
 )
 def test_every_other_name_gets_pythons_own_message(owner, name):
