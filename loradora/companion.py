@@ -46,7 +46,10 @@ def check_minigrad() -> None:
 
 def _found(name: str) -> Any:
     """Return the spec of a module of minigrad, or None."""
-    package: Any = find_spec("minigrad")
+    try:
+        package: Any = find_spec("minigrad")
+    except ValueError:  # it is imported, and has no spec
+        raise _not_ours("minigrad was imported from no file") from None
     if name == "minigrad":
         return package
     return PathFinder.find_spec(name, package.submodule_search_locations)
@@ -56,7 +59,7 @@ def _contains(module: Any, mark: str) -> bool:
     """Whether a name is in the file of a module, be that source or compiled, zipped or not."""
     try:
         return mark.encode() in module.loader.get_data(module.origin)
-    except OSError:  # built into a program, where nobody writes over it
+    except (OSError, AttributeError):  # in no file, where nobody writes over it
         return True
 
 
@@ -69,6 +72,7 @@ def _not_ours(reason: str, first: str = "") -> ImportError:
         first = f"run pip uninstall {' '.join(others)}, and "
     return ImportError(
         f"loradora needs the minigrad that is installed with it, but {reason}. To mend it, {first}"
-        "install minigrad-loradora again with pip install --force-reinstall --no-deps",
+        "install minigrad-loradora again, from where you had it: "
+        "pip install --force-reinstall --no-deps <wheel or folder>",
         name="minigrad",
     )

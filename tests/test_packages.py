@@ -108,7 +108,8 @@ def assert_is_noticed(outcome, *said):
     message = outcome.stderr.splitlines()[-1]
     assert message.startswith("ImportError: ")
     assert "During handling" not in outcome.stderr
-    for text in (*said, "minigrad-loradora again with pip install --force-reinstall --no-deps"):
+    again = "minigrad-loradora again, from where you had it: pip install --force-reinstall --no-deps "
+    for text in (*said, again + "<wheel or folder>"):
         assert str(text) in message
 
 
@@ -191,6 +192,36 @@ def test_a_foreign_minigrad_that_has_been_imported_already_is_named(site, tmp_pa
         f"import sys; sys.path.insert(0, {str(foreign.parent)!r}); import minigrad; del sys.path[0]"
     )
     assert_is_noticed(importing(site, before=before), foreign)
+
+
+def test_a_minigrad_that_was_made_without_a_file_is_named(site):
+    made = "import sys, types; sys.modules['minigrad'] = types.ModuleType('minigrad')"
+    assert_is_noticed(importing(site, before=made), "minigrad was imported from no file")
+
+
+LOADING = """
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+
+class Loader:
+    def __init__(self, inside):
+        self.create_module, self.exec_module = inside.create_module, inside.exec_module
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "minigrad":
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = Loader(spec.loader)
+            return spec
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def test_our_own_minigrad_may_come_from_a_loader_that_shows_no_files(site):
+    outcome = importing(site, before=LOADING)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 def test_the_other_package_is_named_if_pip_knows_it(site):
