@@ -76,3 +76,5 @@ if typing.TYPE_CHECKING:
     __version__: str
 else:
     __getattr__ = hints.attributes_of(__name__, hints.of_loradora)
+
+del typing

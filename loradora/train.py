@@ -13,8 +13,9 @@ import numpy.typing as npt
 import minigrad as mg
 from loradora.nn import Module, Rng, check_positive, generator
 from loradora.optim import Optimizer, Schedule, constant
-from minigrad.ops import check_labels
+from minigrad.ops import check_labels, no_classes
 from minigrad.scopes import at_once
+from minigrad.tensor import as_reals
 
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
@@ -265,7 +266,7 @@ def _check_start(start: Any, steps: int, rng: Any) -> None:
 
 def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
     """Return inputs and labels as arrays of one length, at least 1."""
-    x, labels = np.asarray(x), np.asarray(labels)
+    x, labels = _numbers("x", x), _numbers("labels", labels)
     if x.ndim == 0 or labels.ndim == 0:
         raise ValueError(
             f"expected inputs (N, ...) and labels (N, ...), got {x.shape} and {labels.shape}"
@@ -275,10 +276,19 @@ def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
     return x, labels
 
 
+def _numbers(name: str, given: Any) -> Array:
+    """Return ``given`` as an array of real numbers; an error begins with its name."""
+    try:
+        # here Tensors may lie in a list: they are data, whose gradients nobody asks for
+        return as_reals(np.asarray(given) if isinstance(given, (list, tuple)) else given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
 def _check_classes(labels: Array, hint: str) -> None:
     """Raise unless ``labels`` can be class numbers, (N,)."""
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}: {hint}")
+        raise TypeError(f"{no_classes(labels)}: {hint}")
     if labels.ndim != 1:
         raise ValueError(f"expected one label per input, (N,), got {labels.shape}: {hint}")
 

@@ -41,3 +41,5 @@ else:
         for name, what in globals().items()
         if not (name[0] == "_" or isinstance(what, types.ModuleType) or hasattr(builtins, name))
     )
+
+del builtins, types, typing

@@ -89,6 +89,7 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.__name__ = self.name
+        self.__qualname__ = forward.__qualname__
         with contextlib.suppress(ValueError):  # a ufunc of NumPy may have none
             self.__signature__ = _without_annotations(inspect.signature(forward))
         self.forward = forward
@@ -96,6 +97,22 @@ class Op(Generic[P]):
         self.each = each
         #: How many arguments, counted from the first, have a rule each.
         self.ruled = vjps.index(None) if None in vjps else len(vjps)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        """Raise TypeError for a rule that cannot be called with g, y and the arguments of the forward."""
+        named = getattr(self, "__signature__", None)
+        if named is None or any(p.kind is p.VAR_POSITIONAL for p in named.parameters.values()):
+            return
+        for i, rule in enumerate(self.vjps):
+            given = "g", "y", *named.parameters
+            try:
+                if rule is not None:
+                    inspect.signature(rule).bind(*given)
+            except TypeError as error:
+                raise TypeError(
+                    f"rule {i} of {self.name} is called as rule({', '.join(given)}): {error}"
+                ) from None
 
     def rules(self, n: int) -> Rules:
         """Return the rules of an application to ``n`` arguments, of an op that has ``each``."""
@@ -138,15 +155,25 @@ class Op(Generic[P]):
     @functools.cached_property
     def _parameters(self) -> tuple[list[str], dict[str, Any]]:
         """The names of the arguments, and the defaults of those that have one."""
-        found = inspect.signature(self).parameters
+        try:
+            found = inspect.signature(self).parameters
+        except ValueError:
+            raise TypeError(
+                f"{self.name} takes its arguments by position: its forward tells no names"
+            ) from None
         return list(found), {n: p.default for n, p in found.items() if p.default is not p.empty}
 
     def __get__(self: S, instance: object, owner: type | None = None) -> S:
         """Return the op itself: as an attribute of a class it does not become a method.
 
         Python takes what has a ``__get__`` for a function, and so ``help`` shows the parameters of an op.
+        (So does an Enum: an op is none of its members.)
         """
         return self
+
+    def __reduce__(self) -> str:
+        """Copy and pickle an op as a function: by its name, as itself."""
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -160,7 +187,7 @@ def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
 
 @overload
 def op(
-    a: Rule, /, *more: None, each: Each = None
+    a: Rule, b: None = None, /, *more: Rule | None, each: Each = None
 ) -> Callable[[Callable[Concatenate[Any, P], Array]], Op[Concatenate[Operand, P]]]: ...
 
 
@@ -176,6 +203,10 @@ def op(
 def op(
     a: None, /, *more: Rule | None, each: Each = None
 ) -> Callable[[Callable[P, Array]], Op[P]]: ...
+
+
+@overload
+def op(*, each: Each) -> Callable[[Callable[P, Array]], Op[P]]: ...
 
 
 def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]], Op[...]]:
@@ -196,13 +227,18 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
     return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.
 
     To type checkers the first array, or the first two if both have a rule, may be a Tensor, an array or a
-    number, whatever the forward says of them.  All else is as the forward declares it: annotate a third
-    array as ``Array``.
+    number, given by position, whatever the forward says of them.  All else is as the forward declares it:
+    annotate a third array, or one that may be left out, as ``Array``.
 
     An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
     """
 
     def register(forward: Callable[..., Array]) -> Op[...]:
+        if not callable(forward):
+            raise TypeError(
+                f"an operation is made of a function, not of a {type(forward).__name__}: above the "
+                "function write @mg.op(rule), with a rule for each array"
+            )
         new = Op(forward, vjps, each)
         OPS[new.name] = new
         return new
@@ -360,11 +396,11 @@ def _operand(a: Array, y: Array) -> Array:
     return like(a, y) if hasattr(a, "dtype") else a
 
 
-def _base(a: Array, b: Array) -> Array:
-    """Return the base a of the power aᵇ, and 1 where b = 0 and 1/a is infinite or NaN."""
-    constant = b == 0
+def _base(a: Array, b: Array, y: Array) -> Array:
+    """Return the base a of the power y, and 1 where b = 0 and 1/a is infinite or NaN."""
+    a, constant = _operand(a, y), b == 0
     if np.any(constant):
-        constant = constant & ~np.isfinite(1 / np.asarray(a))
+        constant = constant & ~np.isfinite(1 / np.asarray(a, y.dtype))
     return _one_where(constant, a)
 
 
@@ -373,8 +409,10 @@ def _base(a: Array, b: Array) -> Array:
 # as 1, and likewise where a is so small that a⁻¹ overflows.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ
 # is constant but for its jump at b = 0: there the logarithm is taken of 1.
 @op(
-    lambda g, y, a, b: g * b * _base(a, b) ** (_operand(b, y) - 1),
-    lambda g, y, a, b: g * y * like(log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))), y),
+    lambda g, y, a, b: g * b * _base(a, b, y) ** (_operand(b, y) - 1),
+    lambda g, y, a, b: (
+        g * y * like(log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))), wide(y))
+    ),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -600,7 +638,7 @@ def reshape(a: Array, shape: int | Sequence[int]) -> Array:
 )
 def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
     """Return a with its axes permuted; reversed for None."""
-    if axes is not None and np.size(axes) != a.ndim:
+    if axes is not None and a.ndim > 1 and np.size(axes) != a.ndim:
         raise ValueError(f"expected all {a.ndim} axes, not {axes}: swapaxes exchanges two")
     return np.transpose(a, axes)
 
@@ -865,10 +903,18 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     return like(y, x)
 
 
+def no_classes(labels: Array) -> str:
+    """Return in words what is wrong with labels that are no integers."""
+    return (
+        f"labels are class numbers of an integer dtype, not {labels.dtype}, in an array or a list; a "
+        "Tensor has no integers"
+    )
+
+
 def check_labels(labels: Array, classes: int) -> None:
     """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels are class numbers of an integer dtype, not {labels.dtype}")
+        raise TypeError(no_classes(labels))
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
         raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")

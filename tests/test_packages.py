@@ -108,7 +108,9 @@ def assert_is_noticed(outcome, *said):
     message = outcome.stderr.splitlines()[-1]
     assert message.startswith("ImportError: ")
     assert "During handling" not in outcome.stderr
-    again = "minigrad-loradora again, from where you had it: pip install --force-reinstall --no-deps "
+    again = (
+        "minigrad-loradora again, from where you had it: pip install --force-reinstall --no-deps "
+    )
     for text in (*said, again + "<wheel or folder>"):
         assert str(text) in message
 

@@ -614,6 +614,30 @@ def test_where_a_power_has_conventions_its_second_derivatives_are_theirs(a, b, h
     assert_allclose(found, hessian, rtol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [(np.float16(1e-6), np.float64), (np.float32(1e-39), np.float64)], ids=repr
+)
+def test_a_base_whose_inverse_its_own_dtype_cannot_hold_keeps_it_in_that_of_the_power(a, b):
+    base = mg.Tensor(np.array([a]), requires_grad=True)
+    exponent = mg.Tensor(np.zeros(1, b), requires_grad=True)
+    slope = mg.grad((base**exponent).sum(), base, create_graph=True)
+    assert_allclose(mg.grad(slope.sum(), exponent).data, 1 / b(a), rtol=1e-15)
+
+
+def test_the_slope_of_a_power_of_mixed_exponents_is_that_of_its_dtype():
+    """Of the two powers with the exponent 1/2 the upstream gradients cancel."""
+    a = mg.Tensor(np.array(1e-5, np.float16), requires_grad=True)
+    y = a ** np.array([0, 0.5, 0.5], np.float32)
+    slope = mg.grad(y, a, [1.0, 1.0, -1.0], create_graph=True)
+    assert mg.grad(slope, a).item() == 0
+
+
+def test_a_base_close_to_1_keeps_its_logarithm_in_float16():
+    x = mg.Tensor(np.zeros(1, np.float16), requires_grad=True)
+    slope = mg.grad(1.0000001**x, x, np.float16([1e4])).data
+    assert_allclose(slope, 1e4 * math.log(1.0000001), rtol=1e-3)
+
+
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_the_gradient_of_the_norm_at_the_zero_vector_is_constant(axis):
     x = mg.Tensor(np.zeros((2, 3)), requires_grad=True)

@@ -482,6 +482,48 @@ def test_fit_refuses_what_is_of_another_type(wrong, message):
         next(ld.fit(model, X, LABELS, **options))
 
 
+NO_EXAMPLES = {
+    "a generator": ((row for row in X), "got generator of dtype object"),
+    "a map": (map(list, X), "got map"),
+    "a set": ({1.0, 2.0}, "got set"),
+    "a dict": ({0: X[0]}, "got dict"),
+    "a string": ("digits", "got str"),
+    "strings": (["a", "b"], "dtype <U1"),
+    "complex numbers": (X * 1j, "dtype complex"),
+    "nothing": (None, "got NoneType"),
+    "a masked array": (np.ma.masked_array(X, X > 0), "MaskedArray"),
+}
+
+
+@pytest.mark.parametrize("place", ["x", "labels"])
+@pytest.mark.parametrize("name", NO_EXAMPLES)
+def test_what_holds_no_real_numbers_is_refused_by_its_name(name, place):
+    wrong, message = NO_EXAMPLES[name]
+    model = base().eval()
+    given = {"x": X, "labels": LABELS, place: wrong}
+    with pytest.raises(TypeError, match=f"{place}: .*{message}"):
+        ld.fit(model, **given, optimizer=ld.SGD(model.parameters()), steps=1, rng=0)
+    with pytest.raises(TypeError, match=f"{place}: .*{message}"):
+        ld.evaluate(model, **given)
+    assert not model.training
+
+
+@pytest.mark.parametrize("place", ["x", "labels"])
+def test_ragged_lists_are_refused_by_their_name(place):
+    model = base()
+    given = {"x": X, "labels": LABELS, place: [[1, 2], [3]]}
+    with pytest.raises(ValueError, match=f"{place}: .*inhomogeneous"):
+        ld.fit(model, **given, optimizer=ld.SGD(model.parameters()), steps=1, rng=0)
+
+
+def test_labels_in_a_tensor_hear_that_it_has_no_integers():
+    model, labels = base(), mg.Tensor(LABELS)
+    with pytest.raises(TypeError, match="an array or a list; a Tensor has no integers"):
+        ld.fit(model, X, labels, optimizer=ld.SGD(model.parameters()), steps=1, rng=0)
+    with pytest.raises(TypeError, match="an array or a list; a Tensor has no integers"):
+        mg.cross_entropy(mg.Tensor(np.ones((90, 3))), labels)
+
+
 def test_an_optimizer_over_another_model_is_refused_at_the_first_step():
     model = base()
     before = model.state_dict()

@@ -5,9 +5,11 @@ in one run of each.  Both come with the extra ``dev``; the tests of one that is 
 """
 
 import builtins
+import copy
 import inspect
 import json
 import os
+import pickle
 import pydoc
 import re
 import runpy
@@ -238,6 +240,55 @@ def test_an_operation_made_of_a_function_without_a_signature_has_none(monkeypatc
     tanh = mg.Op(np.tanh, (lambda g, y, a: g * (1 - y * y),))
     assert not hasattr(tanh, "__signature__")
     mg.gradcheck(tanh, np.array([0.5]))
+
+
+@pytest.mark.usefixtures("own_ops")
+def test_an_operation_whose_function_names_no_arguments_takes_them_by_position(monkeypatch):
+    def refuse(function):
+        raise ValueError("no signature found")
+
+    monkeypatch.setattr(inspect, "signature", refuse)
+    tanh = mg.Op(np.tanh, (lambda g, y, a: g * (1 - y * y),))
+    with pytest.raises(TypeError, match="tanh takes its arguments by position"):
+        tanh(x=mg.Tensor(0.5))
+
+
+def test_an_operation_is_copied_and_pickled_as_itself():
+    for op in (*mg.OPS.values(),):
+        assert copy.copy(op) is copy.deepcopy(op) is pickle.loads(pickle.dumps(op)) is op
+    model = ld.Sequential(ld.Linear(2, 2))
+    model.act = mg.relu
+    assert pickle.loads(pickle.dumps(model)).act is copy.deepcopy(model).act is mg.relu
+
+
+@pytest.mark.usefixtures("own_ops")
+def test_a_decorator_without_its_rules_is_refused_when_it_is_called():
+    @mg.op
+    def double(a):
+        return 2 * a
+
+    with pytest.raises(TypeError, match=r"write @mg\.op\(rule\)"):
+        double(mg.Tensor(1.0))
+
+
+@pytest.mark.usefixtures("own_ops")
+@pytest.mark.parametrize("rule", [lambda g: 2 * g, lambda g, y: 2 * g, lambda g, y, a, b: 2 * g])
+def test_a_rule_of_other_parameters_is_refused_at_once(rule):
+    with pytest.raises(TypeError, match=r"rule 0 of double is called as rule\(g, y, a\)"):
+        mg.op(rule)(lambda_named("double"))
+
+
+def lambda_named(name):
+    def forward(a):
+        return 2 * a
+
+    forward.__name__ = name
+    return forward
+
+
+@pytest.mark.parametrize("package", [mg, ld], ids=["minigrad", "loradora"])
+def test_a_package_offers_no_module_of_pythons(package):
+    assert {"builtins", "types", "typing"}.isdisjoint(dir(package))
 
 
 def test_the_class_of_operations_shows_how_one_is_made():

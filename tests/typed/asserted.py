@@ -35,6 +35,23 @@ assert_type(t @ floats, mg.Tensor)
 assert_type(singles + t, mg.Tensor)
 assert_type(whole * t, mg.Tensor)
 
+
+# an operation of one's own, whatever its arguments are
+@mg.op(lambda g, y, a, mask, c: g, None, lambda g, y, a, mask, c: g)
+def pick(a: mg.ops.Array, mask: mg.ops.Array, c: mg.ops.Array) -> mg.ops.Array:
+    """Return a where mask holds, else c."""
+    return np.where(mask, a, c)
+
+
+@mg.op(each=lambda i: lambda g, y, *arrays: g)
+def total(*arrays: mg.ops.Array) -> mg.ops.Array:
+    """Return the sum of the arrays."""
+    return np.sum(arrays, axis=0)
+
+
+assert_type(pick(t, floats > 0, t), mg.Tensor)
+assert_type(total(t, t), mg.Tensor)
+
 # so do numbers, NumPy's scalars and lists
 assert_type(2 * t, mg.Tensor)
 assert_type(2.0 - t, mg.Tensor)
