@@ -11,6 +11,7 @@ picture, or a script that is asked for a file.
 
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -172,13 +173,13 @@ def _filters(figure: Any, results: Results) -> None:
 
 # ---------------------------------------------------------------------------- lesson 1
 
-GRAPH = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><style>
-text {{ font: 14px sans-serif }}  .name {{ font-weight: bold }}
-.box {{ fill: #fff; stroke: #333 }}
-.edge {{ fill: none; stroke: #0072b2; stroke-width: 2 }}  .tip, .slope {{ fill: #0072b2 }}
-</style><marker id="tip" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">
-<path class="tip" d="M0,0 8,4 0,8z"/></marker><rect width="100%" height="100%" fill="#fff"/>
-{content}</svg>
+#: Without a style sheet, which would be that of the whole page around it.
+GRAPH = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
+<marker id="minigrad-tip" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<path fill="#0072b2" d="M0,0 8,4 0,8z"/></marker><rect width="100%" height="100%" fill="#fff"/>
+<g fill="none" stroke="#0072b2" stroke-width="2">{arrows}</g>
+<g font-family="sans-serif" font-size="14">{boxes}
+<g fill="#0072b2" stroke="#fff" stroke-width="6" paint-order="stroke">{slopes}</g></g></svg>
 """
 
 
@@ -214,27 +215,32 @@ class Graph:
         for node in self.order:
             column[node] = 1 + max((column[parent] for parent, _ in self.edges(node)), default=-1)
         row = {n: [m for m in self.order if column[m] == column[n]].index(n) for n in self.order}
-        content = ""
+        arrows = boxes = slopes = ""
         for node in self.order:
-            x, y = 20 + 270 * column[node], 20 + 130 * row[node]
+            x, y = 20 + 290 * column[node], 20 + 130 * row[node]
             name, value, gradient = self.label(node)
-            content += (
-                f'<rect class="box" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
-                f'<text class="name" x="{x + 14}" y="{y + 20}">{name}</text>'
+            boxes += (
+                f'<rect fill="#fff" stroke="#333" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
+                f'<text font-weight="bold" x="{x + 14}" y="{y + 20}">{html.escape(name)}</text>'
                 f'<text x="{x + 14}" y="{y + 40}">value {value:+.4f}</text>'
                 f'<text x="{x + 14}" y="{y + 60}">gradient {gradient:+.4f}</text>'
             )
             parents = self.edges(node)
             for i, (parent, slope) in enumerate(parents):
-                px, py = 180 + 270 * column[parent], 56 + 130 * row[parent]
+                px, py = 180 + 290 * column[parent], 56 + 130 * row[parent]
                 end = y + 36 + 24 * (2 * i + 1 - len(parents))
-                content += (
-                    f'<path class="edge" marker-end="url(#tip)" '
-                    f'd="M{px},{py} C{x - 40},{py} {x - 70},{end} {x - 5},{end}"/>'
-                    f'<text class="slope" x="{x - 62}" y="{end - 6}">{slope:+.2f}</text>'
+                arrows += (
+                    f'<path marker-end="url(#minigrad-tip)" '
+                    f'd="M{px},{py} C{px + 50},{py} {x - 100},{end} {x - 5},{end}"/>'
                 )
-        width = 200 + 270 * max(column.values())
-        return GRAPH.format(width=width, height=112 + 130 * max(row.values()), content=content)
+                slopes += f'<text x="{x - 62}" y="{end + 5}">{slope:+.2f}</text>'
+        return GRAPH.format(
+            width=200 + 290 * max(column.values()),
+            height=112 + 130 * max(row.values()),
+            arrows=arrows,
+            boxes=boxes,
+            slopes=slopes,
+        )
 
 
 # ---------------------------------------------------------------------------- lesson 7
@@ -300,5 +306,7 @@ class Decomposition:
         message = f"Turning and stretching go together most in {highest}"
         if highest == "LoRA" and min(self.pooled.values()) > 0:
             message += ", as in the paper; but no correlation is negative here"
-        figure.suptitle(message)
+        figure.suptitle(
+            f"{message}\n(dots and lines: the first run; numbers: the mean of all runs)"
+        )
         return figure

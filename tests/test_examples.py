@@ -202,6 +202,12 @@ def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
     assert root.tag.endswith("svg")
     for label in ("a", "b", "tanh", "mul", "L (add)", "gradient +0.1601", "+0.42", "-2.00"):
         assert label in text
+    assert {element.get("id") for element in root.iter()} == {None, "minigrad-tip"}
+    assert not [element for element in root.iter() if element.tag.endswith("style")]
+    (slopes,) = (element for element in root.iter() if element.get("paint-order") == "stroke")
+    assert sorted(slope.text for slope in slopes) == [
+        "+0.42", "+0.50", "+0.50", "+0.50", "+1.00", "+1.00", "-2.00",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,7 @@ def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
         "mg.clip(a, -1, 1) * abs(b)",
         "mg.sum(a * b) + b.mean()",
         "mg.log(a.reshape(1)[0] + 1) * mg.relu(b)",
+        "mg.ops.Op(lambda a: a * a, (lambda g, y, a: 2 * g * a,))(a) + b",  # its name is <lambda>
     ],
 )
 def test_the_first_lesson_takes_another_function(formula, tmp_path):
@@ -281,6 +288,34 @@ def test_the_figure_of_lesson_seven_is_drawn(file, signature, tmp_path):
     picture = (tmp_path / "new" / file).read_bytes()
     assert picture.startswith(signature)
     assert len(picture) > 10_000
+
+
+@pytest.fixture
+def plots(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("plots")
+
+
+@pytest.fixture
+def decomposition(plots):
+    changes = {"layers.0": [(0.1, 0.2), (0.3, 0.3)], "layers.2": [(0.2, 0.2), (0.3, 0.5)]}
+    points = {
+        name: {**changes, "layers.4": changes["layers.0"]} for name in ("full", "LoRA", "DoRA")
+    }
+    numbers = {"full": 0.5, "LoRA": 0.9, "DoRA": 0.7}
+    return plots.Decomposition(points, numbers, numbers)
+
+
+@DRAWS
+def test_the_figure_says_what_is_of_one_run_and_what_of_all(decomposition):
+    title = decomposition._figure().get_suptitle()
+    assert "dots and lines: the first run; numbers: the mean of all runs" in title
+
+
+def test_without_matplotlib_a_notebook_shows_how_to_get_it(plots, decomposition, monkeypatch):
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert decomposition._repr_png_() is None
+    assert repr(decomposition) == plots.NO_FIGURE
 
 
 def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
