@@ -3,7 +3,7 @@
 # Lesson 3: a new operation: one block, and everything else follows.
 
 What you will see: softplus(a) = log(1 + eᵃ), a smooth relu, added to minigrad in one block; then, for
-nothing, broadcasting, float32, a place in the table of operations, a second and a third derivative.
+free, broadcasting, float32, a place in the table of operations, a second and a third derivative.
 (An op that is to stay also gets one line in tests/strategies.py, which draws its arguments and says what
 NumPy makes of them; the tests ask for it.)
 
@@ -62,7 +62,7 @@ worst = np.abs(columns[2].data - e / (1 + e) ** 2).max()
 print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {worst:.0e}\n")
 
 # %% [markdown]
-# ## For nothing
+# ## For free
 #
 # The block has put the operation into the table of all operations.
 

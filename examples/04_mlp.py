@@ -81,12 +81,12 @@ print(f"   together {sum(p.size for p in net.parameters()):,} numbers\n")
 EPOCHS, BATCH = 4, 64
 per_epoch = -(-len(old.train.y) // BATCH)
 optimizer = ld.AdamW(net.parameters(), lr=1e-3, weight_decay=0)
-options = {"steps": EPOCHS * per_epoch, "batch_size": BATCH, "rng": rng}
+how = {"steps": EPOCHS * per_epoch, "batch_size": BATCH, "rng": rng}
 
 print(f"3. Training on {len(old.train.y):,} images of MNIST\n")
 print("   epoch   mean loss   validation")
 losses = []
-for step in ld.fit(net, *old.train, optimizer=optimizer, **options):
+for step in ld.fit(net, *old.train, optimizer=optimizer, **how):
     losses.append(step.loss)
     if len(losses) == per_epoch:
         accuracy = ld.evaluate(net, *old.validation).accuracy

@@ -37,8 +37,8 @@ x, target = rng.normal(size=(50, 20)), rng.normal(size=(50, 12))
 
 def moved(detach_norm):
     """Return a DoRA layer somewhere in the middle of its training."""
-    options = {"r": 4, "lora_alpha": 4, "rng": np.random.default_rng(1)}
-    layer = ld.DoRALinear(base, detach_norm=detach_norm, **options)
+    how = {"r": 4, "lora_alpha": 4, "rng": np.random.default_rng(1)}
+    layer = ld.DoRALinear(base, detach_norm=detach_norm, **how)
     middle = np.random.default_rng(2)
     layer.B.data = 0.2 * middle.normal(size=layer.B.shape)
     layer.m.data = layer.m.data * middle.uniform(0.5, 2, layer.m.shape)
@@ -115,6 +115,7 @@ print("\n   |cos| of V and its gradient, row by row, largest:", end="")
 for name, v in (("exact", exact.V), ("held", held.V)):
     cosines = np.sum(v * V, axis=1) / np.linalg.norm(v, axis=1) / norms
     print(f"  {name} {abs(cosines).max():.2g}", end="")
+print()
 
 # %% [markdown]
 # What is dropped lies along the row, and its factor is the gradient of m.
@@ -122,14 +123,14 @@ for name, v in (("exact", exact.V), ("held", held.V)):
 # %%
 dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
 error = abs(held.V - exact.V - dropped).max()
-print("\n   held less exact is m/||V|| * (gradient of m) * V/||V||, which is along")
+print("   held less exact is m/||V|| * (gradient of m) * V/||V||, which is along")
 print(f"   the row (up to {error:.0e})\n")
 
 # %% [markdown]
-# ## 3. Whom differences believe
+# ## 3. Which gradient do differences confirm?
 #
 # `gradcheck` moves B and looks at the loss.  The loss knows that ‖V‖ moves with B, so differences
-# believe the exact gradient.
+# confirm the exact gradient.
 
 
 # %%

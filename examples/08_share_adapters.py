@@ -174,5 +174,8 @@ else:
         print(f"   {file.name:27} {file.stat().st_size:9,} bytes")
     print(f"   PEFT's folder: loaded again, the same logits: {same}")
 
+# %% [markdown]
+# The files have served their purpose here.
+
 # %%
 directory.cleanup()

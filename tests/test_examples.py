@@ -497,10 +497,13 @@ def test_a_lesson_is_a_notebook(path, tmp_path, monkeypatch):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     check_prose(path.read_text(encoding="utf-8"), prose)
     check_code([source(cell) for cell in code])
+    kinds = [cell["cell_type"] for cell in notebook["cells"]]
+    assert ("code", "code") not in zip(kinds, kinds[1:])  # prose before each
 
     outputs = [output for cell in code for output in cell["outputs"]]
     printed = [output for output in outputs if output["output_type"] == "stream"]
     assert {output["name"] for output in printed} == {"stdout"}
+    assert all(output["text"][-1].endswith("\n") for output in printed)  # no line over two cells
     check_output(path.stem, "".join("".join(output["text"]) for output in printed))
     check_pictures(path.stem, [output["data"] for output in outputs if "data" in output])
 
