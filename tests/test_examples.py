@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -498,7 +499,7 @@ def test_a_lesson_is_a_notebook(path, tmp_path, monkeypatch):
     check_prose(path.read_text(encoding="utf-8"), prose)
     check_code([source(cell) for cell in code])
     kinds = [cell["cell_type"] for cell in notebook["cells"]]
-    assert ("code", "code") not in zip(kinds, kinds[1:])  # prose before each
+    assert ("code", "code") not in pairwise(kinds)  # prose before each
 
     outputs = [output for cell in code for output in cell["outputs"]]
     printed = [output for output in outputs if output["output_type"] == "stream"]
