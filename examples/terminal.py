@@ -74,15 +74,15 @@ def say(text: str, end: str = "\n") -> None:
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done."""
+    """Let Ctrl-C wait until the block is done; an error in it ends the script, too, and is shown."""
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if pressed:
-            raise KeyboardInterrupt
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def can_rewrite(stream: TextIO) -> bool:

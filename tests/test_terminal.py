@@ -148,6 +148,16 @@ print('not reached')"""
     assert (done.returncode, done.stdout, done.stderr) == (130, "done\n", "Interrupted.\n")
 
 
+def test_an_error_in_a_block_with_patience_is_not_hidden_by_ctrl_c():
+    body = """
+import signal
+with terminal.patience():
+    signal.raise_signal(signal.SIGINT)
+    raise OSError(28, 'No space left on device')"""
+    done = run(body, "; exit $?")
+    assert (done.returncode, done.stderr) == (1, "-c: error: [Errno 28] No space left on device\n")
+
+
 def test_after_patience_ctrl_c_is_as_before():
     body = "import signal\nwith terminal.patience(): pass\nprint('out')\nsignal.raise_signal(2)"
     done = run(body, "; exit $?")
