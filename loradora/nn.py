@@ -484,11 +484,17 @@ def short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def check_positive(**values: Any) -> None:
-    """Raise unless every value is an int (not a bool) of at least 1, and a size that memory can have."""
+def check_integer(**values: Any) -> None:
+    """Raise unless every value is an int (not a bool)."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} must be an integer, not {short(value)}")
+
+
+def check_positive(**values: Any) -> None:
+    """Raise unless every value is an int (not a bool) of at least 1, and a size that memory can have."""
+    check_integer(**values)
+    for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {short(int(value))}")
         if value > sys.maxsize:
@@ -558,9 +564,16 @@ class GELU(Module):
 
 
 class Flatten(Module):
-    """All axes from ``start_dim`` on made into one: by default (N, …) becomes (N, features)."""
+    """All axes from ``start_dim`` on made into one: by default (N, …) becomes (N, features).
+
+    Raises
+    ------
+    TypeError
+        For a ``start_dim`` that is no integer.
+    """
 
     def __init__(self, start_dim: int = 1) -> None:
+        check_integer(start_dim=start_dim)
         self.start_dim = start_dim
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:

@@ -92,7 +92,9 @@ class PeftModel(Module):
         """Return an attribute that only the model inside has."""
         if not name.startswith("_") and "_plain" in vars(self) and not hasattr(type(self), name):
             inside = self.base_model
-            if hints.of_adapted_model(name) is None or hasattr(inside, name):
+            # a property that fails says why; hasattr(inside, name) would only say that it is not there
+            there = hasattr(type(inside), name) or hasattr(inside, name)
+            if there or hints.of_adapted_model(name) is None:
                 return getattr(inside, name)
         return hints.missing(self, name, hints.of_adapted_model)
 

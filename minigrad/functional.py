@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -119,10 +120,14 @@ def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """
     (given,) = as_tensors([x])
     a: Tensor = ops.wide(given)
-    largest = a.data.max(axis=axis, keepdims=True, initial=-np.inf)  # log Σeˣ = m + log Σeˣ⁻ᵐ
+    axis = tuple(axis) if isinstance(axis, Iterable) else axis
+    largest = _named("logsumexp", _LARGEST, a.data, axis)  # log Σeˣ = m + log Σeˣ⁻ᵐ
     m = np.where(np.isfinite(largest), largest, a.dtype.type(0))
     y = ops.log(ops.exp(a - m).sum(axis, keepdims))
     return cast(Tensor, ops.like(y + m.reshape(y.shape), given))
+
+
+_LARGEST = partial(np.max, keepdims=True, initial=-np.inf)
 
 
 @keywords
@@ -132,7 +137,8 @@ def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) ->
     NumPy's ddof is 0, PyTorch's is 1 (there it is called ``correction``, or ``unbiased=True``).
 
     It is computed as ‖x − μ‖/√(n − ddof), so its gradient is 0 where all entries equal their mean.  (That
-    of the root of the variance would be NaN.)
+    of the root of the variance would be NaN.)  Of so few entries that n ≤ ``ddof`` it is infinite or NaN,
+    and its gradient is NaN.
 
     Examples
     --------
@@ -141,7 +147,8 @@ def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) ->
     """
     (given,) = as_tensors([x])
     a: Tensor = ops.wide(given)
-    length = ops.norm(a - a.mean(axis, keepdims=True), axis, keepdims)
+    mean = _named("std", partial(ops.mean, keepdims=True), a, axis)
+    length = ops.norm(a - mean, axis, keepdims)
     n = a.size // max(length.size, 1)
     return cast(Tensor, ops.like(length / math.sqrt(max(n - ddof, 0)), given))
 
@@ -191,6 +198,8 @@ def flatten(x: Operand, start_dim: int = 0) -> Tensor:
 
 
 def _flat(a: npt.NDArray[np.floating], start: int) -> npt.NDArray[np.floating]:
+    if isinstance(start, bool):
+        raise TypeError("'bool' object is no number of an axis")
     start = normalize_axis_index(start, max(a.ndim, 1))
     return a.reshape((*a.shape[:start], math.prod(a.shape[start:])))
 
@@ -198,13 +207,17 @@ def _flat(a: npt.NDArray[np.floating], start: int) -> npt.NDArray[np.floating]:
 def _reshaped(
     name: str, x: Operand, f: Callable[..., npt.NDArray[np.floating]], axis: object
 ) -> Tensor:
-    """Return x in the shape that f gives to an array; errors begin with ``name`` and the shape of x."""
+    """Return x in the shape that f gives to an array."""
     (given,) = as_tensors([x])
+    return given.reshape(_named(name, f, given.data, axis).shape)
+
+
+def _named(name: str, f: Callable[..., Any], x: Any, axis: object) -> Any:
+    """Return f(x, axis); errors begin with the name of the function that was called, and its shape."""
     try:
-        shape = f(given.data, axis).shape
+        return f(x, axis)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{name} of shape {given.shape}: {error}") from error
-    return given.reshape(shape)
+        raise type(error)(f"{name} of shape {x.shape}: {error}") from error
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:

@@ -556,6 +556,12 @@ def test_flatten_begins_where_it_is_told_to():
     assert mg.grad(ld.Flatten()(x).sum(), x).shape == (2, 3, 4)
 
 
+@pytest.mark.parametrize("wrong", ["a", None, True, 1.0, (1, -1)], ids=repr)
+def test_flatten_is_given_the_number_of_an_axis(wrong):
+    with pytest.raises(TypeError, match="start_dim must be an integer, not"):
+        ld.Flatten(wrong)
+
+
 def test_layers_of_functions_make_a_network_that_is_adapted_and_learns():
     rng = np.random.default_rng(0)
     layers = [

@@ -318,7 +318,7 @@ LOSERS = {
     "linalg.vector_norm": (lambda u: np.linalg.vector_norm(u), "mg.norm"),
     "linalg.inv": (lambda u: np.linalg.inv(u[:, None] * u), ".data"),
     "squeeze": (lambda u: np.squeeze(u), "mg.squeeze"),
-    "ravel": (lambda u: np.ravel(u), "mg.reshape"),
+    "ravel": (lambda u: np.ravel(u), "mg.flatten"),
     "reshape": (lambda u: np.reshape(u, (3, 1)), "mg.reshape"),
     "transpose": (lambda u: np.transpose(u), "mg.transpose"),
     "permute_dims": (lambda u: np.permute_dims(u), "mg.transpose"),
@@ -344,7 +344,7 @@ LOSERS = {
     "divide, into an array": (lambda u: np.divide(u, u, out=A.copy()), "mg.div"),
     "add, into a Tensor": (lambda u: np.add(A, A, out=u), "mg.add"),
     "exp, into an array": (lambda u: np.exp(u, out=A.copy()), "mg.exp"),
-    "add.reduce": (lambda u: np.add.reduce(u), "mg.sum"),
+    "add.reduce": (lambda u: np.add.reduce(u), ".data"),
     "add.at": (lambda u: np.add.at(A.copy(), [0, 1, 2], u), ".data"),
     "multiply.outer": (lambda u: np.multiply.outer(u, u), ".data"),
     "a function of one's own": (lambda u: np.frompyfunc(abs, 1, 1)(u), ".data"),
@@ -763,6 +763,19 @@ def test_what_is_composed_takes_lists_and_arrays_of_integers(name, x):
     assert_array_equal(found.data, expected.data, strict=True)
 
 
+def test_axes_may_be_a_list_wherever_they_may_be_a_tuple():
+    for name in ("sum", "mean", "var", "std", "max", "min", "norm", "logsumexp"):
+        x = np.arange(6.0).reshape(1, 6, 1)
+        f = getattr(mg, name)
+        assert_array_equal(f(x, [0, 2]).data, f(x, (0, 2)).data, strict=True)
+
+
+def test_a_number_is_flattened_to_a_vector():
+    x = leaf(3.0)
+    assert [mg.flatten(x, start).shape for start in (0, -1)] == [(1,), (1,)]
+    assert_array_equal(mg.grad(mg.flatten(x).sum(), x).data, 1.0)
+
+
 # what an argument is that is left out
 DEFAULTS = {
     "sum": {"axis": None, "keepdims": False},
@@ -839,8 +852,19 @@ BAD = {
     "flattening from no axis": (lambda: W.flatten(2), ValueError, r"flatten .*\(2, 3\): .*axis 2"),
     "flattening a row": (lambda: mg.flatten(V, 1), IndexError, r"flatten .*\(3,\): .*axis 1"),
     "flattening in an order": (lambda: W.flatten("F"), TypeError, r"flatten .*\(2, 3\): .*str"),
-    "std over no axis": (lambda: W.std(axis=2), ValueError, "axis 2"),
-    "logsumexp over no axis": (lambda: mg.logsumexp(W, 2), ValueError, "axis 2"),
+    "flattening from True": (lambda: W.flatten(True), TypeError, r"flatten .*\(2, 3\): .*bool"),
+    "std over no axis": (lambda: W.std(axis=2), ValueError, r"std of shape \(2, 3\): .*axis 2"),
+    "std over a string": (lambda: W.std(axis="a"), TypeError, r"std of shape \(2, 3\): .*str"),
+    "logsumexp over no axis": (
+        lambda: mg.logsumexp(W, 2),
+        ValueError,
+        r"logsumexp of shape \(2, 3\): .*axis 2",
+    ),
+    "logsumexp over an axis twice": (
+        lambda: mg.logsumexp(W, [0, -2]),
+        ValueError,
+        r"logsumexp of shape \(2, 3\): .*axis",
+    ),
     "swapping with no axis": (lambda: W.swapaxes(0, 3), ValueError, "swapaxes .*axis 3"),
     "mT of a vector": (lambda: V.mT, ValueError, r"swapaxes .*\(3,\)"),
     "softmax along no axis": (lambda: mg.softmax(W, 2), ValueError, "softmax .*axis 2"),
