@@ -419,6 +419,11 @@ SAID = {
         "moveaxis",
         "use x.transpose(axes) (all of the axes, in their new order)",
     ),
+    "a question in one": (
+        leaf(A),
+        "equal",
+        "use x == y (entry by entry; np.array_equal(x, y) asks",
+    ),
     "device": (leaf(A), "device", "use 'cpu' (the only one)"),
     "clone": (leaf(A), "clone", "use mg.Tensor(x.data.copy()) (of a leaf; the result"),
     "functional": (mg.functional, "relu", "'minigrad.functional' .*: use mg.relu("),
