@@ -173,13 +173,14 @@ def _filters(figure: Any, results: Results) -> None:
 
 # ---------------------------------------------------------------------------- lesson 1
 
-#: Without a style sheet, which would be that of the whole page around it.
+#: Without a style sheet, which would be that of the whole page around it.  The slopes are drawn twice,
+#: first broad and white, which clears the arrows away behind them.  (Not all viewers know paint-order.)
 GRAPH = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 <marker id="minigrad-tip" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path fill="#0072b2" d="M0,0 8,4 0,8z"/></marker><rect width="100%" height="100%" fill="#fff"/>
 <g fill="none" stroke="#0072b2" stroke-width="2">{arrows}</g>
 <g font-family="sans-serif" font-size="14">{boxes}
-<g fill="#0072b2" stroke="#fff" stroke-width="6" paint-order="stroke">{slopes}</g></g></svg>
+<g stroke="#fff" stroke-width="6">{slopes}</g><g fill="#0072b2">{slopes}</g></g></svg>
 """
 
 

@@ -205,10 +205,12 @@ def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
         assert label in text
     assert {element.get("id") for element in root.iter()} == {None, "minigrad-tip"}
     assert not [element for element in root.iter() if element.tag.endswith("style")]
-    (slopes,) = (element for element in root.iter() if element.get("paint-order") == "stroke")
-    assert sorted(slope.text for slope in slopes) == [
-        "+0.42", "+0.50", "+0.50", "+0.50", "+1.00", "+1.00", "-2.00",
-    ]  # fmt: skip
+    *_, cleared, slopes = root.iter("{http://www.w3.org/2000/svg}g")
+    assert cleared.get("stroke") == "#fff"
+    for group in (cleared, slopes):
+        assert sorted(slope.text for slope in group) == [
+            "+0.42", "+0.50", "+0.50", "+0.50", "+1.00", "+1.00", "-2.00",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
