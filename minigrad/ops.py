@@ -101,14 +101,17 @@ class Op(Generic[P]):
 
     def _check_rules(self) -> None:
         """Raise TypeError for a rule that cannot be called with g, y and the arguments of the forward."""
-        named = getattr(self, "__signature__", None)
-        if named is None or any(p.kind is p.VAR_POSITIONAL for p in named.parameters.values()):
+        named = getattr(self, "__signature__", inspect.Signature()).parameters.values()
+        if not named or any(p.kind is p.VAR_POSITIONAL for p in named):
             return
+        needed = [p.name for p in named if p.default is p.empty]
         for i, rule in enumerate(self.vjps):
-            given = "g", "y", *named.parameters
+            if rule is None:
+                continue
+            # the rule of an argument that may be left out is called only if it is there
+            given = ["g", "y", *[p.name for p in named][: builtins.max(len(needed), i + 1)]]
             try:
-                if rule is not None:
-                    inspect.signature(rule).bind(*given)
+                inspect.signature(rule).bind(*given)
             except TypeError as error:
                 raise TypeError(
                     f"rule {i} of {self.name} is called as rule({', '.join(given)}): {error}"
