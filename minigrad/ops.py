@@ -89,7 +89,9 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.__name__ = self.name
-        self.__qualname__ = forward.__qualname__
+        self.__qualname__ = getattr(
+            forward, "__qualname__", self.name
+        )  # NumPy 2.0's ufuncs have none
         with contextlib.suppress(ValueError):  # a ufunc of NumPy may have none
             self.__signature__ = _without_annotations(inspect.signature(forward))
         self.forward = forward

@@ -59,8 +59,8 @@ def run(*options, code=None, shell="", encoding="ascii", **env):
 def quick(before="pass"):
     """Return code that runs the script on a base that is hardly trained; it first does ``before``."""
     return f"""if True:
-        import functools, json, pathlib, runpy, signal, sys
-        sys.path.insert(0, {str(EXAMPLES)!r})
+        import functools, json, os, pathlib, runpy, signal, sys
+        sys.path.insert(0, os.fsdecode({os.fsencode(EXAMPLES)!r}))
         import digits, loradora, reporting
         digits.pretrained = functools.partial(digits.pretrained, steps=30)
 
@@ -84,7 +84,7 @@ def quick(before="pass"):
             return lambda progress, _: job in progress.job and press()
 
         {before}
-        runpy.run_path({str(SCRIPT)!r}, run_name="__main__")"""
+        runpy.run_path(os.fsdecode({os.fsencode(SCRIPT)!r}), run_name="__main__")"""
 
 
 def stopped_at(job):

@@ -57,7 +57,8 @@ def read(terminal):
 
 def script(body):
     """Return what runs a script that prepares and then does ``body``."""
-    lines = ["import sys", f"sys.path.insert(0, {str(EXAMPLES)!r})", "import terminal"]
+    examples = f"os.fsdecode({os.fsencode(EXAMPLES)!r})"  # which may have any letters
+    lines = ["import os, sys", f"sys.path.insert(0, {examples})", "import terminal"]
     return ["-c", "\n".join([*lines, "terminal.prepare()", body])]
 
 
