@@ -1,6 +1,7 @@
 """How hard Hypothesis tries: 25 examples per promise, or with ``--thorough`` ten times as many."""
 
 import gc
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell has what it starts in the background ignore Ctrl-C, which many tests press
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("thorough" if config.getoption("--thorough") else "default")
 
 

@@ -449,6 +449,9 @@ def in_a_child(work):
     if child:
         return child
     try:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # also in the background of a shell
         work()
     except KeyboardInterrupt:
         os._exit(0)
@@ -513,7 +516,8 @@ def kills_at_calls(folder, names=SCENARIOS):
 
 
 def saves_without_end(root, kinds):
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # it may have failed, and this is of no use to anybody else
         for kind in kinds:
             adapted(kind).save_pretrained(root)
 
