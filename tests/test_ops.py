@@ -110,6 +110,12 @@ def test_an_op_shows_its_name():
     assert repr(OPS["concatenate"]) == "<op concatenate>"
 
 
+def test_an_op_has_the_rules_that_it_was_given_and_no_more():
+    op = mg.Op(lambda a, b: a * b, (lambda g, y, a, b: g * b,))
+    assert [op.has_rule(i) for i in range(3)] == [True, False, False]
+    assert [OPS["concatenate"].has_rule(i) for i in range(3)] == [False, True, True]
+
+
 def test_every_op_has_a_case_and_every_case_an_op():
     missing, idle = set(OPS) - set(CASES), set(CASES) - set(OPS)
     assert not missing, f"tests/strategies.py has no case for: {', '.join(sorted(missing))}"
