@@ -100,8 +100,7 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     >>> loss.item() - math.log(2), grad(loss, logits)
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
-    shape = (logits if isinstance(logits, Tensor) else np.asarray(logits)).shape
-    labels = np.asarray(labels)
+    shape, labels = np.shape(logits), np.asarray(labels)
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
     return _reduce(ops.nll(logits, labels), reduction)

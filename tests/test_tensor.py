@@ -969,6 +969,11 @@ BAD = {
     ),
     "too few labels": (lambda: mg.cross_entropy(LOGITS, [0]), ValueError, r"\(2, 3\) and \(1,\)"),
     "one-hot labels": (lambda: mg.cross_entropy(LOGITS, np.eye(2, 3)), ValueError, r"\(2, 3\)"),
+    "logits of three axes": (
+        lambda: mg.cross_entropy(np.ones((2, 3, 1)), [0, 1]),
+        ValueError,
+        r"logits \(N, C\) .*\(2, 3, 1\) and \(2,\)",
+    ),
     "logits of one axis": (lambda: mg.cross_entropy(V, 0), ValueError, r"\(3,\) and \(\)"),
     "an unknown reduction": (
         lambda: mg.cross_entropy(LOGITS, [0, 1], reduction="max"),
@@ -1051,6 +1056,18 @@ def test_joining_takes_tensors_from_a_generator():
     for join in (mg.concatenate, mg.stack):
         y = join(row * 2 for row in (x, x))
         assert_array_equal(mg.grad(y.sum(), x).data, [4, 4, 4])
+
+
+def test_tensors_are_stacked_along_a_new_first_axis_unless_it_is_said_where():
+    assert_array_equal(mg.stack([A, A, A]).data, [A, A, A])
+    assert_array_equal(mg.stack([A, A, A], 1).data, np.transpose([A, A, A]))
+
+
+def test_losses_and_gelu_take_lists():
+    row = [1.0, 2.0]
+    assert mg.cross_entropy([row], [0]).item() == mg.cross_entropy(np.array([row]), [0]).item()
+    assert mg.mse_loss(row, [0, 0]).item() == 2.5
+    assert_array_equal(mg.gelu(row).data, mg.gelu(np.array(row)).data)
 
 
 def test_one_tensor_is_joined_like_several():
