@@ -701,6 +701,41 @@ class TestHessianVectorProduct:
         assert_allclose(self.product(), (up - down) / (2 * h), rtol=1e-7)
 
 
+# ----------------------------------------------------------------------------- what is written
+
+
+def test_a_backward_pass_writes_to_leaves_only():
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    z = y.sum()
+    z.backward()
+    assert y.grad is z.grad is None
+    assert_array_equal(x.grad, [2, 2])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda a, b: a + b, lambda a, b: a.T + b, lambda a, b: a.T + b.T],
+    ids=["a + b", "a.T + b", "a.T + b.T"],
+)
+def test_no_two_leaves_share_a_gradient_that_was_handed_on_to_both(f):
+    a, b = leaf(np.ones((2, 2))), leaf(np.ones((2, 2)))
+    (f(a, b) * 2).sum().backward()
+    a.grad[...] = 5
+    assert_array_equal(b.grad, np.full((2, 2), 2))
+
+
+def test_a_gradient_is_added_in_the_dtype_of_its_leaf_and_stays_an_array():
+    x = mg.Tensor(np.ones(2, np.float32), requires_grad=True)
+    x.grad = np.ones(2)
+    (x * 3).sum().backward()
+    assert_array_equal(x.grad, np.full(2, 4, np.float32), strict=True)
+    number = leaf(3.0)
+    for _ in range(2):
+        (number * 2).backward()
+    assert_array_equal(number.grad, np.array(4.0), strict=True)
+
+
 # ----------------------------------------------------------------------------- what has changed since
 
 
@@ -969,7 +1004,15 @@ def test_a_rule_that_returns_no_cotangent_is_named(wrong, said, create_graph):
     assert b.grad is None
 
 
-@pytest.mark.parametrize("cotangent", [2, 2.0, True, np.float32(2), np.array(2), mg.Tensor(2.0)])
+def test_a_rule_gives_back_also_axes_of_length_1():
+    y = mg.ops.Op(lambda a: a * 2, (lambda g, y, a: 2 * g[0],))(leaf([[1.0]]))
+    with pytest.raises(ValueError, match=r"shape \(1,\), not one to sum to \(1, 1\)"):
+        y.backward()
+
+
+@pytest.mark.parametrize(
+    "cotangent", [2, 2.0, True, np.float32(2), np.array(2), mg.Tensor(2.0), np.array(2, np.uint8)]
+)
 def test_a_rule_may_return_any_real_number_for_a_number(cotangent):
     x = leaf(3.0)
     y = mg.ops.Op(lambda a: a * 2, (lambda g, y, a: cotangent,))(x)
@@ -977,3 +1020,5 @@ def test_a_rule_may_return_any_real_number_for_a_number(cotangent):
         found = mg.grad(y, x, create_graph=create_graph)
         assert found.item() == float(cotangent)
         assert found.dtype == np.float64
+    y.backward()
+    assert_array_equal(x.grad, np.array(float(cotangent)), strict=True)
