@@ -105,8 +105,10 @@ def watch_rules(patch, ops):
 # ----------------------------------------------------------------------------- promises
 
 
-def test_an_op_shows_its_name():
+def test_an_op_shows_its_name_and_what_its_forward_says():
     assert repr(mg.linear) == "<op linear>"
+    assert mg.linear.__doc__ == mg.linear.forward.__doc__
+    assert mg.linear.__doc__.startswith("Return x w")
     assert repr(OPS["concatenate"]) == "<op concatenate>"
 
 
