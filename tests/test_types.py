@@ -20,6 +20,7 @@ import typing
 from collections import defaultdict
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from test_docs import ROOT, blocks
 
@@ -101,8 +102,8 @@ def fits(value, kind):
         return any(fits(value, arg) for arg in args)
     if origin is list:
         return type(value) is list and all(fits(item, args[0]) for item in value)
-    if origin is np.ndarray:
-        (scalar,) = typing.get_args(args[1])
+    if origin in (np.ndarray, npt.NDArray):  # from NumPy 2.5 on the alias keeps its name
+        scalar = args[0] if origin is npt.NDArray else typing.get_args(args[1])[0]
         return type(value) is np.ndarray and (scalar is typing.Any or value.dtype.type is scalar)
     return kind is typing.Any or isinstance(value, origin or kind)
 
