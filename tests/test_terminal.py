@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -347,22 +348,39 @@ def test_a_directory_that_cannot_be_used_is_refused(parser, monkeypatch, capsys,
     )
 
 
-def test_what_the_user_may_not_write_is_refused(parser, tmp_path):
-    file = tmp_path / "file"
+@pytest.fixture
+def own_folder():
+    """A folder of this user; root, who may write everything, is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        root, nobody = os.geteuid() == 0, 65534
+        if root:
+            os.chown(name, nobody, nobody)
+            os.seteuid(nobody)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).chmod(0o755)
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no rights of this kind on this system")
+def test_what_the_user_may_not_write_is_refused(terminal, own_folder):
+    file, new, below = (own_folder / name for name in ("file", "new", "below/file"))
     file.write_text("kept")
+    parser = terminal.Parser()
+    parser.expect_directory("--out", own_folder)
+    for target in (file, new):  # which says that it is the rights that they lack below
+        parser.expect_file("--svg", target)
+
+    parser = terminal.Parser()
     file.chmod(0o444)
-    tmp_path.chmod(0o555)
-    if os.access(file, os.W_OK):
-        pytest.skip("this user may write everything")
-    for expect, target in (
-        (parser.expect_file, file),
-        (parser.expect_file, tmp_path / "new"),
-        (parser.expect_file, tmp_path / "new" / "file"),
-        (parser.expect_directory, tmp_path),
-    ):
+    own_folder.chmod(0o555)
+    with pytest.raises(SystemExit, match="2"):
+        parser.expect_directory("--out", own_folder)
+    for target in (file, new, below):
         with pytest.raises(SystemExit, match="2"):
-            expect("--out", target)
-    tmp_path.chmod(0o000)
+            parser.expect_file("--svg", target)
+    own_folder.chmod(0o000)
     with pytest.raises(SystemExit, match="2"):
         parser.expect_file("--svg", file)
-    tmp_path.chmod(0o755)
