@@ -49,17 +49,9 @@ WITHOUT_GRADIENT: frozenset[Any] = frozenset(
 )
 
 
-def own_name(name: str) -> str | None:
-    """Return what minigrad calls a function of NumPy, None if it does not have it."""
-    import minigrad  # by now all of it is there
-
-    own = hints.SYNONYMS.get(name, name)
-    return own if hasattr(minigrad, own) else None
-
-
 def refusal(name: str, hint: str = "") -> TypeError:
     """Return the error for a function of NumPy that would return an array, and lose the gradient."""
-    own, composed = own_name(name), hints.COMPOSITIONS.get(name)
+    own, composed = hints.own_name(name), hints.COMPOSITIONS.get(name)
     if own:
         instead = f"use mg.{own}{hint}"
     elif composed:

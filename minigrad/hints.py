@@ -6,7 +6,7 @@ several names, and ``{name}`` is the one that was asked for.  An answer is code,
 ``x`` and ``y`` are Tensors in it, ``mg`` and ``ld`` the packages.  For what is not in the table, Python's
 own message stands.
 
-Nothing here runs before something has failed.
+Nothing is looked up before something has failed.
 """
 
 from __future__ import annotations
@@ -284,15 +284,19 @@ KEYWORDS = _by_name(
 # ----------------------------------------------------------------------------- how it is asked
 
 
-def of_function(name: str) -> str | None:
-    """Return what there is here of a function of NumPy's or PyTorch's, None if the table does not say."""
+def own_name(name: str) -> str | None:
+    """Return what minigrad calls a function of NumPy's or PyTorch's, None if it does not have it."""
     import minigrad  # by now all of it is there
 
     own = SYNONYMS.get(name, name)
     there = vars(minigrad).get(own)
-    if callable(there) and not isinstance(there, ModuleType):
-        return f"mg.{own}(...)"
-    return COMPOSITIONS.get(name)
+    return own if callable(there) and not isinstance(there, ModuleType) else None
+
+
+def of_function(name: str) -> str | None:
+    """Return what there is here of a function of NumPy's or PyTorch's, None if the table does not say."""
+    own = own_name(name)
+    return f"mg.{own}(...)" if own else COMPOSITIONS.get(name)
 
 
 def of_tensor(name: str) -> str | None:

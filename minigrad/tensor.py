@@ -744,7 +744,7 @@ sys.modules[__name__].__class__ = hints.NotAFunction
 
 def _loses_nothing(name: str, given: Any) -> bool:
     """Whether a function that minigrad does not have is given constants alone."""
-    return foreign.own_name(name) is None and not (is_grad_enabled() and _needs_gradient(given))
+    return hints.own_name(name) is None and not (is_grad_enabled() and _needs_gradient(given))
 
 
 def _needs_gradient(a: Any) -> bool:
