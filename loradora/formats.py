@@ -98,9 +98,8 @@ def describe_npz(data: bytes) -> Described:
 
 def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
     with archive.open(member) as file:
-        return memoryview(file.read(member.file_size))[
-            start:
-        ]  # read() alone would unpack all there is
+        data = file.read(member.file_size)  # read() alone would unpack all there is
+    return memoryview(data)[start:]
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:

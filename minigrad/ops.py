@@ -89,10 +89,9 @@ class Op(Generic[P]):
         functools.update_wrapper(self, forward)
         self.name = forward.__name__.removeprefix("_")
         self.__name__ = self.name
-        self.__qualname__ = getattr(
-            forward, "__qualname__", self.name
-        )  # NumPy 2.0's ufuncs have none
-        with contextlib.suppress(ValueError):  # a ufunc of NumPy may have none
+        # ufuncs of NumPy 2.0 have neither of these two
+        self.__qualname__ = getattr(forward, "__qualname__", self.name)
+        with contextlib.suppress(ValueError):
             self.__signature__ = _without_annotations(inspect.signature(forward))
         self.forward = forward
         self.vjps = vjps
@@ -595,7 +594,7 @@ def _add_into(y: Array, b: Array) -> Array:
 def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
     """Return Σ g∘z over the rows, for c (n,) and arrays g, z (…, n), without making g∘z.
 
-    In every other case return g∘z, and the engine sums.
+    For c (1,), too: the engine sums the n that are left.  In every other case return g∘z.
     """
     g = wide(g)
     if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
