@@ -15,7 +15,9 @@ y = a∘b it is da ↦ da∘b) and f_aᵀ its transpose.  As a matrix, f_a is th
 
 So an op is one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is
 called as ``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the
-cotangent of its own argument only: the rule of a frozen argument is simply never called.
+cotangent of its own argument only: the rule of a frozen argument is simply never called.  A name with an
+underscore in front says that its numbers are not read.  Such an array is not kept for the way back; in
+its place the rule is given an outline, which has its shape and dtype.
 
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
 cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
@@ -305,8 +307,8 @@ def total(a: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
 
 
 @op(
-    lambda g, y, a, b: g,  # d(a + b) = da + db   ⟹   ā = ȳ
-    lambda g, y, a, b: g,  #                          b̄ = ȳ
+    lambda g, _y, _a, _b: g,  # d(a + b) = da + db   ⟹   ā = ȳ
+    lambda g, _y, _a, _b: g,  #                          b̄ = ȳ
 )
 def add(a: Array, b: Array) -> Array:
     """Return a + b, elementwise with broadcasting."""
@@ -314,8 +316,8 @@ def add(a: Array, b: Array) -> Array:
 
 
 @op(
-    lambda g, y, a, b: g,  # d(a − b) = da − db   ⟹   ā = ȳ
-    lambda g, y, a, b: -g,  #                         b̄ = −ȳ
+    lambda g, _y, _a, _b: g,  # d(a − b) = da − db   ⟹   ā = ȳ
+    lambda g, _y, _a, _b: -g,  #                         b̄ = −ȳ
 )
 def sub(a: Array, b: Array) -> Array:
     """Return a − b, elementwise with broadcasting."""
@@ -323,8 +325,8 @@ def sub(a: Array, b: Array) -> Array:
 
 
 @op(
-    lambda g, y, a, b: g * b,  # d(a∘b) = da∘b + a∘db   ⟹   ā = ȳ∘b
-    lambda g, y, a, b: g * a,  #                            b̄ = ȳ∘a
+    lambda g, _y, _a, b: g * b,  # d(a∘b) = da∘b + a∘db   ⟹   ā = ȳ∘b
+    lambda g, _y, a, _b: g * a,  #                            b̄ = ȳ∘a
 )
 def mul(a: Array, b: Array) -> Array:
     """Return a∘b, elementwise with broadcasting."""
@@ -332,15 +334,15 @@ def mul(a: Array, b: Array) -> Array:
 
 
 @op(
-    lambda g, y, a, b: g / b,  # d(a/b) = da/b − (a/b) db/b   ⟹   ā = ȳ/b
-    lambda g, y, a, b: -g * y / b,  #                             b̄ = −ȳ∘y/b
+    lambda g, _y, _a, b: g / b,  # d(a/b) = da/b − (a/b) db/b   ⟹   ā = ȳ/b
+    lambda g, y, _a, b: -g * y / b,  #                             b̄ = −ȳ∘y/b
 )
 def div(a: Array, b: Array) -> Array:
     """Return a/b, elementwise with broadcasting; at b = 0 this is ±inf or NaN, as in IEEE 754."""
     return a / b
 
 
-@op(lambda g, y, a: -g)  # d(−a) = −da   ⟹   ā = −ȳ
+@op(lambda g, _y, _a: -g)  # d(−a) = −da   ⟹   ā = −ȳ
 def neg(a: Array) -> Array:
     """Return −a."""
     return -a
@@ -358,7 +360,7 @@ def _mask(condition: Array) -> Array:
 
 
 # d where(c, a, b) = where(c, da, db)   ⟹   each side gets ȳ where it was chosen
-@op(None, lambda g, y, c, a, b: _keep(g, _mask(c)), lambda g, y, c, a, b: _keep(g, ~_mask(c)))
+@op(None, lambda g, _y, c, _a, _b: _keep(g, _mask(c)), lambda g, _y, c, _a, _b: _keep(g, ~_mask(c)))
 def where(condition: Array, a: Array, b: Array) -> Array:
     """Return a where ``condition`` holds and b elsewhere; all three broadcast."""
     return np.where(_mask(condition), a, b)
@@ -378,13 +380,13 @@ def _keep(g: Array, mask: Array) -> Array:
 # ----------------------------------------------------------------------------- elementwise functions
 
 
-@op(lambda g, y, a: g * y)  # d(eᵃ) = eᵃ da   ⟹   ā = ȳ∘y
+@op(lambda g, y, _a: g * y)  # d(eᵃ) = eᵃ da   ⟹   ā = ȳ∘y
 def exp(a: Array) -> Array:
     """Return eᵃ."""
     return np.exp(a)
 
 
-@op(lambda g, y, a: g / a)  # d(log a) = da/a   ⟹   ā = ȳ/a
+@op(lambda g, _y, a: g / a)  # d(log a) = da/a   ⟹   ā = ȳ/a
 def log(a: Array) -> Array:
     """Return the natural logarithm: −inf at 0, NaN below."""
     return np.log(a)
@@ -429,20 +431,20 @@ def pow(a: Array, b: Array) -> Array:
     return a**b
 
 
-@op(lambda g, y, a: g / (2 * y))  # y² = a,  2y dy = da   ⟹   ā = ȳ/2y
+@op(lambda g, y, _a: g / (2 * y))  # y² = a,  2y dy = da   ⟹   ā = ȳ/2y
 def sqrt(a: Array) -> Array:
     """Return √a: NaN below 0, gradient +inf at 0."""
     return np.sqrt(a)
 
 
-@op(lambda g, y, a: g * (1 - y * y))  # d(tanh a) = (1 − tanh² a) da   ⟹   ā = ȳ∘(1 − y²)
+@op(lambda g, y, _a: g * (1 - y * y))  # d(tanh a) = (1 − tanh² a) da   ⟹   ā = ȳ∘(1 − y²)
 def tanh(a: Array) -> Array:
     """Return the hyperbolic tangent."""
     return np.tanh(a)
 
 
 # σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da, since σ e⁻ᵃ = 1 − σ   ⟹   ā = ȳ∘y∘(1 − y)
-@op(lambda g, y, a: g * y * (1 - y))
+@op(lambda g, y, _a: g * y * (1 - y))
 def sigmoid(a: Array) -> Array:
     """Return σ(a) = 1/(1 + e⁻ᵃ) = eᵃ/(1 + eᵃ), whichever exponential cannot overflow."""
     e = np.exp(-np.abs(a))
@@ -452,14 +454,14 @@ def sigmoid(a: Array) -> Array:
 # ----------------------------------------------------------------------------- kinks
 
 
-@op(lambda g, y, a: _keep(g, ~(y <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
+@op(lambda g, y, _a: _keep(g, ~(y <= 0)))  # d relu = da where a > 0; relu′(0) = 0, NaN passes
 def relu(a: Array) -> Array:
     """Return max(a, 0)."""
     return np.maximum(a, 0)
 
 
 # d|a| = sign(a) da, with sign(0) = 0: the difference of two indicators.
-@op(lambda g, y, a: g * np.subtract(a > 0, a < 0, dtype=a.dtype))
+@op(lambda g, _y, a: g * np.subtract(a > 0, a < 0, dtype=a.dtype))
 def abs(a: Array) -> Array:
     """Return |a|; the gradient at 0 is 0."""
     return np.abs(a)
@@ -471,8 +473,8 @@ def _larger(g: Array, a: Array, b: Array) -> Array:
 
 
 @op(
-    lambda g, y, a, b: _larger(g, a, b),  # d max(a, b) = da where a > b, db where b > a,
-    lambda g, y, a, b: _larger(g, b, a),  #               and (da + db)/2 at a tie
+    lambda g, _y, a, b: _larger(g, a, b),  # d max(a, b) = da where a > b, db where b > a,
+    lambda g, _y, a, b: _larger(g, b, a),  #               and (da + db)/2 at a tie
 )
 def maximum(a: Array, b: Array) -> Array:
     """Return the larger of a and b, elementwise with broadcasting; NaN if either is.
@@ -486,8 +488,8 @@ def maximum(a: Array, b: Array) -> Array:
 
 
 @op(
-    lambda g, y, a, b: _larger(g, b, a),  # min(a, b) picks a where b is the larger
-    lambda g, y, a, b: _larger(g, a, b),
+    lambda g, _y, a, b: _larger(g, b, a),  # min(a, b) picks a where b is the larger
+    lambda g, _y, a, b: _larger(g, a, b),
 )
 def minimum(a: Array, b: Array) -> Array:
     """Return the smaller of a and b, elementwise with broadcasting; NaN if either is."""
@@ -500,7 +502,7 @@ def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
 
 
 # d clip = da on the closed interval, 0 outside and at NaN.
-@op(lambda g, y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
+@op(lambda g, _y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
 def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
     """Return a limited to the closed interval [min, max]; ``None`` leaves a side open."""
     if min is None and max is None:
@@ -529,8 +531,10 @@ def _as_column(b_bar: Array, b: Array) -> Array:
 # was broadcast along the stack gets their sum, from the engine.  A 1-D operand counts as one row (left)
 # or one column (right), as in NumPy, and gets its cotangent as such a row or column.
 @op(
-    lambda g, y, a, b: _as_matrix(g, a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
-    lambda g, y, a, b: _as_column((a[:, None] if a.ndim == 1 else a.mT) @ _as_matrix(g, a, b), b),
+    lambda g, _y, _a, b: _as_matrix(g, _a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
+    lambda g, _y, a, _b: _as_column(
+        (a[:, None] if a.ndim == 1 else a.mT) @ _as_matrix(g, a, _b), _b
+    ),
 )
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
@@ -568,9 +572,9 @@ def _times(x: Array, w: Array) -> Array:
 
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
 @op(
-    lambda g, y, x, w, b=None: _times(g, w.mT),  #               X̄ = Ȳ W
-    lambda g, y, x, w, b=None: _as_rows(g).mT @ _as_rows(x),  #  W̄ = Ȳᵀ X
-    lambda g, y, x, w, b: g,  #                                  b̄ = Ȳ, summed over the rows
+    lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
+    lambda g, _y, x, _w, _b=None: _as_rows(g).mT @ _as_rows(x),  #  W̄ = Ȳᵀ X
+    lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     """Return x wᵀ + b for x (…, in), w (out, in), and b that broadcasts to (…, out).
@@ -608,9 +612,9 @@ _sum_of_two = functools.partial(np.einsum, "n...,n...->...")
 
 # y = z∘c + b,  dy = dz∘c + z∘dc + db   ⟹
 @op(
-    lambda g, y, z, c, b=None: g * c,  #                        z̄ = ȳ∘c
-    lambda g, y, z, c, b=None: _sum_of_products(g, z, c),  #    c̄ = ȳ∘z, summed over the rows
-    lambda g, y, z, c, b: g,  #                                 b̄ = ȳ, likewise
+    lambda g, _y, _z, c, _b=None: g * c,  #                        z̄ = ȳ∘c
+    lambda g, _y, z, c, _b=None: _sum_of_products(g, z, c),  #    c̄ = ȳ∘z, summed over the rows
+    lambda g, _y, _z, _c, _b: g,  #                                 b̄ = ȳ, likewise
 )
 def affine(z: Array, c: Array, b: Array | None = None) -> Array:
     """Return z∘c + b, elementwise with broadcasting; b must broadcast to z∘c.
@@ -628,7 +632,7 @@ def affine(z: Array, c: Array, b: Array | None = None) -> Array:
 # ----------------------------------------------------------------------------- shapes
 
 
-@op(lambda g, y, a, shape: g.reshape(a.shape))  # the entries stay, only their places are renamed
+@op(lambda g, _y, _a, shape: g.reshape(_a.shape))  # the entries stay, only their places are renamed
 def reshape(a: Array, shape: int | Sequence[int]) -> Array:
     """Return the entries of a in the given shape; one length may be −1."""
     return np.reshape(a, shape)
@@ -636,8 +640,8 @@ def reshape(a: Array, shape: int | Sequence[int]) -> Array:
 
 # ⟨Ȳ, dAᵀ⟩ = ⟨Ȳᵀ, dA⟩: permute back, by the inverse permutation
 @op(
-    lambda g, y, a, axes=None: g.transpose(
-        None if axes is None else tuple(np.argsort(np.asarray(axes) % a.ndim))
+    lambda g, _y, _a, axes=None: g.transpose(
+        None if axes is None else tuple(np.argsort(np.asarray(axes) % _a.ndim))
     )
 )
 def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
@@ -647,19 +651,19 @@ def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
     return np.transpose(a, axes)
 
 
-@op(lambda g, y, a, axis1, axis2: g.swapaxes(axis1, axis2))  # swapping twice is the identity
+@op(lambda g, _y, _a, axis1, axis2: g.swapaxes(axis1, axis2))  # swapping twice is the identity
 def swapaxes(a: Array, axis1: int, axis2: int) -> Array:
     """Return a with two axes exchanged."""
     return np.swapaxes(a, axis1, axis2)
 
 
-@op(lambda g, y, a, shape: g)  # dy repeats da; the engine sums the repetitions, as for every op
+@op(lambda g, _y, _a, shape: g)  # dy repeats da; the engine sums the repetitions, as for every op
 def broadcast_to(a: Array, shape: int | Sequence[int]) -> Array:
     """Return a repeated along new or length-1 axes to the given shape."""
     return np.broadcast_to(a, shape)
 
 
-@op(lambda g, y, a, dtype: g)  # the engine returns every cotangent in its argument's dtype
+@op(lambda g, _y, _a, dtype: g)  # the engine returns every cotangent in its argument's dtype
 def astype(a: Array, dtype: Any) -> Array:
     """Return a in another float dtype."""
     if not np.issubdtype(dtype, np.floating):
@@ -668,7 +672,7 @@ def astype(a: Array, dtype: Any) -> Array:
 
 
 # y[i] += a:  ⟨ȳ, dy⟩ = ⟨ȳ[i], da⟩
-@op(lambda g, y, a, index, shape: g[index], None)
+@op(lambda g, _y, _a, index, shape: g[index], None)
 def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with a added at ``index``; repeated indices add up."""
     y = np.zeros(shape, a.dtype)
@@ -684,7 +688,7 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
 
 
 # y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.
-@op(lambda g, y, a, index: scatter.of(g, index, a.shape), None)
+@op(lambda g, _y, _a, index: scatter.of(g, index, _a.shape), None)
 def getitem(a: Array, index: Any) -> Array:
     """Return a[index] for any index NumPy accepts.
 
@@ -704,7 +708,7 @@ def _cut(g: Array, i: int, axis: int, arrays: tuple[Array, ...]) -> Array:
 
 
 # y holds each array in a place of its own, and there is its own part of ȳ
-@op(None, each=lambda i: lambda g, y, axis, *arrays: _cut(g, i, axis, arrays))
+@op(None, each=lambda i: lambda g, _y, axis, *_arrays: _cut(g, i, axis, _arrays))
 def _concatenate(axis: int, *arrays: Array) -> Array:
     """Return the arrays, any number of them, one after the other along ``axis``."""
     return np.concatenate(arrays, operator.index(axis))
@@ -745,7 +749,9 @@ def _mean(a: Array, axis: Axis, keepdims: bool) -> Array:
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
-@op(lambda g, y, a, axis=None, keepdims=False: _restore(g, a, axis) * np.ones(a.shape, a.dtype))
+@op(
+    lambda g, _y, _a, axis=None, keepdims=False: _restore(g, _a, axis) * np.ones(_a.shape, _a.dtype)
+)
 def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
     return like(total(a, _axes(a, axis), keepdims), a)
@@ -753,8 +759,8 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 # d(Σa / n) = Σ da / n
 @op(
-    lambda g, y, a, axis=None, keepdims=False: (
-        _restore(wide(g), a, axis) / _count(a, axis) * np.ones(a.shape, a.dtype)
+    lambda g, _y, _a, axis=None, keepdims=False: (
+        _restore(wide(g), _a, axis) / _count(_a, axis) * np.ones(_a.shape, _a.dtype)
     )
 )
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -776,7 +782,7 @@ def _deviation(a: Array, axis: Axis) -> Array:
 # v = Σ(a − μ)²/N with N = n − ddof:  dv = 2/N Σ(a − μ)(da − dμ) = 2/N Σ(a − μ) da,
 # since Σ(a − μ) dμ = 0   ⟹   ā = 2ȳ (a − μ)/N
 @op(
-    lambda g, y, a, axis=None, ddof=0, keepdims=False: (
+    lambda g, _y, a, axis=None, ddof=0, keepdims=False: (
         _restore(2 * wide(g), a, axis) * _deviation(a, axis) * _per_degree(a, axis, ddof)
     )
 )
@@ -881,7 +887,7 @@ def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
 
 
 # p = eˣ/Σeˣ,  dp = p∘dx − p Σ p∘dx   ⟹   x̄ = p∘p̄ − p Σ p∘p̄ = p∘(p̄ − Σ p∘p̄)
-@op(lambda g, y, x, axis=-1: _softmax_vjp(g, y, axis))
+@op(lambda g, y, _x, axis=-1: _softmax_vjp(g, y, axis))
 def softmax(x: Array, axis: int = -1) -> Array:
     """Return p = eˣ / Σeˣ over ``axis``: finite also for ±1e4 and −inf.
 
@@ -895,7 +901,7 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
-@op(lambda g, y, x, axis=-1: wide(g) - exp.of(wide(y)) * sum.of(wide(g), axis, True))
+@op(lambda g, y, _x, axis=-1: wide(g) - exp.of(wide(y)) * sum.of(wide(g), axis, True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
@@ -939,8 +945,8 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
 # y = w∘(p − onehot) row by row, with p = softmax(x):  dy = w∘dp + dw∘(p − onehot)
 # ⟹   x̄ as softmax has it for p̄ = w∘ȳ,   w̄ = Σ ȳ∘(p − onehot) = Σ ȳ∘p − ȳ[label]
 @op(
-    lambda g, y, x, w, labels: _softmax_vjp(wide(g) * w[:, None], softmax.of(wide(x), 1), 1),
-    lambda g, y, x, w, labels: (
+    lambda g, _y, x, w, labels: _softmax_vjp(wide(g) * w[:, None], softmax.of(wide(x), 1), 1),
+    lambda g, _y, x, _w, labels: (
         sum.of(wide(g) * softmax.of(wide(x), 1), 1) - g[_at_labels(x, labels)]
     ),
     None,
@@ -968,7 +974,7 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
 
 # y = log Σeˣ − x[label] row by row,  dy = Σ p dx − dx[label] with p = softmax(x)
 # ⟹   x̄ = ȳ∘(p − onehot)
-@op(lambda g, y, x, labels: nll_grad.of(x, g, labels), None)
+@op(lambda g, _y, x, labels: nll_grad.of(x, g, labels), None)
 def nll(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 
