@@ -1,12 +1,12 @@
 """Chapter 2: the chain rule.
 
-A recorded tensor remembers how it was made: the op, its *inputs* (what the forward was given), and its
-*parents* (for each input the Tensor whose value it is, or None where no gradient is needed).
-These memories form a directed acyclic graph, and the chain rule is one walk over it: start with the
-cotangent of the result, and at every tensor hand each parent its vector-Jacobian product.  A tensor
-that was used k times receives k cotangents, and they add up.
+A result remembers how it was made, in a :class:`Node`: the op, its *inputs* (what the forward was given),
+and its *parents* (for each input the node that it is the result of, or the leaf that it belongs to, or None
+where no gradient is needed).  These memories form a directed acyclic graph, and the chain rule is one walk
+over it: start with the cotangent of the result, and at every node hand each parent its vector-Jacobian
+product.  A node that was used k times receives k cotangents, and they add up.
 
-A tensor must have all of its cotangents before it passes them on.  Tensors are numbered at birth and
+A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth and
 are younger than their parents, so "newest first" is such an order: no recursion, no topological sort.
 For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
 
@@ -16,6 +16,9 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
     1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
+A node keeps only what the rules read that will be called.  Of tanh that is its result p, not u; of a + b it
+is nothing.  So the value of u is gone as soon as nobody else holds it.
+
 Everything that belongs to one pass lives in local variables of that pass.  So threads can walk at the
 same time, also over shared leaves.  Only the last step of :func:`backward` is not for two threads at a
 time: of two that add to the ``.grad`` of one leaf, one may be lost.
@@ -23,10 +26,12 @@ time: of two that add to the ``.grad`` of one leaf, one may be lost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
 from itertools import repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy import ndarray
@@ -38,9 +43,77 @@ if TYPE_CHECKING:
     from minigrad.ops import Array, Op
     from minigrad.tensor import Tensor
 
+#: Where a gradient flows to: the node of a result, or a leaf.
+Source: TypeAlias = "Node | Tensor"
 
-def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
-    """Return ``root`` and every tensor needing a gradient that it was computed from, oldest first.
+next_birth = itertools.count().__next__
+
+
+class Outline:
+    """The shape and the dtype of an array whose numbers are not kept."""
+
+    __slots__ = "dtype", "shape"
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
+
+
+class Node(Outline):
+    """How a result ``y`` was made, and so much of it as the way back needs.
+
+    Attributes
+    ----------
+    op, inputs, parents
+        The operation, what its forward was given, and where the gradients flow.  In the place of an array
+        that no rule reads is its outline.  Inputs and parents are None once a walk has released them.
+    rules
+        The rules of the inputs that need a gradient, each with the number of its input.
+    y
+        The result, or None if no rule reads it.
+    """
+
+    __slots__ = "__weakref__", "_birth", "inputs", "op", "parents", "rules", "y"
+
+    inputs: Any
+    parents: Any
+
+    def __init__(
+        self, op: Op[...], y: Array, inputs: list[Any], parents: list[Source | None], key: int
+    ) -> None:
+        self.shape = y.shape
+        self.dtype = y.dtype
+        self.op = op
+        self.rules, unread, reads_y = op.plans[key]
+        self.y = y if reads_y else None
+        for i in unread:
+            parent = parents[i]
+            inputs[i] = parent if type(parent) is Node else _outline(inputs[i])
+        self.inputs = inputs
+        self.parents = parents
+        self._birth = next_birth()
+
+
+def _outline(a: Any) -> Any:
+    """Return the outline of an array; a number has none, and is itself."""
+    return Outline(a.shape, a.dtype) if type(a) is ndarray else a
+
+
+def ancestry(root: Tensor, since: int = 0) -> list[Source]:
+    """Return the node of ``root``, and every node and leaf that it was computed from, oldest first.
 
     Only those born with the number ``since`` or later; the walk ends there.
 
@@ -49,12 +122,12 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
     RuntimeError
         If an earlier ``backward()`` has released a part of the graph.
     """
-    found, seen = [root], {root}
-    for tensor in found:  # the list grows while it is walked
-        made = tensor._made
-        if made is None or tensor._birth <= since:
+    found: list[Any] = [root._node or root]
+    seen = set(found)
+    for node in found:  # the list grows while it is walked
+        if node._birth <= since:
             continue
-        _, _, parents = made
+        parents = node.parents
         if parents is None:
             raise RuntimeError(
                 "the graph of this result was released by an earlier backward(); "
@@ -69,66 +142,45 @@ def ancestry(root: Tensor, since: int = 0) -> list[Tensor]:
 
 
 def sweep(
-    order: list[Tensor],
+    order: list[Source],
     seed: Array,
-    wanted: Collection[Tensor] = (),
-    record: bool = False,
+    wanted: Collection[Source] = (),
+    recorded: Callable[[Node], tuple[Any, Any]] | None = None,
     release: bool = False,
-) -> dict[Tensor, Array]:
+) -> dict[Any, Array]:
     """Walk back through ``order``, newest first; return the cotangents of its leaves and of ``wanted``.
 
-    ``seed`` is the cotangent of the last one.  Cotangents flow only between tensors of ``order``, which
-    is emptied on the way.  With ``record`` the rules are fed Tensors, so that what they compute is a
-    graph, too; with ``release`` each tensor forgets how it was made once the walk has passed it.
+    ``seed`` is the cotangent of the last one.  Cotangents flow only between members of ``order``, which
+    is emptied on the way.  ``recorded`` gives the result and the inputs of a node as Tensors: fed with
+    these, the rules make a graph, too.  With ``release`` each node forgets how it was made once the walk
+    has passed it.
     """
-    cotangents: dict[Any, Array] = dict.fromkeys(order)
+    cotangents: dict[Any, Any] = dict.fromkeys(order)
     cotangents[order[-1]] = seed
     while order:
-        tensor = order.pop()
-        made = tensor._made
-        if made is None:  # a leaf
+        node: Any = order.pop()
+        parents = node.parents
+        if (
+            not parents
+        ):  # a leaf; or one of the xs of gradients(), released before: the walk ends there
             continue
-        op, inputs, parents = made
-        if parents is None:  # one of the xs of gradients(), released before: the walk ends there
-            continue
-        g = cotangents[tensor] if tensor in wanted else cotangents.pop(tensor)
-        y: Array = tensor._data
-        if record:
-            y, inputs = tensor, _as_tensors(inputs, parents)
-        rules: Sequence[Any] = op.rules(len(parents)) if op.each else op.vjps
-        for i, (rule, parent) in enumerate(zip(rules, parents)):
-            if parent in cotangents:  # which holds the tensors of this walk, and so never None
-                a, c = parent._data, rule(g, y, *inputs)
-                if type(c) is not ndarray or c.shape != a.shape or c.dtype is not a.dtype:
-                    c = fit(c, a, record, op, i)
+        g = cotangents[node] if node in wanted else cotangents.pop(node)
+        y, inputs = recorded(node) if recorded else (node.y, node.inputs)
+        for i, rule in node.rules:
+            parent = parents[i]
+            if parent in cotangents:  # which holds all of this walk
+                c = rule(g, y, *inputs)
+                if type(c) is not ndarray or c.shape != parent.shape or c.dtype is not parent.dtype:
+                    c = fit(c, parent, recorded is not None, node.op, i)
                 others = cotangents[parent]
-                # not +=, because c may be g itself, or an array that another tensor has
+                # not +=, because c may be g itself, or an array that another node has
                 cotangents[parent] = c if others is None else others + c
         if release:
-            tensor._made = op, None, None
+            node.y = node.inputs = node.parents = None
     return cotangents  # those of the leaves and of ``wanted``: all others were popped
 
 
-def _as_tensors(inputs: Sequence[Any], parents: Sequence[Tensor | None]) -> Sequence[Any]:
-    """Return what a forward was given, with the tensors that need a gradient in place of their arrays.
-
-    Raises
-    ------
-    RuntimeError
-        If such a tensor has been assigned another value since.
-    """
-    known = []
-    for x, parent in zip(inputs, parents):
-        if parent is not None and parent._data is not x:
-            raise RuntimeError(
-                f"a leaf of shape {parent.shape} was assigned to after it was used: the graph of "
-                "its gradient would mix the old and the new value"
-            )
-        known.append(x if parent is None else parent)
-    return known
-
-
-def fit(g: Array, a: Array, record: bool, op: Op[...], i: int) -> Array:
+def fit(g: Array, a: Source, record: bool, op: Op[...], i: int) -> Array:
     """Return the cotangent ``g`` in the shape and dtype of ``a``, the argument ``i`` of ``op``.
 
     A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
@@ -176,7 +228,7 @@ def _returned(op: Op[...], i: int) -> str:
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
-    Unless ``retain_graph``, each tensor forgets how it was made as soon as the walk has passed it.  No
+    Unless ``retain_graph``, each node forgets how it was made as soon as the walk has passed it.  No
     ``.grad`` is written before all are known, and then all are written at once.
 
     A leaf is given the very array that a rule has made for it; it gets a copy of what may be somebody
@@ -185,11 +237,15 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     taken = {id(g)}  # arrays that somebody has already
     order = ancestry(root)
     for leaf in order:
-        if leaf.grad is not None and np.shape(leaf.grad) != leaf.shape:
+        if (
+            not isinstance(leaf, Node)
+            and leaf.grad is not None
+            and np.shape(leaf.grad) != leaf.shape
+        ):
             raise ValueError(
                 f"a leaf of shape {leaf.shape} has been given a .grad of shape {np.shape(leaf.grad)}"
             )
-    found, sums = quietly(sweep, order, g, (), False, not retain_graph), []
+    found, sums = quietly(sweep, order, g, (), None, not retain_graph), []
     for leaf, c in found.items():
         nobodys = c.base is None and c.flags.writeable and id(c) not in taken
         taken.add(id(c))
@@ -200,17 +256,19 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     at_once(object.__setattr__, found, repeat("grad"), sums)()
 
 
-def gradients(root: Tensor, g: Array, xs: Sequence[Tensor], record: bool) -> dict[Tensor, Array]:
-    """Return the gradient of ``root`` for each of ``xs`` that it depends on; write to no tensor.
+def gradients(
+    root: Tensor, g: Array, xs: Sequence[Tensor], recorded: Callable[[Node], tuple[Any, Any]] | None
+) -> list[Array | None]:
+    """Return the gradient of ``root`` for each of ``xs``, None where it does not depend on it.
 
-    Only what lies between ``xs`` and ``root`` is walked over.
+    Only what lies between ``xs`` and ``root`` is walked over, and no tensor is written to.
     """
-    wanted, between = set(xs), set(xs)
-    order = ancestry(root, since=min((x._birth for x in xs), default=0))
-    for tensor in order:
-        if not between.isdisjoint(tensor.parents):
-            between.add(tensor)
-    order = [tensor for tensor in order if tensor in between]
-    if not order:
-        return {}
-    return quietly(sweep, order, g, wanted, record)
+    sources = [x._node or x for x in xs]
+    wanted, between = set(sources), set(sources)
+    order = ancestry(root, since=min((x._birth for x in sources), default=0))
+    for node in order:
+        if not between.isdisjoint(node.parents or ()):
+            between.add(node)
+    order = [node for node in order if node in between]
+    found = quietly(sweep, order, g, wanted, recorded) if order else {}
+    return [found.get(x) for x in sources]

@@ -66,6 +66,7 @@ Axis: TypeAlias = int | Sequence[int] | None
 Rule: TypeAlias = Callable[..., Array]
 Rules: TypeAlias = tuple[Rule | None, ...]
 Each: TypeAlias = Callable[[int], Rule] | None
+Plan: TypeAlias = tuple[tuple[tuple[int, Rule], ...], tuple[int, ...], bool]
 
 #: Every operation by name.  The tests walk over this table.
 OPS: dict[str, Op[...]] = {}
@@ -96,8 +97,8 @@ class Op(Generic[P]):
         with contextlib.suppress(ValueError):
             self.__signature__ = _without_annotations(inspect.signature(forward))
         self.forward = forward
-        self.vjps = vjps
         self.each = each
+        self.vjps = vjps
         #: How many arguments, counted from the first, have a rule each.
         self.ruled = vjps.index(None) if None in vjps else len(vjps)
         self._check_rules()
@@ -120,9 +121,15 @@ class Op(Generic[P]):
                     f"rule {i} of {self.name} is called as rule({', '.join(given)}): {error}"
                 ) from None
 
-    def rules(self, n: int) -> Rules:
-        """Return the rules of an application to ``n`` arguments, of an op that has ``each``."""
-        return (*self.vjps, *map(cast(Any, self.each), range(n - len(self.vjps))))
+    @property
+    def vjps(self) -> Rules:
+        """The rules; they may be exchanged for others, as a test does that plants a mistake."""
+        return self._vjps
+
+    @vjps.setter
+    def vjps(self, vjps: Rules) -> None:
+        self._vjps = vjps
+        self.plans = Plans(self)
 
     def has_rule(self, i: int) -> bool:
         """Whether there is a derivative by argument ``i``."""
@@ -183,6 +190,40 @@ class Op(Generic[P]):
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+class Plans(dict[int, Plan]):
+    """What the way back needs, for each way to apply an op.
+
+    The key has a bit for each argument, which says whether it needs a gradient, and a 1 above them.  The
+    plan is: the rules to call, with the numbers of their arguments; the numbers of the arrays that none of
+    them reads; and whether one of them reads y.
+    """
+
+    def __init__(self, op: Op[...]) -> None:
+        self.op = op
+
+    def __missing__(self, key: int) -> Plan:
+        op, n = self.op, key.bit_length() - 1
+        rules: Any = op.vjps
+        if op.each is not None:
+            rules = (*rules, *map(op.each, range(n - len(rules))))
+        needed = tuple((i, rule) for i, rule in enumerate(rules) if key >> i & 1 and i < n)
+        # the further rules are all alike: it is enough to ask one of them
+        different = {builtins.min(i, len(op.vjps)): rule for i, rule in needed}.values()
+        unread = [_unread(rule, n) for rule in different]
+        arrays = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in unread))
+        plan = needed, arrays, not all(u[1] for u in unread)
+        if op.each is None:
+            self[key] = plan
+        return plan
+
+
+def _unread(rule: Rule, n: int) -> list[bool]:
+    """Return for g, y and n arguments whether the rule does not read them: by an underscore in front."""
+    names = list(inspect.signature(rule).parameters)
+    names += names[-1:] * (2 + n - len(names))  # *arrays takes all the rest
+    return [name.startswith("_") for name in names]
 
 
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:

@@ -162,11 +162,11 @@ class _Outside(threading.local):
 _QUIET = contextvars.copy_context()
 _QUIET.run(np.seterr, all="ignore")
 
-_NOWHERE = _Outside()
+NOWHERE = _Outside()
 
 #: Where this thread or task is.  A scope that is named here is in force only while its lock is held.
 here: contextvars.ContextVar[_Outside | _Inside]
-here = contextvars.ContextVar("here", default=_NOWHERE)
+here = contextvars.ContextVar("here", default=NOWHERE)
 
 
 def quietly(f: Callable[..., T], *args: Any) -> T:

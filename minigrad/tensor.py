@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,10 @@ import numpy.typing as npt
 from numpy import ndarray
 
 from minigrad import engine, foreign, hints, ops
+from minigrad.engine import Node, Source, next_birth
 from minigrad.hints import keywords
 from minigrad.ops import Axis, Op
-from minigrad.scopes import Scope, here, quietly
+from minigrad.scopes import NOWHERE, Scope, here, quietly
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -35,12 +35,7 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 Operand: TypeAlias = "Tensor | npt.ArrayLike"
 
-#: How a result was made: its op, inputs and parents; these are None once they are released.
-Made: TypeAlias = "tuple[Op[...], Any, Any]"
-
 T = TypeVar("T")
-
-_next_birth = itertools.count().__next__
 
 
 class no_grad(Scope):
@@ -75,20 +70,21 @@ def record(op: Op[...], *args: Any) -> Tensor:
     IndexError, TypeError), with the op and the shapes in front.
     """
     inputs: list[Any] = []
-    parents: list[Tensor | None] = []
-    arrays_only, needed = True, False
+    parents: list[Source | None] = []
+    arrays_only, wanted, bit = True, 0, 1
     for a in args:
         if isinstance(a, Tensor):
             arrays_only = False
             inputs.append(a._data)
             if a._requires_grad:
-                parents.append(a)
-                needed = True
+                parents.append(a._node or a)
+                wanted += bit
             else:
                 parents.append(None)
         else:
             inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
             parents.append(None)
+        bit += bit
     if arrays_only:
         inputs = _without_tensors(op, inputs)
     if len(args) > op.ruled:
@@ -101,19 +97,20 @@ def record(op: Op[...], *args: Any) -> Tensor:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray or y.dtype.kind != "f":
         y = _result(op, y)
-    y.setflags(write=False)
+    y.setflags(False)
 
-    recorded = needed and not (place.scopes and no_grad.in_force())
-    return _tensor(y, (op, inputs, parents) if recorded else None)
+    if wanted and (place is NOWHERE or not place.scopes or not no_grad.in_force()):
+        return tensor_of(y, Node(op, y, inputs, parents, bit + wanted))
+    return tensor_of(y)
 
 
-def _tensor(data: Array, made: Made | None = None) -> Tensor:
-    """Return a Tensor that holds ``data`` itself: a result if ``made`` is given, else a constant."""
+def tensor_of(data: Array, node: Node | None = None) -> Tensor:
+    """Return a Tensor that holds ``data`` itself: the result of a node, or a constant."""
     tensor = object.__new__(Tensor)
     tensor._data = data
-    tensor._made = made
-    tensor._requires_grad = made is not None
-    tensor._birth = _next_birth()
+    tensor._node = node
+    tensor._requires_grad = node is not None
+    tensor._birth = 0
     tensor.grad = None
     return tensor
 
@@ -230,7 +227,7 @@ def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
         array = as_reals(a)
         return array if array.ndim and array.dtype.kind == "f" else _cast(array, dtype)
 
-    return [a if isinstance(a, Tensor) else _tensor(converted(a)) for a in operands]
+    return [a if isinstance(a, Tensor) else tensor_of(converted(a)) for a in operands]
 
 
 def _compared(compare: np.ufunc, *pair: Any) -> Mask:
@@ -298,14 +295,14 @@ class Tensor:
 
     __slots__ = (
         "__weakref__",
-        "_birth",  # serial number: a tensor is younger than its parents
+        "_birth",  # serial number of a leaf: see chapter 2
         "_data",
-        "_made",  # how: op, inputs and parents, see chapter 2; None for a leaf or a constant
+        "_node",  # how it was made, see chapter 2; None for a leaf or a constant
         "_requires_grad",
         "grad",
     )
 
-    _made: Made | None
+    _node: Node | None
 
     def __init__(self, data: npt.ArrayLike | Tensor, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -317,8 +314,8 @@ class Tensor:
             )
         self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
-        self._birth = _next_birth()
-        self._made = None
+        self._birth = next_birth()
+        self._node = None
         self.grad: Array | None = None
 
     # -- what it holds
@@ -373,9 +370,9 @@ class Tensor:
         self._requires_grad = bool(value)
 
     def _check_leaf(self, what: str) -> None:
-        if self._made is not None:
+        if self._node is not None:
             raise RuntimeError(
-                f"cannot {what} of the result of {self._made[0].name}; use .detach() first"
+                f"cannot {what} of the result of {self._node.op.name}; use .detach() first"
             )
 
     # -- how it was made
@@ -383,17 +380,20 @@ class Tensor:
     @property
     def op(self) -> Op[...] | None:
         """The operation that this is the result of; None for a leaf or a constant."""
-        return self._made[0] if self._made else None
+        return self._node.op if self._node else None
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What the forward of :attr:`op` was given; nothing once a backward pass has released it."""
-        return tuple(self._made[1] or ()) if self._made else ()
+        """What the forward of :attr:`op` was given; nothing once a backward pass has released it.
+
+        Of an array that the backward pass does not need, there is only its shape and dtype.
+        """
+        return tuple(self._node.inputs or ()) if self._node else ()
 
     @property
-    def parents(self) -> tuple[Tensor | None, ...]:
-        """For each input the Tensor whose value it is, or None where no gradient flows."""
-        return tuple(self._made[2] or ()) if self._made else ()
+    def parents(self) -> tuple[Source | None, ...]:
+        """For each input the leaf or the node whose value it is, or None where no gradient flows."""
+        return tuple(self._node.parents or ()) if self._node else ()
 
     # -- its looks
 
@@ -446,7 +446,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """Return a constant that shares this tensor's memory and stops the gradient."""
-        return _tensor(self._data)
+        return tensor_of(self._data)
 
     # generic, and not Any: type checkers would take ``ndarray + Tensor`` for a sum of two arrays
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
@@ -604,7 +604,7 @@ class Tensor:
 
     def _rebound(self, op: Op[...], sign: str, other: Operand) -> Tensor:
         """Return what ``x += y`` binds x to: a new result, as in ``x = x + y``."""
-        if not is_grad_enabled() and self._requires_grad and self._made is None:
+        if not is_grad_enabled() and self._requires_grad and self._node is None:
             warnings.warn(
                 f"x {sign}= y binds the name x to a new tensor, and leaves the leaf as it is: to train "
                 f"it, set x.data = x.data {sign} y; else write x = x {sign} y",
@@ -788,7 +788,7 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
                 f"a result of shape {y.shape} needs a gradient of that shape to go back; or take its "
                 "sum() or mean() first"
             )
-        return _tensor(np.ones(y.shape, y.dtype))
+        return tensor_of(np.ones(y.shape, y.dtype))
     if not isinstance(gradient, Tensor):
         gradient = Tensor(gradient)
         gradient._data.setflags(write=False)  # a rule that writes to it fails, and spoils nothing
@@ -803,6 +803,30 @@ def _recorded(walk: Callable[..., T], *args: Any) -> T:
     for scope in no_grad.in_force():
         context.run(scope.leave)
     return context.run(walk, *args)
+
+
+def _as_tensors(node: Node) -> tuple[Any, list[Any]]:
+    """Return what a node has kept, its result and its inputs, as Tensors where a gradient flows.
+
+    Raises
+    ------
+    RuntimeError
+        If one of them is a leaf that has been assigned another value since.
+    """
+    known = []
+    for x, parent in zip(node.inputs, node.parents):
+        if parent is None or type(x) is not ndarray:
+            known.append(x)
+        elif isinstance(parent, Node):
+            known.append(tensor_of(x, parent))
+        elif parent._data is x:
+            known.append(parent)
+        else:
+            raise RuntimeError(
+                f"a leaf of shape {parent.shape} was assigned to after it was used: the graph of "
+                "its gradient would mix the old and the new value"
+            )
+    return None if node.y is None else tensor_of(node.y, node), known
 
 
 @overload
@@ -863,11 +887,11 @@ def grad(
             raise RuntimeError(f"tensor {i} of xs, of shape {x.shape}, does not require a gradient")
     start = _cotangent(y, gradient)
     if create_graph:
-        found = _recorded(engine.gradients, y, start, wanted, True)
+        found = _recorded(engine.gradients, y, start, wanted, _as_tensors)
     else:
-        found = engine.gradients(y, start._data, wanted, False)
+        found = engine.gradients(y, start._data, wanted, None)
     results = [
         g if isinstance(g, Tensor) else Tensor(np.zeros(x.shape, x.dtype) if g is None else g)
-        for x, g in ((x, found.get(x)) for x in wanted)
+        for x, g in zip(wanted, found)
     ]
     return results[0] if isinstance(xs, Tensor) else results

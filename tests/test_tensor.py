@@ -1116,8 +1116,11 @@ def test_how_a_result_was_made_can_be_read_until_it_is_released():
     x, w = mg.Tensor([[1.0, 2.0]], requires_grad=True), mg.Tensor([[3.0, 4.0]])
     y = mg.linear(x, w, np.ones(1))
     assert y.op is mg.linear
-    assert [a.tolist() for a in y.inputs] == [[[1, 2]], [[3, 4]], [1]]
+    assert y.inputs[1] is w.data
+    assert [a.shape for a in y.inputs] == [(1, 2), (1, 2), (1,)]
     assert y.parents == (x, None, None)
+    (parent,) = mg.exp(y).parents
+    assert (parent.op, parent.inputs, parent.parents) == (y.op, [*y.inputs], [*y.parents])
     assert mg.sum(x, axis=0).inputs[1:] == (0,)
     for constant in (x, w, mg.linear(w, w)):
         assert (constant.op, constant.inputs, constant.parents) == (None, (), ())
