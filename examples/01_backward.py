@@ -77,12 +77,16 @@ def by_differences(a, b, h=6e-6):
 # %% [markdown]
 # ## By minigrad
 #
-# A `Tensor` is a number, or an array, that remembers what it was made from.  `backward` walks back from
-# L and leaves ∂L/∂a in `a.grad`.  It frees the graph as it goes; `retain_graph` keeps it.
+# A `Tensor` is a number, or an array, that remembers how it was made.  `backward` walks back from L and
+# leaves ∂L/∂a in `a.grad`.  It frees the graph as it goes; `retain_graph` keeps it.  This is f once more,
+# with a name for each step.
 
 # %%
 a, b = mg.Tensor(0.5, requires_grad=True), mg.Tensor(-2.0, requires_grad=True)
-L = f(a, b)
+u = a * b
+p = mg.tanh(u)
+q = a * a
+L = p + q
 L.backward(retain_graph=True)
 
 # %% [markdown]
@@ -100,18 +104,21 @@ for name, (da, db) in {
 # %% [markdown]
 # ## The graph
 #
-# `ancestry` lists what L was made from, oldest first.  The engine walks this list from the other end,
-# and so can we: `grad` returns the gradient of L for every node on the way.
+# `ancestry` lists what L was made from, oldest first: its leaves, and a node for each result.  The engine
+# walks this list from the other end, and so can we: `grad` returns the gradient of L for every step.  A
+# node knows how its result was made, but keeps no value that the way back does not need.  We have kept
+# them all, in the same order.
 
 # %%
-order = ancestry(L)
-gradient = dict(zip(order, mg.grad(L, order), strict=True))
+steps = [a, b, u, p, q, L]
+result_of = dict(zip(ancestry(L), steps, strict=True))
+gradient = dict(zip(steps, mg.grad(L, steps), strict=True))
 names = {a: "a", b: "b", L: f"L ({L.op.name})"}
 
 
-def label(node):
-    """Return the name of a node, its value and its gradient."""
-    return names.get(node) or node.op.name, node.item(), gradient[node].item()
+def label(step):
+    """Return the name of a step, its value and its gradient."""
+    return names.get(step) or step.op.name, step.item(), gradient[step].item()
 
 
 # %% [markdown]
@@ -121,14 +128,14 @@ def label(node):
 
 
 # %%
-def edges(node):
-    """Return (parent, ∂node/∂parent) for each tensor that a node was made from."""
-    if node.op is None:
+def edges(step):
+    """Return (parent, ∂step/∂parent) for each step that this one was made from."""
+    if step.op is None:
         return []
-    one = np.ones_like(node.data)
+    one = np.ones_like(step.data)
     return [
-        (parent, np.asarray(rule(one, node.data, *node.inputs)).item())
-        for parent, rule in zip(node.parents, node.op.vjps)
+        (result_of[parent], np.asarray(rule(one, step.data, *step.inputs)).item())
+        for parent, rule in zip(step.parents, step.op.vjps)
         if parent is not None
     ]
 
@@ -139,13 +146,13 @@ def edges(node):
 
 
 # %%
-def draw(node, before="  ", branch="", local=""):
-    """Print the graph from a node down to the leaves; a node with two uses appears twice."""
-    name, value, slope = label(node)
+def draw(step, before="  ", branch="", local=""):
+    """Print the graph from a step down to the leaves; one with two uses appears twice."""
+    name, value, slope = label(step)
     print(f"{before + branch + local + f'{name:9} = {value:+.4f}':46}{slope:+.4f}")
     before += {"": "", "|- ": "|  ", "`- ": "   "}[branch]
-    for i, (parent, slope) in enumerate(edges(node), start=1):
-        last = "`- " if i == len(edges(node)) else "|- "
+    for i, (parent, slope) in enumerate(edges(step), start=1):
+        last = "`- " if i == len(edges(step)) else "|- "
         draw(parent, before, last, f"({slope:+.4f}) ")
 
 
@@ -171,7 +178,7 @@ print(f"  together {a.grad:+.4f}")
 # The same graph, from the leaves on the left to L on the right.
 
 # %%
-picture = plots.Graph(order, label, edges)
+picture = plots.Graph(steps, label, edges)
 if options.svg:
     picture.write(options.svg)
     print(f"\nThe picture is in {options.svg}")

@@ -59,7 +59,7 @@ x, labels = old.train.x[:64], old.train.y[:64]
 loss = mg.cross_entropy(net(x), labels)
 print("2. One step\n")
 print(f"   the loss is {loss:.3f} (guessing among ten: log 10 = {np.log(10):.3f})")
-print(f"   recorded from it back to the weights: {len(ancestry(loss))} tensors")
+print(f"   recorded from it back to the weights: {len(ancestry(loss))} nodes")
 
 # %% [markdown]
 # The walk back gives every weight and every bias its gradient, of its own shape.
