@@ -26,11 +26,12 @@ from minigrad.ops import OPS, op, sigmoid
 # ## The block
 #
 # Below is the function, on plain arrays.  Above it is a rule for its argument: g is ȳ, the gradient of
-# the result, and the rule returns that of a.
+# the result, and the rule returns that of a.  It could read y, too, the result itself.  The underscore
+# says that it does not, so y need not be kept until the walk comes back.
 
 
 # %%
-@op(lambda g, y, a: g * sigmoid(a))  # d log(1 + eᵃ) = eᵃ/(1 + eᵃ) da = σ(a) da   ⟹   ā = ȳ∘σ(a)
+@op(lambda g, _y, a: g * sigmoid(a))  # d log(1 + eᵃ) = eᵃ/(1 + eᵃ) da = σ(a) da   ⟹   ā = ȳ∘σ(a)
 def softplus(a):
     """Return log(1 + eᵃ) = log(e⁰ + eᵃ), which NumPy computes without overflow."""
     return np.logaddexp(0, a)

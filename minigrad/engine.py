@@ -1,9 +1,9 @@
 """Chapter 2: the chain rule.
 
-A result remembers how it was made, in a :class:`Node`: the op, its *inputs* (what the forward was given),
-and its *parents* (for each input the node that it is the result of, or the leaf that it belongs to, or None
-where no gradient is needed).  These memories form a directed acyclic graph, and the chain rule is one walk
-over it: start with the cotangent of the result, and at every node hand each parent its vector-Jacobian
+A result has a :class:`Node`, which remembers how it was made: the op, its *inputs* (what the forward was
+given), and its *parents* (for each input the node or the leaf that it came from, or None where no
+gradient is needed).  These memories form a directed acyclic graph, and the chain rule is one walk over
+it: start with the cotangent of the result, and at every node hand each parent its vector-Jacobian
 product.  A node that was used k times receives k cotangents, and they add up.
 
 A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth and
@@ -16,8 +16,8 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
     1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
-A node keeps only what the rules read that will be called.  Of tanh that is its result p, not u; of a + b it
-is nothing.  So the value of u is gone as soon as nobody else holds it.
+A node keeps no array that its rules do not read.  For tanh that is its result p, not u; for p + q it is
+nothing.  So the value of u is gone as soon as nobody else holds it.
 
 Everything that belongs to one pass lives in local variables of that pass.  So threads can walk at the
 same time, also over shared leaves.  Only the last step of :func:`backward` is not for two threads at a
@@ -160,9 +160,7 @@ def sweep(
     while order:
         node: Any = order.pop()
         parents = node.parents
-        if (
-            not parents
-        ):  # a leaf; or one of the xs of gradients(), released before: the walk ends there
+        if not parents:  # a leaf; or one of the xs of gradients(), which was released before
             continue
         g = cotangents[node] if node in wanted else cotangents.pop(node)
         y, inputs = recorded(node) if recorded else (node.y, node.inputs)
@@ -175,6 +173,7 @@ def sweep(
                 others = cotangents[parent]
                 # not +=, because c may be g itself, or an array that another node has
                 cotangents[parent] = c if others is None else others + c
+                del c, others  # lest they outlive this step of the walk
         if release:
             node.y = node.inputs = node.parents = None
     return cotangents  # those of the leaves and of ``wanted``: all others were popped

@@ -196,8 +196,8 @@ class Plans(dict[int, Plan]):
     """What the way back needs, for each way to apply an op.
 
     The key has a bit for each argument, which says whether it needs a gradient, and a 1 above them.  The
-    plan is: the rules to call, with the numbers of their arguments; the numbers of the arrays that none of
-    them reads; and whether one of them reads y.
+    plan is: the rules to call, with the numbers of their arguments; the numbers of the arrays that none
+    of them reads; and whether one of them reads y.
     """
 
     def __init__(self, op: Op[...]) -> None:
@@ -261,13 +261,17 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
 
     The derivative of arctan is 1/(1 + a²), so this is all of it, for derivatives of every order::
 
-        @mg.op(lambda g, y, a: g / (1 + a * a))
+        @mg.op(lambda g, _y, a: g / (1 + a * a))
         def arctan(a):
             return np.arctan(a)
 
     A rule takes the gradient g of the result y, then y, then the arguments.  It returns the gradient of
     one argument, in its shape: there is a rule for each array.  ``mg.gradcheck(arctan, [0.5, 2.0])``
     tells whether it is right.
+
+    A parameter with an underscore in front is not read.  Such an array is not kept for the way back, and
+    the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and ``size``.  (In the
+    place of y it is given None: g has the shape of y.)
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
     nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor

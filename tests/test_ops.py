@@ -5,6 +5,8 @@ float64, with the step 6e-6·max(1, |x|), the full Jacobian, to a relative 1e-6 
 the largest output.  Shape and dtype are compared first, because NumPy would broadcast a wrong shape.
 """
 
+import dis
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -220,6 +222,27 @@ def test_no_rule_computes_in_float64_what_is_narrower(name, drawn, seed):
 def test_second_derivatives_are_those_of_finite_differences(name, drawn, seed):
     if any(x.size for x in drawn.variables):  # else there is nothing to differentiate by
         mg.gradgradcheck(drawn.function, *drawn.variables, seed=seed, rtol=1e-5, atol=1e-6)
+
+
+def names_read(rule):
+    """Return the names that a rule written as one lambda, or as one function, asks for."""
+    names = set()
+    for instruction in dis.get_instructions(rule):
+        named = instruction.argval
+        names.update(named if isinstance(named, tuple) else [named])
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_a_rule_reads_what_it_names_and_an_underscore_is_in_front_of_the_rest(name):
+    op = OPS[name]
+    for i, rule in enumerate([*op.vjps, op.each and op.each(0)]):
+        if rule is None:
+            continue
+        _, y, *arguments = inspect.signature(rule).parameters
+        arrays = [a for k, a in enumerate(arguments) if op.has_rule(k)]
+        for unread in {y, *arrays} - names_read(rule):
+            assert unread.startswith("_"), f"rule {i} does not read {unread}"
 
 
 @every(CASES)
