@@ -47,7 +47,6 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
-    cast,
     overload,
 )
 
@@ -140,14 +139,16 @@ class Op(Generic[P]):
         given: tuple[Any, ...] = self._in_order(args, params) if params else args
         while given and given[-1] is None and self.has_rule(len(given) - 1):
             given = given[:-1]  # no bias, say, is as good as a bias left out
-        return cast("Tensor", self.apply(*given))
+        result: Tensor = self.apply(*given)
+        return result
 
     def of(self, *args: Any) -> Array:
         """Apply the operation within a rule: arrays give an array, Tensors among them a Tensor."""
         for a in args:
             if isinstance(a, self.tensor):
                 return self.apply(*args)
-        return cast(Any, self.forward)(*args)
+        forward: Callable[..., Array] = self.forward
+        return forward(*args)
 
     def _in_order(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
         """Return all arguments by position, up to the last one that was given."""
