@@ -78,15 +78,11 @@ def by_differences(a, b, h=6e-6):
 # ## By minigrad
 #
 # A `Tensor` is a number, or an array, that remembers how it was made.  `backward` walks back from L and
-# leaves ∂L/∂a in `a.grad`.  It frees the graph as it goes; `retain_graph` keeps it.  This is f once more,
-# with a name for each step.
+# leaves ∂L/∂a in `a.grad`.  It frees the graph as it goes; `retain_graph` keeps it.
 
 # %%
 a, b = mg.Tensor(0.5, requires_grad=True), mg.Tensor(-2.0, requires_grad=True)
-u = a * b
-p = mg.tanh(u)
-q = a * a
-L = p + q
+L = f(a, b)
 L.backward(retain_graph=True)
 
 # %% [markdown]
@@ -104,21 +100,18 @@ for name, (da, db) in {
 # %% [markdown]
 # ## The graph
 #
-# `ancestry` lists what L was made from, oldest first: its leaves, and a node for each result.  The engine
-# walks this list from the other end, and so can we: `grad` returns the gradient of L for every step.  A
-# node knows how its result was made, but keeps no value that the way back does not need.  We have kept
-# them all, in the same order.
+# `ancestry` lists what L was made from, oldest first: the leaves a and b, and a node for each result.  A
+# node knows the operation and what it was given, but it keeps no number that the way back does not need.
+# To show them all, we go forward once more.
 
 # %%
-steps = [a, b, u, p, q, L]
-result_of = dict(zip(ancestry(L), steps, strict=True))
-gradient = dict(zip(steps, mg.grad(L, steps), strict=True))
-names = {a: "a", b: "b", L: f"L ({L.op.name})"}
-
-
-def label(step):
-    """Return the name of a step, its value and its gradient."""
-    return names.get(step) or step.op.name, step.item(), gradient[step].item()
+order = ancestry(L)
+inputs, value = {}, {}
+for node in order:
+    inputs[node] = [
+        x if parent is None else value[parent] for x, parent in zip(node.inputs, node.parents)
+    ]
+    value[node] = np.asarray(node.op.forward(*inputs[node]) if node.op else node.data)
 
 
 # %% [markdown]
@@ -128,16 +121,28 @@ def label(step):
 
 
 # %%
-def edges(step):
-    """Return (parent, ∂step/∂parent) for each step that this one was made from."""
-    if step.op is None:
+def edges(node):
+    """Return (parent, ∂node/∂parent) for each parent of a node."""
+    if node.op is None:
         return []
-    one = np.ones_like(step.data)
+    one = np.ones_like(value[node])
     return [
-        (result_of[parent], np.asarray(rule(one, step.data, *step.inputs)).item())
-        for parent, rule in zip(step.parents, step.op.vjps)
+        (parent, np.asarray(rule(one, value[node], *inputs[node])).item())
+        for parent, rule in zip(node.parents, node.op.vjps)
         if parent is not None
     ]
+
+
+# %% [markdown]
+# Now back.  The engine walks the list from the other end, and so can we: each node hands its gradient to
+# its parents, times the slope of the edge.  `backward` does the same with arrays in place of numbers.
+
+# %%
+gradient = dict.fromkeys(order, 0.0)
+gradient[order[-1]] = 1.0
+for node in reversed(order):
+    for parent, slope in edges(node):
+        gradient[parent] += gradient[node] * slope
 
 
 # %% [markdown]
@@ -146,19 +151,27 @@ def edges(step):
 
 
 # %%
-def draw(step, before="  ", branch="", local=""):
-    """Print the graph from a step down to the leaves; one with two uses appears twice."""
-    name, value, slope = label(step)
-    print(f"{before + branch + local + f'{name:9} = {value:+.4f}':46}{slope:+.4f}")
+names = {a: "a", b: "b", order[-1]: f"L ({L.op.name})"}
+
+
+def label(node):
+    """Return the name of a node, its value and its gradient."""
+    return names.get(node) or node.op.name, value[node].item(), gradient[node]
+
+
+def draw(node, before="  ", branch="", local=""):
+    """Print the graph from a node down to the leaves; a node with two uses appears twice."""
+    name, number, slope = label(node)
+    print(f"{before + branch + local + f'{name:9} = {number:+.4f}':46}{slope:+.4f}")
     before += {"": "", "|- ": "|  ", "`- ": "   "}[branch]
-    for i, (parent, slope) in enumerate(edges(step), start=1):
-        last = "`- " if i == len(edges(step)) else "|- "
+    for i, (parent, slope) in enumerate(edges(node), start=1):
+        last = "`- " if i == len(edges(node)) else "|- "
         draw(parent, before, last, f"({slope:+.4f}) ")
 
 
 print("\nThe recorded graph, from L down; in brackets the derivative along each edge:\n")
 print(f"  {'node = value':44}gradient dL/dnode")
-draw(L)
+draw(order[-1])
 
 # %% [markdown]
 # ## Where paths meet
@@ -178,7 +191,7 @@ print(f"  together {a.grad:+.4f}")
 # The same graph, from the leaves on the left to L on the right.
 
 # %%
-picture = plots.Graph(steps, label, edges)
+picture = plots.Graph(order, label, edges)
 if options.svg:
     picture.write(options.svg)
     print(f"\nThe picture is in {options.svg}")

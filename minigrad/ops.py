@@ -222,7 +222,10 @@ class Plans(dict[int, Plan]):
 
 def _unread(rule: Rule, n: int) -> list[bool]:
     """Return for g, y and n arguments whether the rule does not read them: by an underscore in front."""
-    names = list(inspect.signature(rule).parameters)
+    try:
+        names = list(inspect.signature(rule).parameters)
+    except ValueError:  # it is written in C, and may read whatever it is given
+        names = ["all"]
     names += names[-1:] * (2 + n - len(names))  # *arrays takes all the rest
     return [name.startswith("_") for name in names]
 
