@@ -271,8 +271,9 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        y0 = self.base_layer(x)  #                       x W0ᵀ + b
+        # h first: on the way back it comes last, and ȳ is gone when the two parts of x̄ are added
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
+        y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
         return y if self.B_bias is None else y + self.scaling * self.B_bias
 

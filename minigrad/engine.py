@@ -171,12 +171,21 @@ def sweep(
                 if type(c) is not ndarray or c.shape != parent.shape or c.dtype is not parent.dtype:
                     c = fit(c, parent, recorded is not None, node.op, i)
                 others = cotangents[parent]
-                # not +=, because c may be g itself, or an array that another node has
-                cotangents[parent] = c if others is None else others + c
+                cotangents[parent] = c if others is None else _plus(others, c, g)
                 del c, others  # lest they outlive this step of the walk
         if release:
             node.y = node.inputs = node.parents = None
     return cotangents  # those of the leaves and of ``wanted``: all others were popped
+
+
+def _plus(others: Array, c: Array, g: Array) -> Array:
+    """Return others + c, in the memory of c if a rule has just made it: it is neither g nor a view then.
+
+    Never in that of ``others``, which may be another node's, too.
+    """
+    if type(c) is ndarray and c is not g and c.base is None and c.flags.writeable:
+        return np.add(others, c, out=c)
+    return others + c
 
 
 def fit(g: Array, a: Source, record: bool, op: Op[...], i: int) -> Array:
