@@ -7,15 +7,9 @@ Shown are medians over the rounds, ± half the distance between the quartiles; a
 the ratios within a round.  A ratio with a target beside it ends in ✓ or ✗.
 """
 
-import os
-
-os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and PyTorch are loaded
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
-os.environ["VECLIB_MAXIMUM_THREADS"] = "1"
+from one_thread import settle  # isort: split
 
 import argparse
-import gc
 import importlib.metadata
 import itertools
 import platform
@@ -26,9 +20,9 @@ import growth
 import inference
 import main_job
 import memory
+import ops
 import overhead
 import steps
-import torch
 
 VERSIONS = "numpy", "torch", "peft", "autograd", "mygrad"
 
@@ -55,12 +49,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the printed text here, too")
     options = parser.parse_args()
 
-    torch.set_num_threads(1)
-    gc.freeze()  # what the imports left behind is nobody's garbage
-    sections = (section.report(options.quick) for section in (steps, inference, overhead))
-    more = (section.report(options.quick) for section in (memory, growth, main_job))
+    settle()
+    sections = steps, inference, overhead, ops, memory, growth, main_job
     lines = []
-    for line in itertools.chain(header(), *sections, *more):
+    for line in itertools.chain(header(), *(part.report(options.quick) for part in sections)):
         print(line, flush=True)
         lines.append(line + "\n")
     if options.out:

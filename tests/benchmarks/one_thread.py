@@ -1,0 +1,18 @@
+"""One thread for everybody.  Import this first: NumPy and PyTorch look once, when they are loaded."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["VECLIB_MAXIMUM_THREADS"] = "1"
+
+import gc
+
+import torch
+
+
+def settle() -> None:
+    """Make everything ready to be timed."""
+    torch.set_num_threads(1)
+    gc.freeze()  # what the imports left behind is nobody's garbage
