@@ -1,6 +1,16 @@
-"""What a training step of ours needs beyond the model, as ``tracemalloc`` sees it.
+"""What a training step needs beyond the model, ours side by side with PyTorch's.
 
-Everybody else's memory is out of its sight (PyTorch has its own allocator), so this table has one side.
+Both are measured over the same stretch, a second step: the optimizer's state is there already, and no
+gradient is, neither before nor after.  What counts is the highest sum of bytes held at any moment of it,
+less what was held when it began.  Everything is traced from its making, so that what a step replaces is
+given back.
+
+- Ours is what ``tracemalloc`` sees: NumPy's arrays, and Python's own objects, too.
+- PyTorch's is what its allocator for the CPU gives out and takes back, as its profiler records it: the
+  memory of its tensors, in the bytes that were asked for.  (``torch.cuda`` has a peak for that, the CPU
+  has none.)  Its graph, which is C++, and its Python objects are not in it.
+
+Neither sees the workspace of a BLAS.
 """
 
 import gc
@@ -8,7 +18,8 @@ import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
-from contenders import Ours, Problem
+import torch
+from contenders import Ours, Peft, Problem
 from steps import CASES
 from timing import table
 
@@ -17,49 +28,43 @@ import minigrad as mg
 
 
 def report(quick: bool) -> Iterator[str]:
-    rows = []
-    for case in CASES:
-        if quick and not case.quick:
-            continue
-        lora, dora = (peak(case.problem, dora) for dora in (False, True))
-        single = Problem(case.problem.sizes, 1, case.problem.r)
-        weight = max(W0.nbytes for W0, _ in case.problem.frozen)
-        rows.append(
-            [
-                str(case),
-                f"{lora / 1e3:,.0f}",
-                f"{dora / 1e3:,.0f}",
-                f"{dora / lora:.2f} ≤1.1 {'✓' if dora <= 1.1 * lora else '✗'}",
-                f"{kept(Ours(case.problem, True)):.1f}",
-                f"{left_behind(Ours(case.problem, True))}",
-                f"{weight / 1e3:,.0f}",
-                f"{peak(single, False) / 1e3:,.0f}",
-                f"{peak(single, True) / 1e3:,.0f}",
-            ]
-        )
-    yield from table(
-        "Memory of a training step of ours: peak above the resident model, kB",
-        [
-            "",
-            "LoRA",
-            "DoRA",
-            "DoRA/LoRA",
-            "state/trained",
-            "tensors left",
-            "one W0",
-            "LoRA batch 1",
-            "DoRA batch 1",
-        ],
-        rows,
-    )
+    cases = [case for case in CASES if case.quick or not quick]
+    title = "Memory of a training step: peak above the resident model, kB"
+    head = ["", *(f"{m} {who}" for m in ("LoRA", "DoRA") for who in ("ours", "PEFT", "ours/PEFT"))]
+    rows = [[str(c), *beside(c.problem, False), *beside(c.problem, True)] for c in cases]
+    yield from table(title, head, rows)
+    yield "Ours: tracemalloc, with Python's objects. PEFT: PyTorch's allocator, tensors only."
+
+    title = "Memory of ours: what DoRA adds, what stays, and peaks at batch 1, kB"
+    head = ["", "DoRA/LoRA", "state/trained", "tensors left", "one W0", "LoRA", "DoRA"]
+    yield from table(title, head, [[str(c), *details(c.problem)] for c in cases])
     yield "A temporary of the size of W0 would show in the peaks at batch 1."
 
 
-def peak(problem: Problem, dora: bool) -> int:
-    """Return the largest number of bytes held during a step beyond those held before.
+def beside(problem: Problem, dora: bool) -> Iterator[str]:
+    ours, theirs = peak(problem, dora), peak_of_torch(problem, dora)
+    yield from (kilobytes(ours), kilobytes(theirs), at_most(1, ours / theirs))
 
-    Everything is traced from its making, so that what a step replaces counts as given back.
-    """
+
+def details(problem: Problem) -> Iterator[str]:
+    single = Problem(problem.sizes, 1, problem.r)
+    yield at_most(1.1, peak(problem, True) / peak(problem, False))
+    yield f"{kept(Ours(problem, True)):.1f}"
+    yield f"{left_behind(Ours(problem, True))}"
+    yield kilobytes(max(W0.nbytes for W0, _ in problem.frozen))
+    yield from (kilobytes(peak(single, dora)) for dora in (False, True))
+
+
+def kilobytes(n: int) -> str:
+    return f"{n / 1e3:,.0f}"
+
+
+def at_most(bound: float, ratio: float) -> str:
+    return f"{ratio:.2f} ≤{bound:g} {'✓' if ratio <= bound else '✗'}"
+
+
+def peak(problem: Problem, dora: bool) -> int:
+    """Return the largest number of bytes held during a step of ours beyond those held before."""
     gc.collect()
     tracemalloc.start()
     side = Ours(problem, dora)
@@ -72,6 +77,27 @@ def peak(problem: Problem, dora: bool) -> int:
     _, highest = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return highest - held
+
+
+def peak_of_torch(problem: Problem, dora: bool) -> int:
+    """Return the same for a step of PEFT: the highest running sum of what PyTorch allocates and frees.
+
+    The sum must end at the gradients, to the byte: they are all that a step leaves behind.
+    """
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as traced:
+        side = Peft(problem, dora)
+        side.step()
+        side.optimizer.zero_grad()
+        gc.collect()
+        with torch.profiler.record_function("a step"):
+            side.step()
+    events = traced.profiler.kineto_results.events()
+    (step,) = (e for e in events if e.name() == "a step")
+    changes = [e for e in events if e.name() == "[memory]" and e.start_ns() >= step.start_ns()]
+    sums = np.cumsum([e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())])
+    assert sums[-1] == sum(p.nbytes for p in side.parameters()), "PyTorch's memory is miscounted"
+    return int(sums.max())
 
 
 def kept(side: Ours) -> float:
