@@ -78,8 +78,9 @@ class Node(Outline):
     Attributes
     ----------
     op, inputs, parents
-        The operation, what its forward was given, and where the gradients flow.  In the place of an array
-        that no rule reads is its outline.  Inputs and parents are None once a walk has released them.
+        The operation, what its forward was given, and where the gradients flow.  In the place of a result or
+        a constant that no rule reads is its outline.  Inputs and parents are None once a walk has released
+        them.
     rules
         The rules of the inputs that need a gradient, each with the number of its input.
     y
@@ -100,16 +101,14 @@ class Node(Outline):
         self.rules, unread, reads_y = op.plans[key]
         self.y = y if reads_y else None
         for i in unread:
-            parent = parents[i]
-            inputs[i] = parent if type(parent) is Node else _outline(inputs[i])
+            parent, a = parents[i], inputs[i]
+            if type(parent) is Node:
+                inputs[i] = parent
+            elif parent is None and type(a) is ndarray:
+                inputs[i] = Outline(a.shape, a.dtype)
         self.inputs = inputs
         self.parents = parents
         self._birth = next_birth()
-
-
-def _outline(a: Any) -> Any:
-    """Return the outline of an array; a number has none, and is itself."""
-    return Outline(a.shape, a.dtype) if type(a) is ndarray else a
 
 
 def ancestry(root: Tensor, since: int = 0) -> list[Source]:

@@ -214,10 +214,8 @@ class Plans(dict[int, Plan]):
         different = {builtins.min(i, len(op.vjps)): rule for i, rule in needed}.values()
         unread = [_unread(rule, n) for rule in different]
         arrays = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in unread))
-        plan = needed, arrays, not all(u[1] for u in unread)
-        if op.each is None:
-            self[key] = plan
-        return plan
+        self[key] = needed, arrays, not all(u[1] for u in unread)
+        return self[key]
 
 
 def _unread(rule: Rule, n: int) -> list[bool]:
@@ -273,8 +271,8 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
     one argument, in its shape: there is a rule for each array.  ``mg.gradcheck(arctan, [0.5, 2.0])``
     tells whether it is right.
 
-    A parameter with an underscore in front is not read.  Such an array is not kept for the way back, and
-    the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and ``size``.  (In the
+    A parameter with an underscore in front is not read.  Such a result or constant is not kept for the way
+    back, and the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and ``size``.  (In the
     place of y it is given None: g has the shape of y.)
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
