@@ -416,12 +416,18 @@ def where(condition: Array, a: Array, b: Array) -> Array:
 def _keep(g: Array, mask: Array) -> Array:
     """Return g where ``mask`` holds, 0 elsewhere: where(mask, g, 0).
 
-    For a finite array that is also g∘mask, which is much cheaper than np.where.
-    (With an infinity it is not: ∞·0 is NaN.)
+    A product g∘mask is not that: ∞·0 is NaN.  And np.where takes as long as eight products.  So here g is
+    taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
     """
-    if type(g) is np.ndarray and np.isfinite(g).all():
-        return g * mask
+    if type(g) is np.ndarray and g.itemsize in _INTEGER:
+        kept, bits = np.empty(np.broadcast(g, mask).shape, g.dtype), _INTEGER[g.itemsize]
+        np.bitwise_and(g.view(bits), -mask.view(np.int8), out=kept.view(bits))
+        return kept
     return where.of(mask, g, 0)
+
+
+#: The integers of as many bytes as a float has.
+_INTEGER = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 # ----------------------------------------------------------------------------- elementwise functions
@@ -544,8 +550,8 @@ def minimum(a: Array, b: Array) -> Array:
 
 
 def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
-    above = True if lower is None else a >= lower
-    return above & (True if upper is None else a <= upper)
+    above = np.True_ if lower is None else a >= lower
+    return above & (np.True_ if upper is None else a <= upper)
 
 
 # d clip = da on the closed interval, 0 outside and at NaN.

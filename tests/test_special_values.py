@@ -223,6 +223,21 @@ def test_an_infinite_gradient_of_a_gradient_is_stopped_there_too():
         assert_array_equal(mg.grad(slope, g, [inf, inf]).data, [0, inf])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_what_was_not_chosen_has_gradient_plus_0_in_every_precision(dtype):
+    x = mg.Tensor(np.array([[-1, 2], [-3, 4], [-5, 6]], dtype), requires_grad=True)
+    g = np.array([[inf, nan, -inf], [-1, nan, -inf]], dtype).T
+    for f in (
+        mg.relu,
+        lambda x: mg.clip(x, min=0),
+        lambda x: mg.maximum(x, 0),
+        lambda x: mg.where([False, True], x, 0),
+    ):
+        found = mg.grad(f(x), x, g).data
+        assert_array_equal(found, np.array([[0, -1], [0, nan], [0, -inf]], dtype), strict=True)
+        assert not np.signbit(found[:, 0]).any()
+
+
 def test_where_passes_each_side_what_it_was_chosen_for_even_if_infinite():
     _, a, b = value_and_gradients(
         lambda a, b: mg.where([True, False, True], a, b),
