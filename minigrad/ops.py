@@ -496,12 +496,14 @@ def tanh(a: Array) -> Array:
     return np.tanh(a)
 
 
-# σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da, since σ e⁻ᵃ = 1 − σ   ⟹   ā = ȳ∘y∘(1 − y)
-@op(lambda g, y, _a: g * y * (1 - y))
+# σ = (1 + e⁻ᵃ)⁻¹,  dσ = σ² e⁻ᵃ da = σ(1 − σ) da, since σ e⁻ᵃ = 1 − σ   ⟹   ā = (1 − y)∘y∘ȳ
+@op(lambda g, y, _a: (1 - y) * y * g)
 def sigmoid(a: Array) -> Array:
-    """Return σ(a) = 1/(1 + e⁻ᵃ) = eᵃ/(1 + eᵃ), whichever exponential cannot overflow."""
-    e = np.exp(-np.abs(a))
-    return np.where(a >= 0, 1, e) / (1 + e)
+    """Return σ(a) = 1/(1 + e⁻ᵃ) = eᵃ/(1 + eᵃ); the last form keeps its digits where it is close to 0."""
+    # ∞/∞ is NaN: where eᵃ overflows, the largest number there is takes its place, and the quotient is 1
+    e = np.minimum(np.exp(a), np.finfo(a.dtype).max)
+    e /= 1 + e
+    return e
 
 
 # ----------------------------------------------------------------------------- kinks
