@@ -445,33 +445,34 @@ def log(a: Array) -> Array:
     return np.log(a)
 
 
-def _one_where(mask: Array, a: Array) -> Array:
-    """Return ``a`` with 1 in the places of ``mask``, mostly none."""
-    return where.of(mask, 1, a) if np.any(mask) else a
+def _one_where(rare: Array, also: Callable[[], Array], a: Array) -> Array:
+    """Return ``a`` with 1 where ``rare`` and ``also()`` hold; that is not asked if nothing is rare."""
+    return where.of(rare & also(), 1, a) if np.count_nonzero(rare) else a
 
 
-def _operand(a: Array, y: Array) -> Array:
-    """Return an operand of y, if it is no number, in the dtype of y: so its digits are not lost."""
-    return like(a, y) if hasattr(a, "dtype") else a
+def _one_power_less(a: Array, b: Array, g: Array) -> Array:
+    """Return aᵇ⁻¹ in the dtype of g, and a finite number where b = 0."""
+    if not hasattr(b, "dtype"):  # a number
+        return pow.of(a, b - 1 if b else b)
+    a = like(a, g)
+    base = _one_where(b == 0, lambda: ~np.isfinite(1 / np.asarray(a)), a)
+    return base ** (like(b, g) - 1)
 
 
-def _base(a: Array, b: Array, y: Array) -> Array:
-    """Return the base a of the power y, and 1 where b = 0 and 1/a is infinite or NaN."""
-    a, constant = _operand(a, y), b == 0
-    if np.any(constant):
-        constant = constant & ~np.isfinite(1 / np.asarray(a, y.dtype))
-    return _one_where(constant, a)
+def _logarithm(a: Array, b: Array, y: Array) -> Array:
+    """Return log a in the dtype of y, or in float32 if that is float16, and 0 where a = 0, b ≥ 0."""
+    base = like(a, y) if hasattr(a, "dtype") else a  # a number has all its digits
+    return like(log.of(_one_where(a == 0, lambda: b >= 0, base)), wide(y))
 
 
 # d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
 # at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
-# as 1, and likewise where a is so small that a⁻¹ overflows.  At a = 0, b ≥ 0 the second is 0, because 0ᵇ
-# is constant but for its jump at b = 0: there the logarithm is taken of 1.
+# as 1, and likewise where a is so small that a⁻¹ overflows.  (If b is a number, it is 0∘a⁰.)  At a = 0,
+# b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the logarithm is taken
+# of 1.
 @op(
-    lambda g, y, a, b: g * b * _base(a, b, y) ** (_operand(b, y) - 1),
-    lambda g, y, a, b: (
-        g * y * like(log.of(_one_where((a == 0) & (b >= 0), _operand(a, y))), wide(y))
-    ),
+    lambda g, _y, a, b: g * b * _one_power_less(a, b, g),
+    lambda g, y, a, b: g * y * _logarithm(a, b, y),
 )
 def pow(a: Array, b: Array) -> Array:
     """Return aᵇ, elementwise with broadcasting; NaN for a negative base with a fractional power.
@@ -481,7 +482,13 @@ def pow(a: Array, b: Array) -> Array:
     >>> grad((a**2).sum(), a), grad((a**0).sum(), a)
     (Tensor([0., 4.]), Tensor([0., 0.]))
     """
-    return a**b
+    # NumPy is quick at −1, 0, 1 and 2; at other whole numbers it is slow, and fifty times so for a < 0
+    if type(b) is np.ndarray or b % 1 or -2 < b < 3:
+        return a**b
+    if b in (-2, 3):
+        return a * a * a if b == 3 else (1 / a) ** 2
+    y = np.abs(a) ** b
+    return np.copysign(y, a) if b % 2 else y
 
 
 @op(lambda g, y, _a: g / (2 * y))  # y² = a,  2y dy = da   ⟹   ā = ȳ/2y

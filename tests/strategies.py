@@ -164,7 +164,7 @@ def powers(draw: st.DrawFn) -> Call:
         base, positive = draw(arrays(one, (), signed=False))
         exponent, number = draw(arrays(other, ()))
         return draw(operands(base, exponent, positive, number))
-    base, integer = draw(array(shapes())), draw(st.integers(-3, 4))
+    base, integer = draw(array(shapes())), draw(st.integers(-4, 6))
     return Call([base], lambda f, base: f(base, integer))
 
 

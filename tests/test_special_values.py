@@ -49,8 +49,12 @@ UNARY = {
     "a**1": (lambda a: a**1, lambda a: a**1, [1, 1, 1, 1, 1, 1, 1]),
     "a**2": (lambda a: a**2, lambda a: a**2, [nan, inf, -inf, 0, -2, 2e4, -2e4]),
     "a**3": (lambda a: a**3, lambda a: a**3, [nan, inf, inf, 0, 3, 3e8, 3e8]),
+    "a**4": (lambda a: a**4, lambda a: a**4, [nan, inf, -inf, 0, -4, 4e12, -4e12]),
+    "a**5": (lambda a: a**5, lambda a: a**5, [nan, inf, inf, 0, 5, 5e16, 5e16]),
     "a**0.5": (lambda a: a**0.5, lambda a: a**0.5, [nan, 0, 0, inf, nan, 0.005, nan]),
     "a**-1": (lambda a: a**-1, lambda a: a**-1, [nan, 0, 0, -inf, -1, -1e-8, -1e-8]),
+    "a**-2": (lambda a: a**-2, lambda a: a**-2.0, [nan, 0, 0, -inf, 2, -2e-12, 2e-12]),
+    "a**-3": (lambda a: a**-3, lambda a: a**-3.0, [nan, 0, 0, -inf, -3, -3e-16, -3e-16]),
     "2**a": (lambda a: 2**a, lambda a: 2**a, [nan, inf, 0, math.log(2), math.log(2) / 2, inf, 0]),
     "0**a": (lambda a: 0**a, lambda a: 0.0**a, [nan, 0, -inf, 0, -inf, 0, -inf]),
 }
@@ -162,6 +166,22 @@ def test_a_power_of_0_is_constant_also_at_subnormal_numbers(dtype, sign):
         assert_array_equal(slope.data, np.zeros(4, dtype), strict=True)
         again = mg.grad(slope.sum(), a).data
         assert_array_equal(again[[0, 1, 3]], np.zeros(3))  # at tiny, a⁻² overflows
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n", [*range(-7, 8), 20, -21, 5.0, 2**60], ids=str)
+def test_whole_powers_are_those_of_numpy(n, dtype):
+    """However they are made: to two units in the last place, with every sign, 0, infinity and NaN."""
+    limits = np.finfo(dtype)
+    sizes = [0, limits.smallest_subnormal, limits.tiny, 0.3, 1 - limits.eps, 1, 1.7, 30, limits.max]
+    a = np.array([*sizes, limits.tiny**0.25, limits.max**0.25, inf, nan], dtype)
+    a = np.concatenate([a, -a])
+    with np.errstate(all="ignore"):
+        expected = a ** np.array(n, dtype)
+    y = (mg.Tensor(a) ** n).data
+    assert_allclose(y, expected, rtol=2 * limits.eps, atol=limits.smallest_subnormal, strict=True)
+    known = ~np.isnan(a)
+    assert_array_equal(np.signbit(y[known]), np.signbit(expected[known]))
 
 
 MIXED = {
