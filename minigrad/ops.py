@@ -419,15 +419,11 @@ def _keep(g: Array, mask: Array) -> Array:
     A product g∘mask is not that: ∞·0 is NaN.  And np.where takes as long as eight products.  So here g is
     taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
     """
-    if type(g) is np.ndarray and g.itemsize in _INTEGER:
-        kept, bits = np.empty(np.broadcast(g, mask).shape, g.dtype), _INTEGER[g.itemsize]
-        np.bitwise_and(g.view(bits), -mask.view(np.int8), out=kept.view(bits))
+    if type(g) is np.ndarray and g.itemsize <= 8:
+        kept, integers = np.empty(np.broadcast(g, mask).shape, g.dtype), f"i{g.itemsize}"
+        np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
-
-
-#: The integers of as many bytes as a float has.
-_INTEGER = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 # ----------------------------------------------------------------------------- elementwise functions
@@ -534,10 +530,8 @@ def _larger(g: Array, a: Array, b: Array) -> Array:
     return _keep(g, ~(a < b)) / np.add(1, a == b, dtype=g.dtype)
 
 
-@op(
-    lambda g, _y, a, b: _larger(g, a, b),  # d max(a, b) = da where a > b, db where b > a,
-    lambda g, _y, a, b: _larger(g, b, a),  #               and (da + db)/2 at a tie
-)
+# d max(a, b) = da where a > b, db where b > a, and (da + db)/2 at a tie
+@op(lambda g, _y, a, b: _larger(g, a, b), lambda g, _y, a, b: _larger(g, b, a))
 def maximum(a: Array, b: Array) -> Array:
     """Return the larger of a and b, elementwise with broadcasting; NaN if either is.
 
@@ -549,10 +543,8 @@ def maximum(a: Array, b: Array) -> Array:
     return np.maximum(a, b)
 
 
-@op(
-    lambda g, _y, a, b: _larger(g, b, a),  # min(a, b) picks a where b is the larger
-    lambda g, _y, a, b: _larger(g, a, b),
-)
+# min(a, b) picks a where b is the larger
+@op(lambda g, _y, a, b: _larger(g, b, a), lambda g, _y, a, b: _larger(g, a, b))
 def minimum(a: Array, b: Array) -> Array:
     """Return the smaller of a and b, elementwise with broadcasting; NaN if either is."""
     return np.minimum(a, b)
@@ -567,9 +559,7 @@ def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
 @op(lambda g, _y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
 def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
     """Return a limited to the closed interval [min, max]; ``None`` leaves a side open."""
-    if min is None and max is None:
-        return np.positive(a)
-    return np.clip(a, min, max, dtype=a.dtype)
+    return a.clip(-np.inf if min is None else min, max, dtype=a.dtype)
 
 
 # ----------------------------------------------------------------------------- matrix product
