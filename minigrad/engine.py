@@ -78,9 +78,9 @@ class Node(Outline):
     Attributes
     ----------
     op, inputs, parents
-        The operation, what its forward was given, and where the gradients flow.  In the place of a result or
-        a constant that no rule reads is its outline.  Inputs and parents are None once a walk has released
-        them.
+        The operation, what its forward was given, and where the gradients flow.  In the place of a result
+        or a constant that no rule reads is its outline.  Inputs and parents are None once a walk has
+        released them.
     rules
         The rules of the inputs that need a gradient, each with the number of its input.
     y

@@ -271,9 +271,9 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
     one argument, in its shape: there is a rule for each array.  ``mg.gradcheck(arctan, [0.5, 2.0])``
     tells whether it is right.
 
-    A parameter with an underscore in front is not read.  Such a result or constant is not kept for the way
-    back, and the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and ``size``.  (In the
-    place of y it is given None: g has the shape of y.)
+    A parameter with an underscore in front is not read.  Such a result or constant is not kept for the
+    way back, and the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and
+    ``size``.  (In the place of y it is given None: g has the shape of y.)
 
     The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
     nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
@@ -420,7 +420,8 @@ def _keep(g: Array, mask: Array) -> Array:
     taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
-        kept, integers = np.empty(np.broadcast(g, mask).shape, g.dtype), f"i{g.itemsize}"
+        kept = np.empty_like(g, shape=np.broadcast(g, mask).shape)
+        integers = f"i{g.itemsize}"
         np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
