@@ -566,29 +566,46 @@ def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
 # ----------------------------------------------------------------------------- matrix product
 
 
-def _as_matrix(g: Array, a: Array, b: Array) -> Array:
-    """Return the cotangent of a @ b with the axis back that each 1-D operand took away."""
+def _as_rows(a: Array) -> Array:
+    """View (…, n) as a matrix of rows (N, n)."""
+    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return a @ b; where b is one matrix or vector, without the loop that is slow in NumPy's matmul.
+
+    There a stack would be multiplied matrix by matrix: all of its rows make one product.  And a column
+    times a row, sums of one term each, is their elementwise product with broadcasting.
+    """
+    n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none, and is refused below
+    if n > 1 and m == 2 and a.shape[-1] == 1 == b.shape[0]:
+        return a * b
+    if n > 2 and 0 < m < 3:
+        return (_as_rows(a) @ b).reshape((*a.shape[:-1], *b.shape[1:]))
+    return a @ b
+
+
+def _left_vjp(g: Array, a: Array, b: Array) -> Array:
+    """Return ȲBᵀ, the cotangent of a for that of a @ b."""
     if b.ndim == 1:
-        g = g[..., None]
-    return g[..., None, :] if a.ndim == 1 else g
+        return g[..., None] * b
+    return _product(g[..., None, :] if a.ndim == 1 else g, b.mT)
 
 
-def _as_column(b_bar: Array, b: Array) -> Array:
-    """Return the cotangent of a right operand without the axis that it had only as one column."""
-    return b_bar[..., 0] if b.ndim == 1 else b_bar
+def _right_vjp(g: Array, a: Array, b: Array) -> Array:
+    """Return AᵀȲ, the cotangent of b for that of a @ b; of one b for a stack its sum, over all rows."""
+    if b.ndim < 3:
+        rows = _as_rows(a)
+        return _product(rows.mT, g.reshape((rows.shape[0], *b.shape[1:])))
+    return a[:, None] * g[..., None, :] if a.ndim == 1 else a.mT @ g
 
 
 # Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
 # = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
 # In a stack the products are independent, and so are their cotangents, matrix by matrix; a matrix that
-# was broadcast along the stack gets their sum, from the engine.  A 1-D operand counts as one row (left)
-# or one column (right), as in NumPy, and gets its cotangent as such a row or column.
-@op(
-    lambda g, _y, _a, b: _as_matrix(g, _a, b) @ (b[None, :] if b.ndim == 1 else b.mT),
-    lambda g, _y, a, _b: _as_column(
-        (a[:, None] if a.ndim == 1 else a.mT) @ _as_matrix(g, a, _b), _b
-    ),
-)
+# was broadcast along the stack gets their sum.  A 1-D operand counts as one row (left) or one column
+# (right), as in NumPy: of a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+@op(lambda g, _y, _a, b: _left_vjp(g, _a, b), lambda g, _y, a, _b: _right_vjp(g, a, _b))
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
 
@@ -598,12 +615,7 @@ def matmul(a: Array, b: Array) -> Array:
     Tensor([[ 5.,  6.],
             [50., 60.]])
     """
-    return a @ b
-
-
-def _as_rows(a: Array) -> Array:
-    """View (…, n) as a matrix of rows (N, n)."""
-    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
+    return _product(a, b)
 
 
 _PAGE = 4096  # bytes
@@ -626,7 +638,7 @@ def _times(x: Array, w: Array) -> Array:
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
 @op(
     lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
-    lambda g, _y, x, _w, _b=None: _as_rows(g).mT @ _as_rows(x),  #  W̄ = Ȳᵀ X
+    lambda g, _y, x, _w, _b=None: _product(_as_rows(g).mT, _as_rows(x)),  #  W̄ = Ȳᵀ X
     lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:

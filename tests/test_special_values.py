@@ -753,6 +753,12 @@ OF_MANY_HALVES = {
     ),
     "linear in many": (lambda x, w: mg.linear(x, w), np.full((1, MANY), 0.01), np.ones((1, MANY))),
     "matmul": (lambda a, b: a @ b, np.full((1, MANY), 0.01), np.ones(MANY)),
+    "matmul of a stack": (lambda a, b: (a @ b).mean(), np.ones((MANY, 1, 2)), np.ones((2, 3))),
+    "matmul of a stack and a vector": (
+        lambda a, b: (a @ b).mean(),
+        np.ones((MANY, 1, 2)),
+        np.ones(2),
+    ),
     "the same entry": (lambda a: a[np.zeros(MANY, int)].mean() * 100, np.ones(2)),
 }
 
@@ -847,6 +853,7 @@ OF_MANY_ROWS = {
     "a broadcast channel": (lambda a, b: a + b, (10**4, 3, 50), (3, 1)),
     "affine": (lambda z, c, b: mg.affine(z, c, b), (10**6, 8), (8,), (8,)),
     "linear": (lambda x, w, b: mg.linear(x, w, b), (10**5, 2), (8, 2), (8,)),
+    "matmul of a stack": (lambda a, b: a @ b, (10**5, 1, 2), (2, 8)),
 }
 
 
