@@ -700,26 +700,27 @@ def affine(z: Array, c: Array, b: Array | None = None) -> Array:
 @op(lambda g, _y, _a, shape: g.reshape(_a.shape))  # the entries stay, only their places are renamed
 def reshape(a: Array, shape: int | Sequence[int]) -> Array:
     """Return the entries of a in the given shape; one length may be −1."""
-    return np.reshape(a, shape)
+    return a.reshape(shape)
+
+
+def _inverse(axes: Sequence[int] | None, n: int) -> list[int] | None:
+    """Return the permutation of n axes that undoes ``axes``; of one axis, or none, there is but one."""
+    return None if axes is None or n < 2 else sorted(range(n), key=lambda i: axes[i] % n)
 
 
 # ⟨Ȳ, dAᵀ⟩ = ⟨Ȳᵀ, dA⟩: permute back, by the inverse permutation
-@op(
-    lambda g, _y, _a, axes=None: g.transpose(
-        None if axes is None else tuple(np.argsort(np.asarray(axes) % _a.ndim))
-    )
-)
+@op(lambda g, _y, _a, axes=None: g.transpose(_inverse(axes, _a.ndim)))
 def transpose(a: Array, axes: Sequence[int] | None = None) -> Array:
     """Return a with its axes permuted; reversed for None."""
     if axes is not None and a.ndim > 1 and np.size(axes) != a.ndim:
         raise ValueError(f"expected all {a.ndim} axes, not {axes}: swapaxes exchanges two")
-    return np.transpose(a, axes)
+    return a.transpose(axes)
 
 
 @op(lambda g, _y, _a, axis1, axis2: g.swapaxes(axis1, axis2))  # swapping twice is the identity
 def swapaxes(a: Array, axis1: int, axis2: int) -> Array:
     """Return a with two axes exchanged."""
-    return np.swapaxes(a, axis1, axis2)
+    return a.swapaxes(axis1, axis2)
 
 
 @op(lambda g, _y, _a, shape: g)  # dy repeats da; the engine sums the repetitions, as for every op
