@@ -37,7 +37,6 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
-from types import EllipsisType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -52,6 +51,8 @@ from typing import (
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
+
+from minigrad import adding
 
 if TYPE_CHECKING:
     from minigrad.tensor import Operand, Tensor
@@ -741,16 +742,9 @@ def astype(a: Array, dtype: Any) -> Array:
 @op(lambda g, _y, _a, index, shape: g[index], None)
 def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with a added at ``index``; repeated indices add up."""
-    y = np.zeros(shape, a.dtype)
-    parts = index if isinstance(index, tuple) else (index,)
-    if all(p is None or isinstance(p, (int, slice, EllipsisType)) for p in parts):
-        if a.ndim > np.ndim(y[index]):  # an assignment would drop leading axes of length 1
-            raise ValueError(f"{a.shape} does not broadcast to {np.shape(y[index])}, the places")
-        y[index] = a  # no entry twice
-        return y
-    y = wide(y)
-    np.add.at(y, index, wide(a))
-    return like(y, a)
+    if adding.never_repeats(index):
+        return adding.placed(a, index, shape)
+    return like(adding.added(wide(a), index, shape), a)
 
 
 # y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.

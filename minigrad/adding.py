@@ -1,0 +1,83 @@
+"""Zeros with numbers added at an index, which may name a place twice: the one trick of chapter 1.
+
+The definition is two lines of NumPy:
+
+    y = np.zeros(shape)
+    np.add.at(y, index, a)
+
+Where no place is named twice, an assignment does the same.  Elsewhere np.add.at is fast if y and the
+index have one axis each, and takes about six times longer per entry if not.  But an index mostly picks
+from one axis, or from neighbours, and takes the others whole, as in y[rows], y[:, columns] and
+y[..., i, j].  Then y is a stack of n matrices with m rows of k entries, where m is the number of places
+that can be picked, and a is a stack of n matrices, too, with one row for each pick.  Long rows are added
+one by one.  Of short ones each entry is added at its place along the one axis of y's memory.
+"""
+
+from __future__ import annotations
+
+import math
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def never_repeats(index: Any) -> bool:
+    """Whether an index names no place twice, because it is made of numbers, slices and masks alone."""
+    parts = index if isinstance(index, tuple) else (index,)
+    basic = (int, np.integer, slice, EllipsisType, type(None))
+    return all(isinstance(p, basic) or np.asarray(p).dtype == bool for p in parts)
+
+
+def placed(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """Return zeros of the given shape with ``a`` at ``index``, which names no place twice."""
+    y = np.zeros(shape, a.dtype)
+    # else the assignment would drop a leading axis of length 1
+    if a.ndim and len(a) == 1 and a.ndim > np.ndim(y[index]):
+        raise ValueError(f"{a.shape} does not broadcast to {np.shape(y[index])}, the places")
+    y[index] = a
+    return y
+
+
+def added(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """Return zeros of the given shape with ``a`` added at ``index``, which has arrays of integers."""
+    y = np.zeros(shape, a.dtype)
+    parts = _without_ellipsis(index, y.ndim)
+    picking = [i for i, p in enumerate(parts) if not (isinstance(p, slice) and p == slice(None))]
+    i, j = picking[0], picking[-1] + 1
+    before, middle, after = y.shape[:i], y.shape[i:j], y.shape[j:]
+    n, m, k = map(math.prod, (before, middle, after))
+    # to number more places than there are entries would not pay
+    if a.ndim > 1 and m <= a.size and all(np.asarray(p).dtype.kind in "iu" for p in parts[i:j]):
+        picks = np.arange(m).reshape((*[1] * len(before), *middle))[parts[:j]]
+        if a.shape == (*before, *picks.shape[i:], *after):
+            _add_rows(y.reshape((n, m, k)), picks.ravel(), a.reshape((n, picks.size, k)))
+            return y
+    np.add.at(y, index, a)
+    return y
+
+
+def _without_ellipsis(index: Any, ndim: int) -> tuple[Any, ...]:
+    """Return the index as a tuple, with whole slices in the place of an Ellipsis."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for i, p in enumerate(parts):
+        if p is Ellipsis:
+            return (*parts[:i], *[slice(None)] * (ndim + 1 - len(parts)), *parts[i + 1 :])
+    return parts
+
+
+def _add_rows(y: Array, picks: Array, a: Array) -> None:
+    """Perform y[:, picks] += a for y (n, m, k), a (n, number of picks, k) and one axis of picks."""
+    n, m, k = y.shape
+    if k >= 16 and n * k >= 256:
+        rows = y.swapaxes(0, 1)
+        for pick, more in zip(picks.tolist(), a.swapaxes(0, 1)):
+            row = rows[pick]
+            row += more
+    else:
+        starts = m * k * np.arange(n)[:, None, None] + np.arange(k)
+        places = starts + k * picks[:, None]
+        np.add.at(y.reshape(-1), places.reshape(-1), a.reshape(-1))
