@@ -798,6 +798,16 @@ def _restore(g: Array, a: Array, axis: Axis) -> Array:
     return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(a.shape)))
 
 
+def _spread(g: Array, a: Array, axis: Axis) -> Array:
+    """Return ``g`` repeated over ``axis`` to the shape of ``a``.
+
+    An array is written out: if it only looks like the repetitions, NumPy's matmul is 40 times slower
+    (before 2.3), and short rows are slow everywhere.
+    """
+    y = broadcast_to.of(_restore(g, a, axis), a.shape)
+    return y.copy() if isinstance(y, np.ndarray) else y
+
+
 def _count(a: Array, axis: Axis) -> int:
     """Return how many numbers of ``a`` go into one result."""
     return a.size if axis is None else math.prod(a.shape[i] for i in _axes(a, axis))
@@ -809,20 +819,14 @@ def _mean(a: Array, axis: Axis, keepdims: bool) -> Array:
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
-@op(
-    lambda g, _y, _a, axis=None, keepdims=False: _restore(g, _a, axis) * np.ones(_a.shape, _a.dtype)
-)
+@op(lambda g, _y, _a, axis=None, keepdims=False: _spread(g, _a, axis))
 def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the sum over ``axis`` (an int, a tuple, or None for all)."""
     return like(total(a, _axes(a, axis), keepdims), a)
 
 
 # d(Σa / n) = Σ da / n
-@op(
-    lambda g, _y, _a, axis=None, keepdims=False: (
-        _restore(wide(g), _a, axis) / _count(_a, axis) * np.ones(_a.shape, _a.dtype)
-    )
-)
+@op(lambda g, _y, _a, axis=None, keepdims=False: _spread(wide(g) / _count(_a, axis), _a, axis))
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
     return like(_mean(a, axis, keepdims), a)
