@@ -337,18 +337,35 @@ def _sum_rows(add: Callable[..., Array], *arrays: Array) -> Array:
     return y if k * q == n else y + add(*(a[k * q :] for a in arrays))
 
 
-def total(a: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Return Σa over ``axes``, numbers from 0; of float16 in float32, and of many rows in blocks."""
+_MANY = 2**14
+
+
+def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None) -> Array:
+    """Return Σa over ``axes``, numbers from 0; of float16 in float32, and of many rows in blocks.
+
+    With ``b``, an array of the same shape, return Σa∘b; of many numbers a∘b is not made.
+
+    np.add begins anew for each result, which takes as long as to add a hundred numbers.  np.einsum takes
+    longer to begin, but does so only once.  It adds neighbours in memory in fewer parts than np.add does
+    in its pairwise sum, so rows longer than 1024 are not for it.
+    """
     a = wide(a)
-    rows = 1  # that NumPy would add one after the other; neighbours in memory it adds in pairs
-    for i in axes:
-        if a.strides[i] != a.itemsize:
-            rows *= a.shape[i]
-    if rows <= 2 * _BLOCK or (len(axes) == a.ndim and a.flags.forc):
-        return _add(a, axes, keepdims=keepdims)
-    for i in axes:
-        a = _sum_rows(_add, a.swapaxes(0, i))[None].swapaxes(0, i)
-    return a if keepdims else a.squeeze(axes)
+    if b is not None and (a.size <= _MANY or not axes):
+        return total(a * wide(b), axes, keepdims)
+    arrays = [a] if b is None else [a, wide(b)]
+    # rows that NumPy would add one after the other; neighbours in memory it adds in parts
+    few = math.prod([a.shape[i] for i in axes if a.strides[i] != a.itemsize]) <= 2 * _BLOCK
+    if few and a.size > _MANY and axes != (0,) and 1 < _count(a, axes) <= 1024:
+        labels = [*range(a.ndim)]
+        kept = [i for i in labels if i not in axes]
+        y = np.einsum(*[part for x in arrays for part in (x, labels)], kept)
+        return _restore(y, a, axes) if keepdims else y
+    if b is None and (few or (len(axes) == a.ndim and a.flags.forc)):
+        return _add(a, axes, None, None, keepdims)
+    i = builtins.max(axes, key=lambda i: a.shape[i] > 1)  # the first that is longer
+    add = _add if b is None else _sum_of_two
+    y = _sum_rows(add, *(x.swapaxes(0, i) for x in arrays))[None].swapaxes(0, i)
+    return total(y, axes, keepdims)
 
 
 # ----------------------------------------------------------------------------- arithmetic
@@ -795,7 +812,7 @@ def _restore(g: Array, a: Array, axis: Axis) -> Array:
     if axis is None:
         return g  # one number
     axes = _axes(a, axis)
-    return g.reshape(tuple(1 if i in axes else n for i, n in enumerate(a.shape)))
+    return g.reshape(tuple([1 if i in axes else n for i, n in enumerate(a.shape)]))
 
 
 def _spread(g: Array, a: Array, axis: Axis) -> Array:
@@ -808,14 +825,18 @@ def _spread(g: Array, a: Array, axis: Axis) -> Array:
     return y.copy() if isinstance(y, np.ndarray) else y
 
 
+def _scaled(x: Array, c: Array, axis: Axis = None) -> Array:
+    """Return x∘c, for a c that was reduced over ``axis``, in the memory of x, which must be nobody's.
+
+    (Of a Tensor, ``*=`` makes a new one.)
+    """
+    x *= _restore(c, x, axis)
+    return x
+
+
 def _count(a: Array, axis: Axis) -> int:
     """Return how many numbers of ``a`` go into one result."""
-    return a.size if axis is None else math.prod(a.shape[i] for i in _axes(a, axis))
-
-
-def _mean(a: Array, axis: Axis, keepdims: bool) -> Array:
-    """Return Σa/n, of float16 in float32."""
-    return total(a, _axes(a, axis), keepdims) / _count(a, axis)
+    return a.size if axis is None else math.prod([a.shape[i] for i in _axes(a, axis)])
 
 
 # d Σa = Σ da,  ⟨ȳ, Σ da⟩ = ⟨ȳ stretched over axis, da⟩
@@ -829,12 +850,12 @@ def sum(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 @op(lambda g, _y, _a, axis=None, keepdims=False: _spread(wide(g) / _count(_a, axis), _a, axis))
 def mean(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the mean over ``axis``; NaN over nothing."""
-    return like(_mean(a, axis, keepdims), a)
+    return like(total(a, _axes(a, axis), keepdims) / _count(a, axis), a)
 
 
-def _per_degree(a: Array, axis: Axis, ddof: int) -> float:
-    """Return 1/N for the N = n − ddof degrees of freedom; infinity if there are none."""
-    return float(np.divide(1.0, np.maximum(_count(a, axis) - ddof, 0)))
+def _degrees(a: Array, axis: Axis, ddof: int) -> float:
+    """Return N = n − ddof, the degrees of freedom of n numbers, as a float; 0 if there are none."""
+    return float(builtins.max(_count(a, axis) - ddof, 0))
 
 
 def _deviation(a: Array, axis: Axis) -> Array:
@@ -844,10 +865,10 @@ def _deviation(a: Array, axis: Axis) -> Array:
 
 
 # v = Σ(a − μ)²/N with N = n − ddof:  dv = 2/N Σ(a − μ)(da − dμ) = 2/N Σ(a − μ) da,
-# since Σ(a − μ) dμ = 0   ⟹   ā = 2ȳ (a − μ)/N
+# since Σ(a − μ) dμ = 0   ⟹   ā = (a − μ) 2ȳ/N
 @op(
-    lambda g, _y, a, axis=None, ddof=0, keepdims=False: (
-        _restore(2 * wide(g), a, axis) * _deviation(a, axis) * _per_degree(a, axis, ddof)
+    lambda g, _y, a, axis=None, ddof=0, keepdims=False: _scaled(
+        _deviation(a, axis), 2 * wide(g) / _degrees(a, axis, ddof), axis
     )
 )
 def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
@@ -856,8 +877,8 @@ def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> A
     NumPy's ddof is 0, PyTorch's is 1 (there it is called ``correction``, or ``unbiased=True``).
     """
     deviation = _deviation(a, axis)
-    share = _count(a, axis) * _per_degree(a, axis, ddof)  # n/N
-    return like(_mean(deviation * deviation, axis, keepdims) * share, a)
+    square = total(deviation, _axes(a, axis), keepdims, deviation)
+    return like(square / _degrees(a, axis, ddof), a)
 
 
 def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
@@ -883,18 +904,15 @@ def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return a.min(axis=_axes(a, axis), keepdims=keepdims)
 
 
-def _direction(x: Array, length: Array) -> Array:
+def _direction(x: Array, y: Array, axis: Axis) -> Array:
     """Return x/‖x‖, and 0 for x = 0, which has no direction: x/(0 + ∞) is 0, and so is its derivative."""
+    x, length = wide(x), _restore(wide(y), x, axis)
     infinity, zero = x.dtype.type(np.inf), x.dtype.type(0)
     return x / (length + np.where(length <= 0, infinity, zero))
 
 
 # y² = Σx²,  2y dy = Σ 2x dx   ⟹   x̄ = ȳ x/y,  the unit vector along x; 0 where y = 0
-@op(
-    lambda g, y, x, axis=None, keepdims=False: (
-        _restore(wide(g), x, axis) * _direction(wide(x), _restore(wide(y), x, axis))
-    )
-)
+@op(lambda g, y, x, axis=None, keepdims=False: _scaled(_direction(x, y, axis), wide(g), axis))
 def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the 2-norm √Σx² over ``axis`` (of all entries for None, Frobenius for a pair).
 
@@ -906,33 +924,22 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Tensor([[0.6, 0.8],
             [0. , 0. ]])
     """
-    axes = _axes(x, axis)
-    x_wide = wide(x)
-    square, limits = _sum_of_squares(x_wide, axes), np.finfo(x_wide.dtype)
+    x_wide, axes = wide(x), _axes(x, axis)
+    square, limits = total(x_wide, axes, keepdims, x_wide), np.finfo(x_wide.dtype)
     # in this range no digit is lost to squares that overflow or underflow
     safe = ((square >= limits.tiny / limits.eps) & (square <= limits.max)).all()
-    y = like(np.sqrt(square) if safe else _scaled_norm(x_wide, axes), x)
-    return np.expand_dims(y, axes) if keepdims else y
-
-
-def _sum_of_squares(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return Σx² over ``axes``; for short rows without making x².
-
-    (In long rows rounding counts: NumPy's pairwise sum loses less of it than a product of BLAS.)
-    """
-    short = axes == (x.ndim - 1,) and x.shape[-1] <= 1024
-    return np.vecdot(x, x) if short else total(x * x, axes)
+    return like(np.sqrt(square) if safe else _scaled_norm(x_wide, axes).reshape(square.shape), x)
 
 
 def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return √Σx² over ``axes`` where squares may overflow, or underflow and would count.
+    """Return √Σx² over ``axes``, which stay, where squares may overflow, or underflow and would count.
 
     The entries are first divided by the power of two above the largest of them.  That only changes
     exponents: no digit is lost.
     """
     _, exponent = np.frexp(np.max(np.abs(x), axis=axes, keepdims=True, initial=0))
-    y = np.sqrt(_sum_of_squares(np.ldexp(x, -exponent), axes))
-    return np.ldexp(y, exponent.squeeze(axis=axes))
+    x = np.ldexp(x, -exponent)
+    return np.ldexp(np.sqrt(total(x, axes, True, x)), exponent)
 
 
 # ----------------------------------------------------------------------------- softmax

@@ -9,6 +9,7 @@ import dis
 import inspect
 import warnings
 from collections.abc import Callable
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -317,6 +318,47 @@ def test_var_is_the_mean_of_squared_deviations(call, seed):
         return ((x - x.mean(axis=axis, keepdims=True)) ** 2).mean(axis=axis, keepdims=keepdims)
 
     agree(mg.var, definition, call, seed)
+
+
+#: Large enough for the forms that are only for many numbers, with short, middle and long rows.
+LARGE = [(1500, 16), (30, 40, 20), (16, 1200), (12, 5000), (3, 6000), (20_000,)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "norm", "max", "min", "logsumexp", "std"])
+def test_many_numbers_are_reduced_as_few_are(name, shape, turned):
+    """Values are NumPy's, and gradients those of finite differences in one direction."""
+    f, in_numpy = getattr(mg, name), EVERYTHING[name].in_numpy
+    rng = np.random.default_rng(0)
+    a, towards = rng.normal(size=(2, *shape))
+    a, towards = (a.T, towards.T) if turned else (a, towards)
+    for axis in [None, (), *range(a.ndim), *combinations(range(a.ndim), 2)]:
+        for keepdims in (False, True):
+            assert_reduced(f, in_numpy, a, towards, axis=axis, keepdims=keepdims)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_many_numbers_are_shared_out_as_few_are(name, shape, turned):
+    f, in_numpy = getattr(mg, name), EVERYTHING[name].in_numpy
+    a, towards = np.random.default_rng(0).normal(size=(2, *shape))
+    a, towards = (a.T, towards.T) if turned else (a, towards)
+    for axis in range(a.ndim):
+        assert_reduced(f, in_numpy, a, towards, axis=axis)
+
+
+def assert_reduced(f, in_numpy, a, towards, **params):
+    x = Tensor(a, requires_grad=True)
+    y, expected = f(x, **params), in_numpy(a, **params)
+    np.testing.assert_allclose(y.data, expected, rtol=1e-11, atol=1e-11)
+    assert y.shape == expected.shape
+    assert not np.shares_memory(y.data, x.data)
+    g = np.random.default_rng(1).normal(size=y.shape)
+    change = in_numpy(a + 1e-6 * towards, **params) - in_numpy(a - 1e-6 * towards, **params)
+    found = np.sum(mg.grad(y, x, g).data * towards)
+    np.testing.assert_allclose(found, np.sum(g * change) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
 @given(CASES["minimum"].calls, st.integers(0, 99))
