@@ -43,8 +43,9 @@ def gelu(x: Operand, approximate: Literal["tanh"] = "tanh") -> Tensor:
         )
     given = x if isinstance(x, Tensor) else Tensor(x)
     a: Tensor = ops.wide(given)  # in float16 the cube of 41 is infinite
-    y = 0.5 * a * (1 + ops.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a * a * a)))
-    return cast(Tensor, ops.like(y, given))
+    k = math.sqrt(2 / math.pi)
+    u = a * ops.affine(a * a, 0.044715 * k, k)
+    return cast(Tensor, ops.like(a * ops.affine(ops.tanh(u), 0.5, 0.5), given))
 
 
 def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean") -> Tensor:
@@ -60,13 +61,12 @@ def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean"
     >>> mse_loss([1.0, 2.0], [1.0, 4.0]).item()
     2.0
     """
-    if np.shape(prediction) != np.shape(target):
-        raise ValueError(
-            f"prediction has shape {np.shape(prediction)}, but target has {np.shape(target)}"
-        )
+    shape, wanted = _shape(prediction), _shape(target)
+    if shape != wanted:
+        raise ValueError(f"prediction has shape {shape}, but target has {wanted}")
     error = ops.sub(prediction, target)
     wide = ops.wide(error)  # in float16 the square of 256 is infinite
-    return cast(Tensor, ops.like(_reduce(wide * wide, reduction), error))
+    return cast(Tensor, ops.like(_reduce(wide**2, reduction), error))
 
 
 def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction = "mean") -> Tensor:
@@ -100,7 +100,7 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     >>> loss.item() - math.log(2), grad(loss, logits)
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
-    shape, labels = np.shape(logits), np.asarray(labels)
+    shape, labels = _shape(logits), np.asarray(labels)
     if len(shape) != 2 or labels.shape != shape[:1]:
         raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
     return _reduce(ops.nll(logits, labels), reduction)
@@ -217,6 +217,11 @@ def _named(name: str, f: Callable[..., Any], x: Any, axis: object) -> Any:
         return f(x, axis)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{name} of shape {x.shape}: {error}") from error
+
+
+def _shape(x: Operand) -> tuple[int, ...]:
+    """Return ``np.shape(x)``, which takes long to find out that a Tensor may be asked."""
+    return x.shape if isinstance(x, Tensor) else np.shape(x)
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
