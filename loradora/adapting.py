@@ -19,7 +19,7 @@ from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankL
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
 from loradora.matching import Match, match_tensors
-from loradora.nn import Dropout, Linear, Module, all_or_none, setting
+from loradora.nn import Dropout, Linear, Module, all_or_none, setting_data, setting_requires_grad
 from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
 
@@ -120,7 +120,7 @@ class Adapter:
 
     def enable(self, value: bool) -> None:
         """Make the adapter's tensors trainable, or freeze them."""
-        all_or_none([setting(p, "requires_grad", value) for p in self.trained])
+        all_or_none([setting_requires_grad(p, value) for p in self.trained])
 
     def scalings(self) -> dict[str, float]:
         """Return s of every adapted layer, by path."""
@@ -210,7 +210,7 @@ class Adapter:
         arrays = checkpoint.check(
             source, file, self.saved, self.constants(), self.scalings(), allow_nan
         )
-        all_or_none([(p.assign, p.data, arrays[key]) for key, p in self.saved.items()])
+        all_or_none([setting_data(p, arrays[key]) for key, p in self.saved.items()])
 
     def parts(self) -> dict[str, Module]:
         """Return what acts in the place of modules of the base, by path."""

@@ -11,8 +11,7 @@ import math
 import reprlib
 import sys
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -168,7 +167,7 @@ class Module:
 
     def requires_grad_(self: M, value: bool = True) -> M:
         """Make every parameter trainable, or freeze it."""
-        all_or_none([setting(p, "requires_grad", value) for p in self.parameters()])
+        all_or_none([setting_requires_grad(p, value) for p in self.parameters()])
         return self
 
     def zero_grad(self) -> None:
@@ -192,7 +191,7 @@ class Module:
             Listing every missing, unexpected, misshapen or non-float entry at once, and every one that is
             too large for the dtype of its parameter.
         """
-        all_or_none([(p.assign, p.data, value) for p, value in self.fitted(state)])
+        all_or_none([setting_data(p, value) for p, value in self.fitted(state)])
 
     def fitted(self, state: Mapping[str, npt.ArrayLike]) -> list[tuple[Tensor, npt.NDArray[Any]]]:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
@@ -328,27 +327,32 @@ def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -
     return wrong
 
 
-#: One of several that belong together: how to put a value in its place, the old value, the new one.
-Change: TypeAlias = tuple[Callable[[Any], object], Any, Any]
+#: An attribute that belongs together with others: whose it is, its name, its new value.
+Change: TypeAlias = tuple[object, str, Any]
 
 
-def setting(owner: object, name: str, value: Any) -> Change:
-    """Return the change that sets an attribute."""
-    return partial(setattr, owner, name), getattr(owner, name), value
+def setting_data(leaf: Tensor, array: npt.NDArray[Any]) -> Change:
+    """Return the change that sets a leaf to ``array`` itself, as :meth:`Tensor.assign` does."""
+    data = leaf.data
+    if leaf.op is not None or array.shape != data.shape or array.dtype != data.dtype:
+        leaf.assign(array)  # which says what is wrong
+    return leaf, "_data", array
+
+
+def setting_requires_grad(leaf: Tensor, value: bool) -> Change:
+    """Return the change that makes a leaf trainable, or freezes it."""
+    if leaf.op is not None:
+        leaf.requires_grad = value  # which says what is wrong
+    return leaf, "_requires_grad", bool(value)
 
 
 def all_or_none(changes: Sequence[Change]) -> None:
-    """Make all of the changes, or none of them if one fails or an interrupt comes between two.
+    """Set all of these attributes, in one call: neither an error nor an interrupt comes between two.
 
-    The new values are made before, so there is little left that can fail.
+    A property would run code between two: the names are those of what it keeps.
     """
-    try:
-        for put, _, new in changes:
-            put(new)
-    except BaseException:
-        for put, old, _ in changes:
-            put(old)
-        raise
+    if changes:
+        at_once(object.__setattr__, *zip(*changes))()
 
 
 class Linear(Module):

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from loradora.adapters import LowRankLinear
-from loradora.nn import Change, Module, all_or_none, check_finite, setting
+from loradora.nn import Change, Module, all_or_none, check_finite, setting_data
 from minigrad import Tensor, hints, norm
 from minigrad.ops import like, wide
 from minigrad.scopes import at_once
@@ -249,14 +249,14 @@ class Optimizer:
         states = self._state.copy()
         with np.errstate(under="ignore"):
             for p, rate, options in moving:
-                data, dtype = p.data, p.dtype
-                g: Any = p.grad
+                data, g = p.data, cast(Array, p.grad)
+                dtype = data.dtype
                 if dtype.itemsize == 2:  # see _state_dtype
                     data, g = data.astype(np.float32), g.astype(np.float32)
                 moved, states[p] = self._moved(data, g, states.get(p, {}), rate, options)
-                changes.append((p.assign, p.data, np.asarray(moved, dtype)))
-        changes.append(setting(self, "_state", states))
-        changes.append(setting(self, "_steps_taken", self._steps_taken + 1))
+                changes.append(setting_data(p, np.asarray(moved, dtype)))
+        changes.append((self, "_state", states))
+        changes.append((self, "_steps_taken", self._steps_taken + 1))
         all_or_none(changes)
 
     def _moved(
@@ -322,9 +322,9 @@ class Optimizer:
         ]
 
         states = {p: _below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
-        changes = [setting(self, "_state", {p: known for p, known in states.items() if known})]
+        changes: list[Change] = [(self, "_state", {p: s for p, s in states.items() if s})]
         for group, new in zip(self.param_groups, options, strict=True):
-            changes.append(setting(group, "_entries", group._entries | new))
+            changes.append((group, "_entries", group._entries | new))
         all_or_none(changes)
 
     def _expected(self, given: Mapping[str, Array]) -> dict[str, Array]:
@@ -379,7 +379,8 @@ def _check_gradient(p: Tensor, g: Any) -> None:
     """Raise unless ``g`` has the shape and dtype of ``p``."""
     if not isinstance(g, np.ndarray):
         raise TypeError(f"a gradient is an array, not a {type(g).__name__}: {g!r}")
-    if g.shape != p.shape or g.dtype != p.dtype:
+    data = p.data
+    if g.shape != data.shape or g.dtype != data.dtype:
         raise ValueError(
             f"a parameter of shape {p.shape} and dtype {p.dtype} has been given a gradient "
             f"of shape {g.shape} and dtype {g.dtype}"

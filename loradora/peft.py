@@ -30,7 +30,16 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig, ReadOnly
 from loradora.matching import check_names, match, named_as
-from loradora.nn import Module, Rng, all_or_none, generator, named_tensors, setting
+from loradora.nn import (
+    Change,
+    Module,
+    Rng,
+    all_or_none,
+    generator,
+    named_tensors,
+    setting_data,
+    setting_requires_grad,
+)
 from loradora.views import intact, own_copy, rebuild, take_modes
 from minigrad import Tensor, hints
 from minigrad.scopes import Scope, at_once
@@ -163,7 +172,7 @@ class PeftModel(Module):
             raise ValueError(
                 "the state is that of another base: load it into the base, before get_peft_model"
             )
-        all_or_none([(p.assign, p.data, value) for p, value in fitted if id(p) in own])
+        all_or_none([setting_data(p, value) for p, value in fitted if id(p) in own])
 
     def get_base_model(self) -> Module:
         """Return the base model itself."""
@@ -277,13 +286,13 @@ class PeftModel(Module):
     ) -> None:
         """Have these adapters, of which those named act, in ``view``; all of the change or none."""
         take_modes(view, self.base_model)
-        changes = [
-            setting(p, "requires_grad", trainable and name in names)
+        changes: list[Change] = [
+            setting_requires_grad(p, trainable and name in names)
             for name, adapter in adapters.items()
             for p in adapter.trained
         ]
         new = {"_adapters": adapters, "_active": view, "_names": names}
-        all_or_none(changes + [setting(self, name, value) for name, value in new.items()])
+        all_or_none(changes + [(self, name, value) for name, value in new.items()])
 
     def _view_of(self, names: Sequence[str]) -> Module:
         """Return the view in which these adapters act together."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loradora.adapters import freeze
-from loradora.nn import Module, items_of, named_tensors
+from loradora.nn import Change, Module, all_or_none, items_of, named_tensors
 from loradora.reaching import reaches
 from minigrad import Tensor
 from minigrad.scopes import at_once
@@ -120,13 +120,13 @@ def take_modes(view: Module, other: Module) -> None:
     What is not there, such as the parts of an adapted layer, takes the mode of what it lies in.
     """
     modes = {path: module.training for path, module in other.named_modules()}
-    taken = []
+    taken: list[Change] = []
     for path, module in view.named_modules():
         place = path
         while place not in modes:
             place = place.rpartition(".")[0]
         taken.append((module, "training", modes[place]))
-    at_once(object.__setattr__, *zip(*taken))()
+    all_or_none(taken)
 
 
 def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Module:
