@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -235,26 +235,21 @@ class Optimizer:
         check_finite(factor=factor)
         if factor < 0:
             raise ValueError(f"factor must not be negative, not {factor!r}")
-        moving: list[tuple[Tensor, float, dict[str, Any]]] = []
-        for group in self.param_groups:
-            options = group._entries
-            rate = float(options["lr"] * factor)
-            for p in options["params"]:
-                if p.grad is not None and p.requires_grad:
-                    _check_gradient(p, p.grad)
-                    moving.append((p, rate, options))
-        if not moving:
-            raise RuntimeError(_NOTHING_TO_MOVE)
         changes: list[Change] = []
         states = self._state.copy()
         with np.errstate(under="ignore"):
-            for p, rate, options in moving:
-                data, g = p.data, cast(Array, p.grad)
-                dtype = data.dtype
-                if dtype.itemsize == 2:  # see _state_dtype
-                    data, g = data.astype(np.float32), g.astype(np.float32)
-                moved, states[p] = self._moved(data, g, states.get(p, {}), rate, options)
-                changes.append(setting_data(p, np.asarray(moved, dtype)))
+            for group in self._groups:
+                options = group._entries
+                rate = float(options["lr"] * factor)
+                for p in options["params"]:
+                    if p.grad is None or not p.requires_grad:
+                        continue
+                    _check_gradient(p, p.grad)
+                    data, g = wide(p.data), wide(p.grad)  # see _state_dtype
+                    moved, states[p] = self._moved(data, g, states.get(p, {}), rate, options)
+                    changes.append(setting_data(p, np.asarray(moved, p.dtype)))
+        if not changes:
+            raise RuntimeError(_NOTHING_TO_MOVE)
         changes.append((self, "_state", states))
         changes.append((self, "_steps_taken", self._steps_taken + 1))
         all_or_none(changes)
