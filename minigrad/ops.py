@@ -888,14 +888,14 @@ def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
     return _keep(_restore(g, a, axis) / count, ties)
 
 
-def _extreme(choose: Any, a: Array, axes: Any, keepdims: bool, *initial: float) -> Array:
-    """Return the largest or smallest entry over ``axes``; ``initial`` is that of nothing.
+def _extreme(choose: Any, a: Array, axes: Any, keepdims: bool) -> Array:
+    """Return the largest or smallest entry over ``axes``.
 
     NumPy begins anew for each row, which takes as long as to look at a hundred numbers: many short rows
     are first made columns.
     """
     if a.size <= _MANY or axes != (a.ndim - 1,) or a.shape[-1] > _BLOCK // 2:
-        return choose.reduce(a, axes, None, None, keepdims, *initial)
+        return choose.reduce(a, axes, None, None, keepdims)
     y = choose.reduce(a.reshape(-1, a.shape[-1]).T.copy())
     return y.reshape((*a.shape[:-1], 1) if keepdims else a.shape[:-1])
 
@@ -960,28 +960,13 @@ def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
 def _below_largest(x: Array, axis: int) -> Array:
     """Return z = x − max x, a new array, of float16 in float32: now no eᶻ overflows."""
     x = wide(x)
-    return np.asarray(x - _extreme(np.maximum, x, _axes(x, axis), True, -np.inf))
-
-
-def _powers(x: Array, axis: int) -> tuple[Array, Array]:
-    """Return eˣ⁻ᶜ, a new array, and its sum over ``axis``, for a c that does not change their quotient.
-
-    That is 0, unless powers overflow, or a whole row of them comes near 0: then it is the largest x.
-    """
-    y = np.exp(wide(x))
-    s = total(y, _axes(y, axis), True)
-    if not ((s > 1e-7) & (s < 1e19)).all():
-        y = np.exp(_below_largest(x, axis))
-        s = total(y, _axes(y, axis), True)
-    return y, s
+    return np.asarray(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
 
 
 def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
     """Return the cotangent of x for that of p = eˣ/Σeˣ."""
     g, p = wide(g), wide(p)
-    plain = isinstance(g, np.ndarray) and isinstance(p, np.ndarray)
-    s = total(p, _axes(p, axis), True, g) if plain else sum.of(p * g, axis, True)
-    return _scaled(g - s, p)
+    return p * (g - sum.of(p * g, axis, True))
 
 
 # p = eˣ/Σeˣ,  dp = p∘dx − p Σ p∘dx   ⟹   x̄ = p∘p̄ − p Σ p∘p̄ = p∘(p̄ − Σ p∘p̄)
@@ -992,13 +977,14 @@ def softmax(x: Array, axis: int = -1) -> Array:
     >>> softmax([-1e4, 0.0, 0.0])
     Tensor([0. , 0.5, 0.5])
     """
-    y, s = _powers(x, axis)
-    y /= s
+    y = _below_largest(x, axis)
+    np.exp(y, out=y)
+    y /= total(y, _axes(y, axis), keepdims=True)
     return like(y, x)
 
 
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
-@op(lambda g, y, _x, axis=-1: wide(g) - _scaled(exp.of(wide(y)), sum.of(wide(g), axis, True)))
+@op(lambda g, y, _x, axis=-1: wide(g) - exp.of(wide(y)) * sum.of(wide(g), axis, True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
@@ -1022,20 +1008,17 @@ def check_labels(labels: Array, classes: int) -> None:
     """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
     if labels.dtype.kind not in "iu":
         raise TypeError(no_classes(labels))
-    wrong = labels[labels.astype(np.uint64) >= classes]  # a negative number becomes a huge one
+    wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
         raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
 
 
-def _check_rows(what: str, given: Array, x: Array) -> None:
-    if x.ndim != 2 or np.shape(given) != x.shape[:1]:
-        got = f"got {np.shape(given)} for {x.shape}"
-        raise ValueError(f"expected one {what} for each row of (N, C), {got}")
-
-
-def _places(x: Array, labels: Array) -> tuple[Array, Array]:
+def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
     """Return the index of each row's label in x (N, C), for labels (N,)."""
-    _check_rows("label", labels, x)
+    if x.ndim != 2 or np.shape(labels) != x.shape[:1]:
+        raise ValueError(
+            f"expected one label for each row of (N, C), got {np.shape(labels)} for {x.shape}"
+        )
     # an empty list is one of floats to NumPy
     labels = np.asarray(labels) if len(labels) else np.zeros(0, np.intp)
     check_labels(labels, x.shape[1])
@@ -1045,8 +1028,10 @@ def _places(x: Array, labels: Array) -> tuple[Array, Array]:
 # y = w∘(p − onehot) row by row, with p = softmax(x):  dy = w∘dp + dw∘(p − onehot)
 # ⟹   x̄ as softmax has it for p̄ = w∘ȳ,   w̄ = Σ ȳ∘(p − onehot) = Σ ȳ∘p − ȳ[label]
 @op(
-    lambda g, _y, x, w, labels: _softmax_vjp(wide(g) * w[:, None], softmax.of(wide(x)), 1),
-    lambda g, _y, x, _w, labels: sum.of(wide(g) * softmax.of(wide(x)), 1) - g[_places(x, labels)],
+    lambda g, _y, x, w, labels: _softmax_vjp(wide(g) * w[:, None], softmax.of(wide(x), 1), 1),
+    lambda g, _y, x, _w, labels: (
+        sum.of(wide(g) * softmax.of(wide(x), 1), 1) - g[_at_labels(x, labels)]
+    ),
     None,
 )
 def nll_grad(x: Array, w: Array, labels: Array) -> Array:
@@ -1057,12 +1042,16 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
     >>> nll_grad(np.array([[0.0, 0.0]]), np.array([1.0]), np.array([1]))
     Tensor([[ 0.5, -0.5]])
     """
-    places = _places(x, labels)
-    _check_rows("weight", w, x)
-    powers, sums = _powers(x, 1)
-    share = w[:, None] / sums
+    at_labels = _at_labels(x, labels)
+    if np.shape(w) != x.shape[:1]:
+        raise ValueError(
+            f"expected one weight for each row of (N, C), got {np.shape(w)} for {x.shape}"
+        )
+    powers = _below_largest(x, 1)
+    np.exp(powers, out=powers)
+    share = (w / total(powers, (1,)))[:, None]
     y = np.multiply(powers, share, out=powers if share.dtype is powers.dtype else None)
-    y[places] -= w
+    y[at_labels] -= w
     return like(y, w) if x.dtype == w.dtype else y
 
 
@@ -1077,13 +1066,9 @@ def nll(x: Array, labels: Array) -> Array:
     >>> nll(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Tensor([0.69314718, 0.        ])
     """
-    places = _places(x, labels)
-    powers, sums = _powers(x, 1)
-    y = np.log(sums[:, 0] / powers[places])
-    if not (y < 40).all():  # the power of a label is too small to keep its digits
-        z = _below_largest(x, 1)
-        y = np.log(total(np.exp(z), (1,))) - z[places]
-    return like(y, x)
+    z = _below_largest(x, 1)
+    of_label = z[_at_labels(z, labels)]  # before z is overwritten
+    return like(np.log(total(np.exp(z, out=z), (1,))) - of_label, x)
 
 
 if not TYPE_CHECKING:  # type checkers cannot evaluate it, and see all names that are public
