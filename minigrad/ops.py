@@ -101,6 +101,8 @@ class Op(Generic[P]):
         self.vjps = vjps
         #: How many arguments, counted from the first, have a rule each.
         self.ruled = vjps.index(None) if None in vjps else len(vjps)
+        #: How many of them may be arrays with a derivative: after these come parameters alone.
+        self.arrays = math.inf if each else len(vjps)
         self._check_rules()
 
     def _check_rules(self) -> None:

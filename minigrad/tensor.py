@@ -82,12 +82,13 @@ def record(op: Op[...], *args: Any) -> Tensor:
             else:
                 parents.append(None)
         else:
-            inputs.append(a if type(a) in _NUMBERS else _operand(op, len(inputs), args))
+            known = type(a) in _NUMBERS or len(inputs) >= op.arrays
+            inputs.append(a if known else _operand(op, len(inputs), args))
             parents.append(None)
         bit += bit
     if arrays_only:
         inputs = _without_tensors(op, inputs)
-    if len(args) > op.ruled:
+    if len(args) > op.ruled and not _PLAIN.issuperset(map(type, args[op.ruled :])):
         _refuse_tensors(op, args)
 
     place = here.get()
@@ -121,6 +122,9 @@ Op.apply = record
 # ----------------------------------------------------------------------------- what an op accepts
 
 _NUMBERS = frozenset({int, float})
+
+#: Of parameters, those that cannot have a Tensor inside.
+_PLAIN = frozenset({int, float, bool, type(None), str, slice, ndarray})
 
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:

@@ -467,6 +467,33 @@ def test_logsumexp_of_extreme_logits(logits, value, gradient):
     assert_allclose(g, gradient, rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shift", [-1000, -100, -88, -40, -16, 16, 40, 44, 60, 88, 100, 700, 1000])
+def test_softmax_does_not_feel_a_shift_of_all_logits(shift, dtype):
+    """Powers that leave the range of numbers, or nearly so, take no digits with them."""
+    z = np.array([[0, -1, -3.5], [-30, 0, -60]], dtype)
+    p = np.exp(z, dtype=float) / np.sum(np.exp(z, dtype=float), axis=1, keepdims=True)
+    near, w = 20 * np.finfo(dtype).eps, np.array([1e-3, 2], dtype)
+    labels, onehot = [2, 0], np.eye(3)[[2, 0]]
+    x = mg.Tensor(z + dtype(shift), requires_grad=True)
+    loss = mg.ops.nll(x, labels)
+    for found, exact in [
+        (mg.softmax(x), p),
+        (loss, -np.log(p[[0, 1], labels])),
+        (mg.grad(loss, x, w), w[:, None] * (p - onehot)),
+    ]:
+        assert found.dtype == dtype
+        assert_allclose(found.data, exact, rtol=near, atol=near * 1e-9)
+
+
+@pytest.mark.parametrize("shift", [0, -15, 40])
+@pytest.mark.parametrize("below", [0, 10, 39, 41, 80, 86, 90, 110, 1e4])
+def test_the_loss_of_an_unlikely_label_keeps_its_digits(below, shift):
+    x = np.float32([[0, -below], [0, 0]]) + np.float32(shift)
+    exact = np.log(np.exp(-float(below)) + 1) + below, LN2
+    assert_allclose(mg.ops.nll(x, [1, 0]).data, exact, rtol=2e-7)
+
+
 def test_a_row_of_logits_does_not_disturb_another():
     rows = [[1e4, 0], [-inf, -inf], [-1e4, -1e4]]
     y, g = value_and_gradients(lambda x: mg.logsumexp(x, 1, keepdims=True), rows)
