@@ -234,9 +234,6 @@ def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
 def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
     """Return the tensors one after the other along an existing axis; flattened first for None.
 
-    Many are first joined in groups: in the backward pass the rule of each part is handed all the others,
-    which for 10,000 at once would take seconds.
-
     Raises
     ------
     ValueError
@@ -247,10 +244,16 @@ def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
     >>> concatenate([[1.0, 2.0], [3.0]])
     Tensor([1., 2., 3.])
     """
-    parts = _parts("concatenate", tensors)
-    if axis is None:
-        parts, axis = [t.reshape(-1) for t in parts], 0
-    join, n = ops.OPS["concatenate"], 64
+    return _joined(_parts("concatenate", tensors), axis)
+
+
+def _joined(parts: list[Tensor], axis: int | None) -> Tensor:
+    """Return the parts one after the other.
+
+    Many are first joined in groups: the rule of each part asks for the lengths of those before it, which
+    for 10,000 at once would take seconds.
+    """
+    join, n = ops.OPS["concatenate"], 32
     while len(parts) > n:
         parts = [join(axis, *parts[i : i + n]) for i in range(0, len(parts), n)]
     return join(axis, *parts)
@@ -275,19 +278,21 @@ def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
     shapes = [t.shape for t in parts]
     if len(set(shapes)) != 1:
         raise ValueError(f"stack needs tensors of one shape, got {shapes}")
-    axis = normalize_axis_index(axis, parts[0].ndim + 1, "stack")
-    new = (*shapes[0][:axis], 1, *shapes[0][axis:])
-    return concatenate([t.reshape(new) for t in parts], axis)
+    n, shape = len(parts), shapes[0]
+    axis = normalize_axis_index(axis, len(shape) + 1, "stack")
+    if axis < len(shape):  # side by side along their own axis, which is then cut in two
+        return _joined(parts, axis).reshape(*shape[:axis], n, *shape[axis:])
+    return _joined(parts, None).reshape(n, math.prod(shape)).T.reshape(*shape, n)
 
 
 def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:
     """Return what the function called ``name`` is to join, as Tensors."""
     if not isinstance(tensors, Iterable):
         raise TypeError(f"{name} needs a sequence of tensors, not {type(tensors).__name__}")
-    parts = as_tensors(list(tensors))
+    parts: list[Any] = list(tensors)
     if not parts:
         raise ValueError(f"{name} needs at least one tensor")
-    return parts
+    return parts if all(isinstance(t, Tensor) for t in parts) else as_tensors(parts)
 
 
 if not TYPE_CHECKING:  # for those who write minigrad.functional as F

@@ -779,18 +779,19 @@ def getitem(a: Array, index: Any) -> Array:
     return a[index]
 
 
-def _cut(g: Array, i: int, axis: int, arrays: tuple[Array, ...]) -> Array:
+def _cut(g: Array, i: int, axis: int | None, arrays: tuple[Array, ...]) -> Array:
     """Return the part of g that lies where array ``i`` has come to lie."""
-    start = builtins.sum(a.shape[axis] for a in arrays[:i])
-    stop = start + arrays[i].shape[axis]
-    return g.swapaxes(0, axis)[start:stop].swapaxes(0, axis)
+    lengths = [a.size if axis is None else a.shape[axis] for a in arrays[: i + 1]]
+    stop = builtins.sum(lengths)
+    part = g.swapaxes(0, axis or 0)[stop - lengths[i] : stop]
+    return part.reshape(arrays[i].shape) if axis is None else part.swapaxes(0, axis)
 
 
 # y holds each array in a place of its own, and there is its own part of ȳ
 @op(None, each=lambda i: lambda g, _y, axis, *_arrays: _cut(g, i, axis, _arrays))
-def _concatenate(axis: int, *arrays: Array) -> Array:
-    """Return the arrays, any number of them, one after the other along ``axis``."""
-    return np.concatenate(arrays, operator.index(axis))
+def _concatenate(axis: int | None, *arrays: Array) -> Array:
+    """Return the arrays, any number of them, one after the other along ``axis``; flat for None."""
+    return np.concatenate(arrays, None if axis is None else operator.index(axis))
 
 
 # ----------------------------------------------------------------------------- reductions

@@ -331,12 +331,13 @@ def scatters(draw: st.DrawFn) -> Call:
 
 @st.composite
 def neighbours(draw: st.DrawFn, count: int) -> Call:
-    """Draw arrays that differ in length along one axis."""
+    """Draw arrays that differ in length along one axis, to be joined along it or flattened."""
     shape = draw(shapes(min_dims=1))
     axis = draw(axis_of(shape))
     split = axis % len(shape)
     parts = [(*shape[:split], draw(LENGTHS), *shape[split + 1 :]) for _ in range(count)]
-    return Call(draw(arrays(*parts)), lambda f, *parts: f(parts, axis=axis))
+    along = draw(st.sampled_from([axis, axis, None]))
+    return Call(draw(arrays(*parts)), lambda f, *parts: f(parts, axis=along))
 
 
 @st.composite
