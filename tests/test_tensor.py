@@ -261,6 +261,47 @@ def test_iteration_gives_the_rows_as_tensors_with_gradients():
     assert_array_equal(x.grad, [[10, 10], [1, 1]])
 
 
+@pytest.mark.parametrize("shape", [(5000,), (4097,), (5, 1000), (7, 3, 400), (3, 5000), (0, 3)])
+def test_iteration_over_many_rows_gives_each_in_its_turn(shape):
+    x = leaf(np.arange(np.prod(shape), dtype=float).reshape(shape))
+    rows = list(x)
+    assert len(rows) == len(x)
+    assert all(np.array_equal(row.data, expected) for row, expected in zip(rows, x.data))
+    weights = np.arange(len(rows))
+    if len(rows):
+        sum(row.sum() * weight for row, weight in zip(rows, weights.tolist())).backward()
+        expected = np.broadcast_to(weights.reshape(-1, *[1] * (x.ndim - 1)), shape)
+        assert_array_equal(x.grad, expected)
+
+
+def test_iteration_makes_a_row_when_it_is_asked_for(monkeypatch):
+    made = []
+    cut = mg.Tensor.__getitem__
+    monkeypatch.setattr(mg.Tensor, "__getitem__", lambda x, i: made.append(i) or cut(x, i))
+    first = next(iter(leaf(np.ones((1000, 1000)))))
+    assert first.shape == (1000,)
+    assert len(made) < 20
+    with mg.no_grad():
+        assert not any(row.requires_grad for row in leaf(np.ones((10, 1000))))
+
+
+def test_the_gradients_of_all_rows_are_not_each_of_the_size_of_all():
+    """Counted in numbers: rows that are cut out of x itself get 1,000 gradients of 1,000 rows."""
+    numbers = []
+    forward = mg.ops.scatter.forward
+    x = leaf(np.ones((1000, 100)))
+    y = mg.stack(list(x))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mg.ops.scatter,
+            "forward",
+            lambda a, index, shape: numbers.append(np.prod(shape)) or forward(a, index, shape),
+        )
+        y.backward(np.ones(y.shape))
+    assert_array_equal(x.grad, np.ones(x.shape))
+    assert sum(numbers) < 50 * x.size  # and not 1,000 times as many
+
+
 def test_a_0d_tensor_has_no_length_and_no_rows():
     for f in (len, iter, list):
         with pytest.raises(TypeError, match="unsized"):
