@@ -670,7 +670,7 @@ class Sequential(Module):
         super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[Module]:
-        return (m for name, m in vars(self).items() if isinstance(m, Module) and name[0] != "_")
+        return iter([m for n, m in vars(self).items() if isinstance(m, Module) and n[0] != "_"])
 
     def __getitem__(self, i: int) -> Module:
         return list(self)[i]

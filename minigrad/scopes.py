@@ -120,6 +120,8 @@ class Scope(Lock, contextlib.ContextDecorator):
     def in_force(cls: type[S]) -> list[S]:
         """Return the scopes of this class that are in force here, in the order of their entering."""
         place = here.get()
+        if not place.scopes:
+            return []
         held = [scope for scope in place.scopes if scope._is_owned()]
         if len(held) < len(place.scopes):  # forget those that have ended
             here.set(type(place)(tuple(held)))
