@@ -1,9 +1,9 @@
 """How much of its training time ``examples/finetune_digits.py`` spends inside NumPy.
 
-Counted is what runs in the forwards and rules of the ops, in the optimizer's update and in the making of
-batches: there is next to nothing in them but calls of NumPy.  All else, recording, walking back, layers,
-checks, is ours, although NumPy is called there, too.  Watching takes time itself, so the whole is timed
-without it.
+Counted is what runs in the forwards and rules of the ops, in the factored norm of a DoRA, in the
+optimizer's update and in the making of batches: there is next to nothing in them but calls of NumPy.  All
+else, recording, walking back, layers, checks, is ours, although NumPy is called there, too.  Watching
+takes time itself, so the whole is timed without it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import finetune_digits
 import reporting
 
 import minigrad as mg
-from loradora import train
+from loradora import norms, train
 from loradora.optim import AdamW
 
 METHODS = "scratch", "head", "full", "lora", "dora"
@@ -75,6 +75,7 @@ def report(quick: bool) -> Iterator[str]:
         for op in mg.OPS.values():
             put(op, "forward", inside.watched(op.forward))
             put(op, "vjps", tuple(rule and inside.watched(rule) for rule in op.vjps))
+        put(norms, "factored_row_norm", inside.watched(norms.factored_row_norm))
         put(AdamW, "_moved", inside.watched(AdamW._moved))
         put(train, "_batches", inside.iterated(train._batches))
         watched = list(phases(inside, *length))
