@@ -15,6 +15,8 @@ from typing import Any
 OURS = {
     "minigrad": "GradcheckError",
     "minigrad.hints": "attributes_of",
+    "minigrad.operation": "has_rule",
+    "minigrad.adding": "never_repeats",
     "minigrad.ops": "nll_grad",
     "minigrad.engine": "ancestry",
     "minigrad.scopes": "at_once",

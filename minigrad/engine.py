@@ -40,7 +40,7 @@ from minigrad import ops
 from minigrad.scopes import at_once, quietly
 
 if TYPE_CHECKING:
-    from minigrad.ops import Array, Op
+    from minigrad.operation import Array, Op
     from minigrad.tensor import Tensor
 
 #: Where a gradient flows to: the node of a result, or a leaf.

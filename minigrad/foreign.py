@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import hints, ops
-from minigrad.ops import Op
+from minigrad.operation import Op
 
 #: The functions of NumPy that Python's operators stand for.
 OPERATIONS: dict[np.ufunc, Op[...]] = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from numpy import ndarray
 from minigrad import engine, foreign, hints, ops
 from minigrad.engine import Node, Source, next_birth
 from minigrad.hints import keywords
-from minigrad.ops import Axis, Op
+from minigrad.operation import Op
+from minigrad.ops import Axis
 from minigrad.scopes import NOWHERE, Scope, here, quietly
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -100,7 +102,7 @@ def record(op: Op[...], *args: Any) -> Tensor:
         y = _result(op, y)
     y.setflags(False)
 
-    if wanted and (place is NOWHERE or not place.scopes or not no_grad.in_force()):
+    if wanted and (place is NOWHERE or not no_grad.in_force()):
         return tensor_of(y, Node(op, y, inputs, parents, bit + wanted))
     return tensor_of(y)
 
