@@ -289,10 +289,10 @@ def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:
     """Return what the function called ``name`` is to join, as Tensors."""
     if not isinstance(tensors, Iterable):
         raise TypeError(f"{name} needs a sequence of tensors, not {type(tensors).__name__}")
-    parts: list[Any] = list(tensors)
+    parts = as_tensors(list(tensors))
     if not parts:
         raise ValueError(f"{name} needs at least one tensor")
-    return parts if all(isinstance(t, Tensor) for t in parts) else as_tensors(parts)
+    return parts
 
 
 if not TYPE_CHECKING:  # for those who write minigrad.functional as F

@@ -759,10 +759,16 @@ def norm(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
             [0. , 0. ]])
     """
     x_wide, axes = wide(x), _axes(x, axis)
-    square, limits = total(x_wide, axes, keepdims, x_wide), np.finfo(x_wide.dtype)
-    # in this range no digit is lost to squares that overflow or underflow
-    safe = ((square >= limits.tiny / limits.eps) & (square <= limits.max)).all()
+    square, (low, high) = total(x_wide, axes, keepdims, x_wide), _safe_squares(x_wide.dtype)
+    safe = ((square >= low) & (square <= high)).all()
     return like(np.sqrt(square) if safe else _scaled_norm(x_wide, axes).reshape(square.shape), x)
+
+
+@functools.cache
+def _safe_squares(dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Return the range in which no digit is lost to squares that underflow or overflow."""
+    limits = np.finfo(dtype)
+    return limits.tiny / limits.eps, limits.max
 
 
 def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -227,6 +227,8 @@ def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
 
 def as_tensors(operands: Sequence[Operand]) -> list[Tensor]:
     """Return all as Tensors; numbers and arrays of integers take the dtype of the others."""
+    if all(isinstance(a, Tensor) for a in operands):
+        return list(cast(Sequence[Tensor], operands))
     dtype = _float_dtype(operands)
 
     def converted(a: Any) -> Array:
