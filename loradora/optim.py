@@ -525,11 +525,12 @@ class AdamW(Optimizer):
         v *= g
         v += beta2 * known["exp_avg_sq"]
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
-        step = np.sqrt(v)
+        root = np.sqrt(v)
         if options["eps"] < 1e-37:  # which may be 0 in float32
-            step = np.where(step == 0, p.dtype.type(np.inf), step)  # so that 0/(0 + ε) is 0
-        step += d * options["eps"]
-        step = m / step
+            root = np.where(root == 0, p.dtype.type(np.inf), root)  # so that 0/(0 + ε) is 0
+        root += d * options["eps"]
+        step = m / root
+        del root  # its memory is used again
         step *= rate * d / c
         moved = (1 - rate * options["weight_decay"]) * p
         moved -= step

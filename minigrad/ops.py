@@ -424,6 +424,20 @@ def _product(a: Array, b: Array) -> Array:
     return a @ b
 
 
+#: Σ aᵀg over the rows of two matrices, without BLAS.
+_sum_of_outer = functools.partial(np.einsum, "n...i,n...j->...ij")
+
+
+def _over_rows(a: Array, g: Array) -> Array:
+    """Return AᵀG, which is a sum over the rows of both.
+
+    Where it has few entries, BLAS adds the rows one after the other: see :func:`_sum_rows`.
+    """
+    if type(g) is np.ndarray and a.shape[0] > 64 * _BLOCK and a.shape[1] * g.shape[1] < 16:
+        return like(_sum_rows(_sum_of_outer, wide(a), wide(g)), g)
+    return _product(a.mT, g)
+
+
 def _left_vjp(g: Array, a: Array, b: Array) -> Array:
     """Return ȲBᵀ, the cotangent of a for that of a @ b."""
     if b.ndim == 1:
@@ -435,7 +449,8 @@ def _right_vjp(g: Array, a: Array, b: Array) -> Array:
     """Return AᵀȲ, the cotangent of b for that of a @ b; of one b for a stack its sum, over all rows."""
     if b.ndim < 3:
         rows = _as_rows(a)
-        return _product(rows.mT, g.reshape((rows.shape[0], *b.shape[1:])))
+        columns = 1 if b.ndim == 1 else b.shape[1]
+        return _over_rows(rows, g.reshape((rows.shape[0], columns))).reshape(b.shape)
     return a[:, None] * g[..., None, :] if a.ndim == 1 else a.mT @ g
 
 
@@ -477,7 +492,7 @@ def _times(x: Array, w: Array) -> Array:
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
 @op(
     lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
-    lambda g, _y, x, _w, _b=None: _product(_as_rows(g).mT, _as_rows(x)),  #  W̄ = Ȳᵀ X
+    lambda g, _y, x, _w, _b=None: _over_rows(_as_rows(g), _as_rows(x)),  #  W̄ = Ȳᵀ X
     lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:

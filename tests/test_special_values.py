@@ -885,7 +885,11 @@ OF_MANY_ROWS = {
     "a broadcast channel": (lambda a, b: a + b, (10**4, 3, 50), (3, 1)),
     "affine": (lambda z, c, b: mg.affine(z, c, b), (10**6, 8), (8,), (8,)),
     "linear": (lambda x, w, b: mg.linear(x, w, b), (10**5, 2), (8, 2), (8,)),
+    "linear of few numbers": (lambda x, w: mg.linear(x, w), (10**5, 2), (3, 2)),
     "matmul of a stack": (lambda a, b: a @ b, (10**5, 1, 2), (2, 8)),
+    "matmul of few numbers": (lambda a, b: a @ b, (10**5, 2), (2, 3)),
+    "matmul of a stack of few numbers": (lambda a, b: a @ b, (10**5, 1, 2), (2, 3)),
+    "a stack times a vector": (lambda a, b: a @ b, (10**5, 1, 2), (2,)),
 }
 
 
