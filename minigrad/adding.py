@@ -32,6 +32,34 @@ def never_repeats(index: Any) -> bool:
     return all(isinstance(p, basic) or np.asarray(p).dtype == bool for p in parts)
 
 
+class Placed:
+    """Zeros of some shape with ``a`` at an index that names no place twice: not made before they must be.
+
+    Many that are added up need one array for all of them.
+    """
+
+    __slots__ = "a", "index", "shape"
+
+    def __init__(self, a: Array, index: Any, shape: tuple[int, ...]) -> None:
+        self.a, self.index, self.shape = a, index, shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the zeros."""
+        return self.a.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return placed(self.a, self.index, self.shape)
+
+    def added_to(self, y: Array | None, in_place: bool) -> Array:
+        """Return y with this added, or this alone; in the memory of y if that is allowed."""
+        if y is None:
+            return placed(self.a, self.index, self.shape)
+        total = y if in_place else y.copy()
+        total[self.index] += self.a
+        return total
+
+
 def placed(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with ``a`` at ``index``, which names no place twice."""
     y = np.zeros(shape, a.dtype)

@@ -37,6 +37,7 @@ import numpy as np
 from numpy import ndarray
 
 from minigrad import ops
+from minigrad.adding import Placed
 from minigrad.scopes import at_once, quietly
 
 if TYPE_CHECKING:
@@ -46,11 +47,17 @@ if TYPE_CHECKING:
 #: Where a gradient flows to: the node of a result, or a leaf.
 Source: TypeAlias = "Node | Tensor"
 
-next_birth = itertools.count().__next__
+next_birth = itertools.count(1).__next__
 
 
 class Outline:
-    """The shape and the dtype of an array whose numbers are not kept."""
+    """The shape and the dtype of an array whose numbers are not kept.
+
+    Raises
+    ------
+    TypeError
+        If they are asked for, by a rule that has said that it does not read them.
+    """
 
     __slots__ = "dtype", "shape"
 
@@ -68,8 +75,16 @@ class Outline:
         """The number of entries."""
         return math.prod(self.shape)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        raise TypeError(
+            f"the numbers of an array of shape {self.shape} were not kept: a rule reads a parameter that "
+            "has an underscore in front, which says that it is not read"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or bool(self.__array__())
+
+    __hash__ = object.__hash__
 
 
 class Node(Outline):
@@ -109,6 +124,9 @@ class Node(Outline):
         self.inputs = inputs
         self.parents = parents
         self._birth = next_birth()
+
+    def __repr__(self) -> str:
+        return f"<Node of {self.op.name}, shape {self.shape}, {self.dtype}>"
 
 
 def ancestry(root: Tensor, since: int = 0) -> list[Source]:
@@ -154,6 +172,9 @@ def sweep(
     these, the rules make a graph, too.  With ``release`` each node forgets how it was made once the walk
     has passed it.
     """
+    own: set[Source] = (
+        set()
+    )  # those whose cotangent was made by this walk itself, and is nobody else's
     cotangents: dict[Any, Any] = dict.fromkeys(order)
     cotangents[order[-1]] = seed
     while order:
@@ -166,25 +187,19 @@ def sweep(
         for i, rule in node.rules:
             parent = parents[i]
             if parent in cotangents:  # which holds all of this walk
-                c = rule(g, y, *inputs)
+                c, others = rule(g, y, *inputs), cotangents[parent]
+                if type(c) is Placed:
+                    cotangents[parent] = c.added_to(others, in_place=parent in own)
+                    own.add(parent)
+                    continue
                 if type(c) is not ndarray or c.shape != parent.shape or c.dtype is not parent.dtype:
                     c = fit(c, parent, recorded is not None, node.op, i)
-                others = cotangents[parent]
-                cotangents[parent] = c if others is None else _plus(others, c, g)
+                # not +=, because c may be g itself, or an array that another node has
+                cotangents[parent] = c if others is None else others + c
                 del c, others  # lest they outlive this step of the walk
         if release:
             node.y = node.inputs = node.parents = None
     return cotangents  # those of the leaves and of ``wanted``: all others were popped
-
-
-def _plus(others: Array, c: Array, g: Array) -> Array:
-    """Return others + c, in the memory of c if a rule has just made it: it is neither g nor a view then.
-
-    Never in that of ``others``, which may be another node's, too.
-    """
-    if type(c) is ndarray and c is not g and c.base is None and c.flags.writeable:
-        return np.add(others, c, out=c)
-    return others + c
 
 
 def fit(g: Array, a: Source, record: bool, op: Op[...], i: int) -> Array:

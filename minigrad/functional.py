@@ -253,7 +253,7 @@ def _joined(parts: list[Tensor], axis: int | None) -> Tensor:
     Many are first joined in groups: the rule of each part asks for the lengths of those before it, which
     for 10,000 at once would take seconds.
     """
-    join, n = ops.OPS["concatenate"], 32
+    join, n = ops._concatenate, 32
     while len(parts) > n:
         parts = [join(axis, *parts[i : i + n]) for i in range(0, len(parts), n)]
     return join(axis, *parts)

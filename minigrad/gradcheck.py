@@ -85,9 +85,11 @@ def gradcheck(
     args, checked = _prepare(inputs)
     tensors = [args[i] for i in checked]
     before = [x.data.copy() for x in tensors]
+    arrays = {i for i in checked if not isinstance(inputs[i], Tensor)}
 
     def value() -> Tensor:
-        return _checked(f(*args))
+        # a result, not the leaf: that has its numbers also for a rule that said it would not read them
+        return _checked(f(*(a * 1 if i in arrays else a for i, a in enumerate(args))))
 
     y = value()
     analytic = [_jacobian(y, x) for x in tensors]

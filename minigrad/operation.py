@@ -155,13 +155,14 @@ class Op(Generic[P]):
 class Plans(dict[int, Plan]):
     """What the way back needs, for each way to apply an op.
 
-    The key has a bit for each argument, which says whether it needs a gradient, and a 1 above them.  The
-    plan is: the rules to call, with the numbers of their arguments; the numbers of the arrays that none
-    of them reads; and whether one of them reads y.
+    The key has a bit for each argument, which says whether it needs a gradient, and a 1 above them: for
+    a + b with a trained b it is 0b110.  The plan is: the rules to call, with the numbers of their
+    arguments; the numbers of the arrays that none of them reads; and whether one of them reads y.
     """
 
     def __init__(self, op: Op[...]) -> None:
         self.op = op
+        self.names: dict[Any, list[str]] = {}  # of parameters, asked once for all rules of one code
 
     def __missing__(self, key: int) -> Plan:
         op, n = self.op, key.bit_length() - 1
@@ -169,22 +170,30 @@ class Plans(dict[int, Plan]):
         if op.each is not None:
             rules = (*rules, *map(op.each, range(n - len(rules))))
         needed = tuple((i, rule) for i, rule in enumerate(rules) if key >> i & 1 and i < n)
-        # the further rules are all alike: it is enough to ask one of them
-        different = {min(i, len(op.vjps)): rule for i, rule in needed}.values()
-        unread = [_unread(rule, n) for rule in different]
+        unread = {tuple(self._unread(rule, n)) for _, rule in needed}
         arrays = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in unread))
-        self[key] = needed, arrays, not all(u[1] for u in unread)
-        return self[key]
+        plan = needed, arrays, not all(u[1] for u in unread)
+        if op.each is None:  # of few arguments, and so of few plans
+            self[key] = plan
+        return plan
+
+    def _unread(self, rule: Rule, n: int) -> list[bool]:
+        """Return for g, y and n arguments whether a rule does not read them: an underscore says so."""
+        code = getattr(rule, "__code__", None)
+        names = self.names.get(code) or _positional(rule)
+        if code:
+            self.names[code] = names
+        # *arrays takes all the rest
+        return [name.startswith("_") for name in names + names[-1:] * (2 + n - len(names))]
 
 
-def _unread(rule: Rule, n: int) -> list[bool]:
-    """Return for g, y and n arguments whether the rule does not read them: by an underscore in front."""
+def _positional(rule: Rule) -> list[str]:
+    """Return the names of the parameters that a rule is given by position."""
     try:
-        names = list(inspect.signature(rule).parameters)
+        parameters = inspect.signature(rule).parameters.values()
     except ValueError:  # it is written in C, and may read whatever it is given
-        names = ["all"]
-    names += names[-1:] * (2 + n - len(names))  # *arrays takes all the rest
-    return [name.startswith("_") for name in names]
+        return ["all"]
+    return [p.name for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
 
 
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:

@@ -90,8 +90,8 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
             return np.arctan(a)
 
     A rule takes the gradient g of the result y, then y, then the arguments.  It returns the gradient of
-    one argument, in its shape: there is a rule for each array.  ``mg.gradcheck(arctan, [0.5, 2.0])``
-    tells whether it is right.
+    one argument, in its shape: there is a rule for each array.  Whether it is right is told by
+    ``mg.gradcheck(arctan, np.array([0.5, 2.0]))``.
 
     A parameter with an underscore in front is not read.  Such a result or constant is not kept for the
     way back, and the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and
@@ -600,8 +600,15 @@ def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     return like(adding.added(wide(a), index, shape), a)
 
 
+def _put_back(g: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """Return zeros with g at ``index``; not made yet, if that can be left to the sum they go into."""
+    if type(g) is np.ndarray and shape and adding.never_repeats(index):
+        return adding.Placed(g, index, shape)
+    return scatter.of(g, index, shape)
+
+
 # y = a[i] copies entry i of a, and ȳ goes back to where it came from: the transpose of scatter.
-@op(lambda g, _y, _a, index: scatter.of(g, index, _a.shape), None)
+@op(lambda g, _y, _a, index: _put_back(g, index, _a.shape), None)
 def getitem(a: Array, index: Any) -> Array:
     """Return a[index] for any index NumPy accepts.
 

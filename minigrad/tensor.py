@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -375,6 +374,8 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         self._check_leaf("set requires_grad")
+        if value and not self._birth:  # it has been a constant up to now
+            self._birth = next_birth()
         self._requires_grad = bool(value)
 
     def _check_leaf(self, what: str) -> None:
@@ -508,13 +509,7 @@ class Tensor:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Tensor]:
-        n = len(self)
-        if n <= 4 or self.size <= 4096:
-            return (self[i] for i in range(n))
-        # The gradient of what is cut out of a tensor is zeros of that one's size, but for its own place.
-        # With rows cut out of quarters, and these in the same way, all zeros are n log n, and not n².
-        step = -(-n // 4)
-        return itertools.chain.from_iterable(self[i : i + step] for i in range(0, n, step))
+        return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Any) -> bool:
         return value in self._data
