@@ -74,8 +74,14 @@ def describe_npz(data: bytes) -> Described:
     if data.count(b"PK\1\2") > MOST_ARRAYS:  # what the entry of a member begins with
         raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
     archive = zipfile.ZipFile(io.BytesIO(data))
+    members = archive.infolist()
+    (written,) = struct.unpack_from("<H", data, data.rindex(b"PK\5\6") + 10)  # at the end, how many
+    if written != len(members):
+        raise ValueError(
+            f"it is damaged: its directory lists {len(members)} of its {written} arrays"
+        )
     entries: dict[str, Entry] = {}
-    for member in archive.infolist():
+    for member in members:
         name = member.filename.removesuffix(".npy")
         if name in entries:
             raise ValueError(f"{name} occurs twice")

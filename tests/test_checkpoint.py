@@ -928,6 +928,20 @@ def test_flipped_bytes_are_refused_by_their_checksum(flips, tmp_path):
     assert_array_equal(loaded(X).data, expected)  # it was a byte without a meaning
 
 
+def test_members_that_the_directory_of_an_archive_hides_are_missed(tmp_path):
+    """One wrong byte in the length of a comment, and all further members are a part of it."""
+    file = tmp_path / "a.npz"
+    trained().save_adapter(file)
+    data = bytearray(file.read_bytes())
+    first = data.index(b"PK\1\2")
+    second, end = data.index(b"PK\1\2", first + 4), data.rindex(b"PK\5\6")
+    struct.pack_into("<H", data, first + 32, end - second)
+    file.write_bytes(data)
+    assert len(zipfile.ZipFile(file).infolist()) == 1
+    with pytest.raises(CheckpointError, match="lists 1 of its"):
+        load(file)
+
+
 def test_damaged_files_are_refused_clearly_or_load_soundly_and_cost_little(tmp_path):
     counts = fuzz(400, tmp_path)
     assert counts.total() == 400
