@@ -17,6 +17,7 @@ OURS = {
     "minigrad.hints": "attributes_of",
     "minigrad.operation": "has_rule",
     "minigrad.adding": "never_repeats",
+    "minigrad.sums": "of_outer_products",
     "minigrad.ops": "nll_grad",
     "minigrad.engine": "ancestry",
     "minigrad.scopes": "at_once",

@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy import ndarray
 
-from minigrad import ops
 from minigrad.adding import Placed
 from minigrad.scopes import at_once, quietly
+from minigrad.sums import total
 
 if TYPE_CHECKING:
     from minigrad.operation import Array, Op
@@ -229,7 +229,7 @@ def fit(g: Array, a: Source, record: bool, op: Op[...], i: int) -> Array:
                 )
             if length != g.shape[axis]:
                 axes.append(axis)
-        summed = ops.total(g, tuple(axes)) if type(g) is ndarray else g.sum(axis=tuple(axes))
+        summed = total(g, tuple(axes)) if type(g) is ndarray else g.sum(axis=tuple(axes))
         g = summed.reshape(a.shape)
     return g if g.dtype is a.dtype else g.astype(a.dtype)
 

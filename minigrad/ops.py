@@ -40,10 +40,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, overlo
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigrad import adding
+from minigrad import adding, sums
 from minigrad.operation import Array as Array
 from minigrad.operation import Each, Rule
 from minigrad.operation import Op as Op
+from minigrad.sums import extreme, total
+from minigrad.sums import like as like
+from minigrad.sums import wide as wide
 
 if TYPE_CHECKING:
     from minigrad.tensor import Operand
@@ -119,74 +122,6 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
         return new
 
     return register
-
-
-# ----------------------------------------------------------------------------- sums that lose nothing
-
-
-def wide(a: Array) -> Array:
-    """Return ``a``, and float16 in float32: sums and counts are made in that.
-
-    In float16 they overflow at 65,504, and 2,048 + 1 is 2,048.
-    """
-    return a.astype(np.float32) if a.dtype.itemsize < 4 else a
-
-
-def like(y: Array, a: Array) -> Array:
-    """Return ``y``, which may have been computed in a wider dtype, in the dtype of ``a``."""
-    return y if y.dtype is a.dtype else y.astype(a.dtype)
-
-
-_BLOCK = 64
-_add: Any = np.add.reduce
-
-
-def _sum_rows(add: Callable[..., Array], *arrays: Array) -> Array:
-    """Return ``add(*arrays)``, a sum over the first axis of the arrays, of many rows in blocks.
-
-    NumPy adds rows one after the other, and n additions round n times: of a million rows of 0.1 in
-    float32, one part in a hundred is lost.  Here 64 rows are added one after the other, then 64 such
-    sums, and so on: one part in a million.  It is faster, too: the rows of all blocks are added at once,
-    as if they were one long row.
-    """
-    n, k = len(arrays[0]), _BLOCK
-    if n <= 2 * k:
-        return add(*arrays)
-    q = n // k
-    blocks = add(*(a[: k * q].reshape(k, q, *a.shape[1:]) for a in arrays))
-    y = _sum_rows(_add, blocks)
-    return y if k * q == n else y + add(*(a[k * q :] for a in arrays))
-
-
-_MANY = 2**14
-
-
-def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None) -> Array:
-    """Return Σa over ``axes``, numbers from 0; of float16 in float32, and of many rows in blocks.
-
-    With ``b``, an array of the same shape, return Σa∘b; of many numbers a∘b is not made.
-
-    np.add begins anew for each result, which takes as long as to add a hundred numbers.  np.einsum takes
-    longer to begin, but does so only once.  It adds neighbours in memory in fewer parts than np.add does
-    in its pairwise sum, so rows longer than 1024 are not for it.
-    """
-    a = wide(a)
-    if b is not None and (a.size <= _MANY or not axes):
-        return total(a * wide(b), axes, keepdims)
-    arrays = [a] if b is None else [a, wide(b)]
-    # rows that NumPy would add one after the other; neighbours in memory it adds in parts
-    few = math.prod([a.shape[i] for i in axes if a.strides[i] != a.itemsize]) <= 2 * _BLOCK
-    if few and a.size > _MANY and axes != (0,) and 1 < _count(a, axes) <= 1024:
-        labels = [*range(a.ndim)]
-        kept = [i for i in labels if i not in axes]
-        y = np.einsum(*[part for x in arrays for part in (x, labels)], kept)
-        return _restore(y, a, axes) if keepdims else y
-    if b is None and (few or (len(axes) == a.ndim and a.flags.forc)):
-        return _add(a, axes, None, None, keepdims)
-    i = builtins.max(axes, key=lambda i: a.shape[i] > 1)  # the first that is longer
-    add = _add if b is None else _sum_of_two
-    y = _sum_rows(add, *(x.swapaxes(0, i) for x in arrays))[None].swapaxes(0, i)
-    return total(y, axes, keepdims)
 
 
 # ----------------------------------------------------------------------------- arithmetic
@@ -424,17 +359,13 @@ def _product(a: Array, b: Array) -> Array:
     return a @ b
 
 
-#: Σ aᵀg over the rows of two matrices, without BLAS.
-_sum_of_outer = functools.partial(np.einsum, "n...i,n...j->...ij")
-
-
 def _over_rows(a: Array, g: Array) -> Array:
     """Return AᵀG, which is a sum over the rows of both.
 
-    Where it has few entries, BLAS adds the rows one after the other: see :func:`_sum_rows`.
+    Where it has few entries, BLAS adds the rows one after the other: see :mod:`minigrad.sums`.
     """
-    if type(g) is np.ndarray and a.shape[0] > 64 * _BLOCK and a.shape[1] * g.shape[1] < 16:
-        return like(_sum_rows(_sum_of_outer, wide(a), wide(g)), g)
+    if type(g) is np.ndarray and a.shape[0] > 64 * sums.BLOCK and a.shape[1] * g.shape[1] < 16:
+        return like(sums.over_rows(sums.of_outer_products, wide(a), wide(g)), g)
     return _product(a.mT, g)
 
 
@@ -521,12 +452,8 @@ def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
     """
     g = wide(g)
     if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
-        return _sum_rows(_sum_of_two, _as_rows(g), _as_rows(wide(z)))
+        return sums.over_rows(sums.of_products, _as_rows(g), _as_rows(wide(z)))
     return g * z
-
-
-#: Σ g∘z over the first axis.
-_sum_of_two = functools.partial(np.einsum, "n...,n...->...")
 
 
 # y = z∘c + b,  dy = dz∘c + z∘dc + db   ⟹
@@ -732,18 +659,6 @@ def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
     return _keep(_restore(g, a, axis) / count, ties)
 
 
-def _extreme(choose: Any, a: Array, axes: Any, keepdims: bool) -> Array:
-    """Return the largest or smallest entry over ``axes``.
-
-    NumPy begins anew for each row, which takes as long as to look at a hundred numbers: many short rows
-    are first made columns.
-    """
-    if a.size <= _MANY or axes != (a.ndim - 1,) or a.shape[-1] > _BLOCK // 2:
-        return choose.reduce(a, axes, None, None, keepdims)
-    y = choose.reduce(a.reshape(-1, a.shape[-1]).T.copy())
-    return y.reshape((*a.shape[:-1], 1) if keepdims else a.shape[:-1])
-
-
 # d max(a) = da at the largest entry; where k entries tie, each has the slope 1/k
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a >= _restore(y, a, axis)))
 def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -751,13 +666,13 @@ def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     There are no places beside the values, as in PyTorch: those are ``np.argmax(a, axis)``.
     """
-    return _extreme(np.maximum, a, _axes(a, axis), keepdims)
+    return extreme(np.maximum, a, _axes(a, axis), keepdims)
 
 
 @op(lambda g, y, a, axis=None, keepdims=False: _share(g, a, axis, a <= _restore(y, a, axis)))
 def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the smallest entry over ``axis``; a tie shares its gradient evenly."""
-    return _extreme(np.minimum, a, _axes(a, axis), keepdims)
+    return extreme(np.minimum, a, _axes(a, axis), keepdims)
 
 
 def _direction(x: Array, y: Array, axis: Axis) -> Array:

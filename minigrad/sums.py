@@ -1,0 +1,93 @@
+"""Sums over axes of an array, and largest entries: the tricks of the reductions.
+
+The definitions are NumPy's: ``total(a, axes)`` is ``np.sum(a, axes)``, ``total(a, axes, b=b)`` is
+``np.sum(a * b, axes)``, and ``extreme(np.maximum, a, axes)`` is ``np.max(a, axes)``.  Here
+
+- float16 is added in float32, because in float16 a sum overflows at 65,504, and 2,048 + 1 is 2,048;
+- many rows are added in blocks.  NumPy adds them one after the other, and n additions round n times: of
+  a million rows of 0.1 in float32, one part in a hundred is lost;
+- many short rows are gone through at once.  NumPy begins anew for each, which takes as long as to add a
+  hundred numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minigrad.operation import Array
+
+#: So many rows are added one after the other.
+BLOCK = 64
+
+#: Of so many numbers it pays to think about how they lie in memory.
+MANY = 2**14
+
+_add: Any = np.add.reduce
+
+#: Σ a∘b, and Σ aᵀb for rows a and b, over the first axis; neither makes the products.
+of_products = functools.partial(np.einsum, "n...,n...->...")
+of_outer_products = functools.partial(np.einsum, "n...i,n...j->...ij")
+
+
+def wide(a: Array) -> Array:
+    """Return ``a``, and float16 in float32."""
+    return a.astype(np.float32) if a.dtype.itemsize < 4 else a
+
+
+def like(y: Array, a: Array) -> Array:
+    """Return ``y``, which may have been computed in a wider dtype, in the dtype of ``a``."""
+    return y if y.dtype is a.dtype else y.astype(a.dtype)
+
+
+def over_rows(add: Callable[..., Array], *arrays: Array) -> Array:
+    """Return ``add(*arrays)``, a sum over the first axis of the arrays, of many rows in blocks.
+
+    64 rows are added one after the other, then 64 such sums, and so on: of a million rows of 0.1 in
+    float32, one part in a million is lost.  It is faster, too: the rows of all blocks are added at once,
+    as if they were one long row.
+    """
+    n, k = len(arrays[0]), BLOCK
+    if n <= 2 * k:
+        return add(*arrays)
+    q = n // k
+    blocks = add(*(a[: k * q].reshape(k, q, *a.shape[1:]) for a in arrays))
+    y = over_rows(_add, blocks)
+    return y if k * q == n else y + add(*(a[k * q :] for a in arrays))
+
+
+def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None) -> Array:
+    """Return Σa over ``axes``, none of them negative; float16 in float32.
+
+    With ``b``, an array of the same shape, return Σa∘b; if these are many numbers, a∘b is not made.
+    """
+    a = wide(a)
+    if b is not None and (a.size <= MANY or not axes):
+        return total(a * wide(b), axes, keepdims)
+    arrays = [a] if b is None else [a, wide(b)]
+    # rows that NumPy would add one after the other; neighbours in memory it adds in parts
+    few = math.prod([a.shape[i] for i in axes if a.strides[i] != a.itemsize]) <= 2 * BLOCK
+    # einsum adds neighbours in fewer parts than np.add does, so very long rows are not for it
+    if few and a.size > MANY and axes != (0,) and 1 < math.prod([a.shape[i] for i in axes]) <= 1024:
+        labels = [*range(a.ndim)]
+        kept = [i for i in labels if i not in axes]
+        y = np.einsum(*[part for x in arrays for part in (x, labels)], kept)
+        return np.expand_dims(y, axes) if keepdims else y
+    if b is None and (few or (len(axes) == a.ndim and a.flags.forc)):
+        return _add(a, axes, None, None, keepdims)
+    i = max(axes, key=lambda i: a.shape[i] > 1)  # the first that is longer than 1
+    add = _add if b is None else of_products
+    y = over_rows(add, *(x.swapaxes(0, i) for x in arrays))[None].swapaxes(0, i)
+    return total(y, axes, keepdims)
+
+
+def extreme(choose: Any, a: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
+    """Return the largest entry over ``axes`` if ``choose`` is np.maximum, for np.minimum the smallest."""
+    if a.size <= MANY or axes != (a.ndim - 1,) or a.shape[-1] > BLOCK // 2:
+        return choose.reduce(a, axes, None, None, keepdims)
+    y = choose.reduce(a.reshape(-1, a.shape[-1]).T.copy())  # column by column
+    return y.reshape((*a.shape[:-1], 1) if keepdims else a.shape[:-1])
