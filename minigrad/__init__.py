@@ -1,7 +1,7 @@
 """minigrad: a small reverse-mode automatic differentiation engine on NumPy arrays.
 
-Read it in this order: ``ops`` (the derivatives), ``engine`` (the chain rule), ``tensor`` (the
-bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
+Read it in this order: ``operation`` (what an op is), ``ops`` (the derivatives), ``engine`` (the chain
+rule), ``tensor`` (the bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
 """
 
 import builtins

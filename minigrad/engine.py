@@ -16,8 +16,8 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
     1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
-A node keeps no array that its rules do not read.  For tanh that is its result p, not u; for p + q it is
-nothing.  So the value of u is gone as soon as nobody else holds it.
+A node keeps only what its rules read: tanh keeps its result p and not u, and p + q keeps nothing.  So the
+value of u is gone as soon as nobody else holds it.
 
 Everything that belongs to one pass lives in local variables of that pass.  So threads can walk at the
 same time, also over shared leaves.  Only the last step of :func:`backward` is not for two threads at a
@@ -186,7 +186,7 @@ def sweep(
         y, inputs = recorded(node) if recorded else (node.y, node.inputs)
         for i, rule in node.rules:
             parent = parents[i]
-            if parent in cotangents:  # which holds all of this walk
+            if parent in cotangents:  # else it is outside of ``order``
                 c, others = rule(g, y, *inputs), cotangents[parent]
                 if type(c) is Placed:
                     cotangents[parent] = c.added_to(others, in_place=parent in own)

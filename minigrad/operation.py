@@ -24,7 +24,9 @@ S = TypeVar("S")
 Array: TypeAlias = Any
 Rule: TypeAlias = Callable[..., Array]
 Rules: TypeAlias = tuple[Rule | None, ...]
+#: For an op of any number of arrays: from a number to a rule.
 Each: TypeAlias = Callable[[int], Rule] | None
+#: See :class:`Plans`.
 Plan: TypeAlias = tuple[tuple[tuple[int, Rule], ...], tuple[int, ...], bool]
 
 
@@ -57,7 +59,7 @@ class Op(Generic[P]):
         self.vjps = vjps
         #: How many arguments, counted from the first, have a rule each.
         self.ruled = vjps.index(None) if None in vjps else len(vjps)
-        #: How many of them may be arrays with a derivative: after these come parameters alone.
+        #: From this number on there are only parameters, which have no rule.
         self.arrays = math.inf if each else len(vjps)
         self._check_rules()
 
@@ -170,9 +172,9 @@ class Plans(dict[int, Plan]):
         if op.each is not None:
             rules = (*rules, *map(op.each, range(n - len(rules))))
         needed = tuple((i, rule) for i, rule in enumerate(rules) if key >> i & 1 and i < n)
-        unread = {tuple(self._unread(rule, n)) for _, rule in needed}
-        arrays = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in unread))
-        plan = needed, arrays, not all(u[1] for u in unread)
+        answers = {tuple(self._unread(rule, n)) for _, rule in needed}
+        unread = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in answers))
+        plan = needed, unread, not all(u[1] for u in answers)
         if op.each is None:  # of few arguments, and so of few plans
             self[key] = plan
         return plan

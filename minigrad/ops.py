@@ -16,8 +16,8 @@ y = a∘b it is da ↦ da∘b) and f_aᵀ its transpose.  As a matrix, f_a is th
 So an op is one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is
 called as ``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the
 cotangent of its own argument only: the rule of a frozen argument is simply never called.  A name with an
-underscore in front says that its numbers are not read.  Such an array is not kept for the way back; in
-its place the rule is given an outline, which has its shape and dtype.
+underscore in front says that its numbers are not read.  Of such a result, or constant, only an outline is
+kept for the way back, with its shape and dtype.
 
 Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
 cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
@@ -57,6 +57,9 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 #: Every operation by name.  The tests walk over this table.
 OPS: dict[str, Op[...]] = {}
+
+
+# four forms for type checkers; what all of them do is below
 
 
 @overload
@@ -217,7 +220,7 @@ def log(a: Array) -> Array:
 
 
 def _one_where(rare: Array, also: Callable[[], Array], a: Array) -> Array:
-    """Return ``a`` with 1 where ``rare`` and ``also()`` hold; that is not asked if nothing is rare."""
+    """Return ``a`` with 1 where ``rare`` and ``also()`` hold; mostly nothing is rare, and that is all."""
     return where.of(rare & also(), 1, a) if np.count_nonzero(rare) else a
 
 
@@ -238,9 +241,9 @@ def _logarithm(a: Array, b: Array, y: Array) -> Array:
 
 # d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
 # at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
-# as 1, and likewise where a is so small that a⁻¹ overflows.  (If b is a number, it is 0∘a⁰.)  At a = 0,
-# b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the logarithm is taken
-# of 1.
+# as 1, and likewise where a is so small that a⁻¹ overflows.  (Where b is a number, 0∘a⁰ is taken.)  At
+# a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the logarithm is
+# taken of 1.
 @op(
     lambda g, _y, a, b: g * b * _one_power_less(a, b, g),
     lambda g, y, a, b: g * y * _logarithm(a, b, y),

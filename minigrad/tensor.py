@@ -2,8 +2,8 @@
 
 A :class:`Tensor` is an array that remembers how it was made, so that chapter 2 can walk back.  The
 whole of the bookkeeping is :func:`record`: apply an op to the arrays inside the arguments, and, if
-some argument needs a gradient, note the op and its arguments on the result.  A result that needs no
-gradient is a constant without memory: a frozen layer leaves no trace.
+some argument needs a gradient, give the result a node.  A result that needs no gradient is a constant
+without memory: a frozen layer leaves no trace.
 
 There are no in-place operations and no writable views: a result is read-only, and ``x += y`` binds
 x to a new Tensor.  Only leaves, the tensors that a user makes, can be assigned to.
@@ -64,7 +64,8 @@ def is_grad_enabled() -> bool:
 def record(op: Op[...], *args: Any) -> Tensor:
     """Apply ``op`` and return the result.
 
-    It remembers ``op`` and its arguments if one of them needs a gradient and recording is on.
+    It has a node, with what the way back needs of the arguments, if one of them needs a gradient and
+    recording is on.
 
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
     not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
@@ -72,10 +73,10 @@ def record(op: Op[...], *args: Any) -> Tensor:
     """
     inputs: list[Any] = []
     parents: list[Source | None] = []
-    arrays_only, wanted, bit = True, 0, 1
+    no_tensors, wanted, bit = True, 0, 1
     for a in args:
         if isinstance(a, Tensor):
-            arrays_only = False
+            no_tensors = False
             inputs.append(a._data)
             if a._requires_grad:
                 parents.append(a._node or a)
@@ -83,11 +84,11 @@ def record(op: Op[...], *args: Any) -> Tensor:
             else:
                 parents.append(None)
         else:
-            known = type(a) in _NUMBERS or len(inputs) >= op.arrays
-            inputs.append(a if known else _operand(op, len(inputs), args))
+            as_it_is = type(a) in _NUMBERS or len(inputs) >= op.arrays
+            inputs.append(a if as_it_is else _operand(op, len(inputs), args))
             parents.append(None)
         bit += bit
-    if arrays_only:
+    if no_tensors:
         inputs = _without_tensors(op, inputs)
     if len(args) > op.ruled and not _PLAIN.issuperset(map(type, args[op.ruled :])):
         _refuse_tensors(op, args)
@@ -99,10 +100,10 @@ def record(op: Op[...], *args: Any) -> Tensor:
         raise _explained(error, op, inputs) from error
     if type(y) is not ndarray or y.dtype.kind != "f":
         y = _result(op, y)
-    y.setflags(False)
+    y.setflags(False)  # read-only
 
     if wanted and (place is NOWHERE or not no_grad.in_force()):
-        return tensor_of(y, Node(op, y, inputs, parents, bit + wanted))
+        return tensor_of(y, Node(op, y, inputs, parents, bit + wanted))  # a key of its plans
     return tensor_of(y)
 
 
