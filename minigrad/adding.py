@@ -63,16 +63,22 @@ class Placed:
 def placed(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with ``a`` at ``index``, which names no place twice."""
     y = np.zeros(shape, a.dtype)
-    # else the assignment would drop a leading axis of length 1
-    if a.ndim and len(a) == 1 and a.ndim > np.ndim(y[index]):
+    # an assignment would drop leading axes of length 1, and take anything that is empty
+    if a.ndim and (len(a) == 1 or not a.size) and a.ndim > np.ndim(y[index]):
         raise ValueError(f"{a.shape} does not broadcast to {np.shape(y[index])}, the places")
-    y[index] = a
+    try:
+        y[index] = a
+    except TypeError as error:  # of a mask, which NumPy treats on its own
+        raise ValueError(f"{a.shape} does not broadcast to the places of the mask") from error
     return y
 
 
 def added(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with ``a`` added at ``index``, which has arrays of integers."""
     y = np.zeros(shape, a.dtype)
+    if a.size <= 256:  # where it takes longer to think than to add
+        np.add.at(y, index, a)
+        return y
     parts = _without_ellipsis(index, y.ndim)
     picking = [i for i, p in enumerate(parts) if not (isinstance(p, slice) and p == slice(None))]
     i, j = picking[0], picking[-1] + 1

@@ -30,6 +30,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from itertools import repeat
+from numbers import Number
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -82,7 +83,9 @@ class Outline:
         )
 
     def __eq__(self, other: object) -> bool:
-        return self is other or bool(self.__array__())
+        if isinstance(other, (Number, ndarray)):
+            self.__array__()
+        return self is other
 
     __hash__ = object.__hash__
 

@@ -282,7 +282,9 @@ def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
     axis = normalize_axis_index(axis, len(shape) + 1, "stack")
     if axis < len(shape):  # side by side along their own axis, which is then cut in two
         return _joined(parts, axis).reshape(*shape[:axis], n, *shape[axis:])
-    return _joined(parts, None).reshape(n, math.prod(shape)).T.reshape(*shape, n)
+    return _joined(
+        [t.reshape(*shape, 1) for t in parts] if shape else parts, axis if shape else None
+    )
 
 
 def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:

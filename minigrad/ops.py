@@ -197,8 +197,8 @@ def _keep(g: Array, mask: Array) -> Array:
     taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
-        kept = np.empty_like(g, shape=np.broadcast(g, mask).shape)
-        integers = f"i{g.itemsize}"
+        shape, integers = np.broadcast(g, mask).shape, f"i{g.itemsize}"
+        kept = np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape)
         np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
@@ -257,7 +257,7 @@ def pow(a: Array, b: Array) -> Array:
     (Tensor([0., 4.]), Tensor([0., 0.]))
     """
     # NumPy is quick at −1, 0, 1 and 2; at other whole numbers it is slow, and fifty times so for a < 0
-    if type(b) is np.ndarray or b % 1 or -2 < b < 3:
+    if type(b) not in (int, float) or b % 1 or -2 < b < 3:
         return a**b
     if b in (-2, 3):
         return a * a * a if b == 3 else (1 / a) ** 2
@@ -337,7 +337,9 @@ def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
 @op(lambda g, _y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
 def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
     """Return a limited to the closed interval [min, max]; ``None`` leaves a side open."""
-    return a.clip(-np.inf if min is None else min, max, dtype=a.dtype)
+    if min is None and max is None:
+        return np.positive(a)
+    return a.clip(min, max, dtype=a.dtype)
 
 
 # ----------------------------------------------------------------------------- matrix product
@@ -600,12 +602,12 @@ def _spread(g: Array, a: Array, axis: Axis) -> Array:
 
 
 def _scaled(x: Array, c: Array, axis: Axis = None) -> Array:
-    """Return x∘c, for a c that was reduced over ``axis``, in the memory of x, which must be nobody's.
+    """Return x∘c, for a c that was reduced over ``axis``, and an x that is nobody's.
 
-    (Of a Tensor, ``*=`` makes a new one.)
+    It is made in the memory of an x that lies row by row, as c does; else that would be slower.
     """
-    x *= _restore(c, x, axis)
-    return x
+    c = _restore(c, x, axis)
+    return np.multiply(x, c, out=x) if type(x) is np.ndarray and x.flags.c_contiguous else x * c
 
 
 def _count(a: Array, axis: Axis) -> int:

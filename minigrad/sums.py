@@ -66,18 +66,21 @@ def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None
     With ``b``, an array of the same shape, return Σa∘b; if these are many numbers, a∘b is not made.
     """
     a = wide(a)
-    if b is not None and (a.size <= MANY or not axes):
+    lengths = [a.shape[i] for i in axes]
+    # rows that NumPy would add one after the other; neighbours in memory it adds in parts
+    rows = math.prod([n for i, n in zip(axes, lengths) if a.strides[i] != a.itemsize])
+    many = rows > 2 * BLOCK and not (len(axes) == a.ndim and a.flags.forc)
+    # einsum adds neighbours in fewer parts than np.add does, so long rows are not for it
+    short = a.size > MANY and axes != (0,) and 1 < math.prod(lengths) <= 2 * BLOCK
+    if b is not None and not many and not short:
         return total(a * wide(b), axes, keepdims)
     arrays = [a] if b is None else [a, wide(b)]
-    # rows that NumPy would add one after the other; neighbours in memory it adds in parts
-    few = math.prod([a.shape[i] for i in axes if a.strides[i] != a.itemsize]) <= 2 * BLOCK
-    # einsum adds neighbours in fewer parts than np.add does, so very long rows are not for it
-    if few and a.size > MANY and axes != (0,) and 1 < math.prod([a.shape[i] for i in axes]) <= 1024:
+    if short:
         labels = [*range(a.ndim)]
         kept = [i for i in labels if i not in axes]
         y = np.einsum(*[part for x in arrays for part in (x, labels)], kept)
         return np.expand_dims(y, axes) if keepdims else y
-    if b is None and (few or (len(axes) == a.ndim and a.flags.forc)):
+    if not many:
         return _add(a, axes, None, None, keepdims)
     i = max(axes, key=lambda i: a.shape[i] > 1)  # the first that is longer than 1
     add = _add if b is None else of_products
@@ -87,7 +90,8 @@ def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None
 
 def extreme(choose: Any, a: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """Return the largest entry over ``axes`` if ``choose`` is np.maximum, for np.minimum the smallest."""
-    if a.size <= MANY or axes != (a.ndim - 1,) or a.shape[-1] > BLOCK // 2:
+    many_short_rows = a.size > MANY and axes == (a.ndim - 1,) and a.shape[-1] <= BLOCK // 2
+    if not many_short_rows or a.strides[-1] != a.itemsize:
         return choose.reduce(a, axes, None, None, keepdims)
     y = choose.reduce(a.reshape(-1, a.shape[-1]).T.copy())  # column by column
     return y.reshape((*a.shape[:-1], 1) if keepdims else a.shape[:-1])

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from numpy import ndarray
 
 from minigrad import engine, foreign, hints, ops
-from minigrad.engine import Node, Source, next_birth
+from minigrad.engine import Node, Outline, Source, next_birth
 from minigrad.hints import keywords
 from minigrad.operation import Op
 from minigrad.ops import Axis
@@ -253,7 +253,7 @@ def _compared(compare: np.ufunc, *pair: Any) -> Mask:
 def _is_comparable(a: object) -> bool:
     """Whether ``a`` is something that has numbers: == and != may be asked of anything."""
     numbers = isinstance(a, (Number, Sequence)) and not isinstance(a, (str, bytes))
-    return numbers or hasattr(a, "__array__")
+    return numbers or (hasattr(a, "__array__") and not isinstance(a, Outline))
 
 
 class Tensor:

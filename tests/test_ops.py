@@ -471,3 +471,36 @@ def test_what_a_forward_accepts_its_rules_can_handle(name, data):
     assert [g.shape for g in gradients] == [x.shape for x in variables]
     slope = sum((g.sum() for g in gradients), sum((0 * x).sum() for x in variables))
     assert [g.shape for g in mg.grad(slope, variables)] == [x.shape for x in variables]
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(3, 1), (3, 5)], [(3, 2), (1, 5)], [(2, 3, 1), (3, 5)]], ids=str
+)
+def test_a_product_of_matrices_that_do_not_fit_is_none_of_their_numbers(shapes):
+    a, b = map(np.ones, shapes)
+    with pytest.raises(ValueError, match="matmul of shapes"):
+        mg.matmul(a, b)
+
+
+@pytest.mark.parametrize("index", [np.array([True, True, False]), (np.zeros(3, bool), slice(None))])
+def test_what_does_not_fit_at_a_mask_is_a_value_error(index):
+    shape = (3,) if isinstance(index, np.ndarray) else (3, 4)
+    for a in (np.ones((2, 3)), np.zeros((2, 0, 4))):
+        with pytest.raises(ValueError, match="broadcast"):
+            mg.ops.scatter(a, index, shape)
+
+
+def test_the_power_of_a_long_double_has_its_digits():
+    x = np.float32([2.0, 3.0])
+    for b in (-2, 3, 4):
+        assert mg.pow(x, np.longdouble(b)).dtype == (x ** np.longdouble(b)).dtype
+
+
+def test_a_clip_that_is_open_on_both_sides_takes_any_order_of_bytes():
+    assert_array_equal(mg.clip(mg.Tensor(np.array([1.0, 2.0], ">f4"))).data, [1, 2])
+
+
+def test_what_is_stacked_lies_row_by_row():
+    parts = [mg.Tensor(np.ones((2, 3))) for _ in range(4)]
+    for axis in range(3):
+        assert mg.stack(parts, axis).data.flags.c_contiguous
