@@ -145,7 +145,7 @@ def ancestry(root: Tensor, since: int = 0) -> list[Source]:
     found: list[Any] = [root._node or root]
     seen = set(found)
     for node in found:  # the list grows while it is walked
-        if node._birth <= since:
+        if type(node) is not Node or node._birth <= since:
             continue
         parents = node.parents
         if parents is None:
@@ -182,9 +182,10 @@ def sweep(
     cotangents[order[-1]] = seed
     while order:
         node: Any = order.pop()
-        parents = node.parents
-        if not parents:  # a leaf; or one of the xs of gradients(), which was released before
+        # a leaf; or one of the xs of gradients(), which was released before
+        if type(node) is not Node or node.parents is None:
             continue
+        parents = node.parents
         g = cotangents[node] if node in wanted else cotangents.pop(node)
         y, inputs = recorded(node) if recorded else (node.y, node.inputs)
         for i, rule in node.rules:

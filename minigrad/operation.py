@@ -172,7 +172,8 @@ class Plans(dict[int, Plan]):
         if op.each is not None:
             rules = (*rules, *map(op.each, range(n - len(rules))))
         needed = tuple((i, rule) for i, rule in enumerate(rules) if key >> i & 1 and i < n)
-        answers = {tuple(self._unread(rule, n)) for _, rule in needed}
+        different = {getattr(rule, "__code__", i): rule for i, rule in needed}
+        answers = [self._unread(rule, n) for rule in different.values()]
         unread = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in answers))
         plan = needed, unread, not all(u[1] for u in answers)
         if op.each is None:  # of few arguments, and so of few plans

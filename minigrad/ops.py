@@ -197,8 +197,11 @@ def _keep(g: Array, mask: Array) -> Array:
     taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
-        shape, integers = np.broadcast(g, mask).shape, f"i{g.itemsize}"
-        kept = np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape)
+        shape = g.shape if g.shape == mask.shape else np.broadcast(g, mask).shape
+        kept, integers = (
+            np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape),
+            f"i{g.itemsize}",
+        )
         np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
@@ -594,11 +597,12 @@ def _restore(g: Array, a: Array, axis: Axis) -> Array:
 def _spread(g: Array, a: Array, axis: Axis) -> Array:
     """Return ``g`` repeated over ``axis`` to the shape of ``a``.
 
-    An array is written out: if it only looks like the repetitions, NumPy's matmul is 40 times slower
-    (before 2.3), and short rows are slow everywhere.
+    An array is written out: if it only looks like the repetitions, the matmul of NumPy 2.0 is 40 times
+    slower, and short rows are slow everywhere.
     """
-    y = broadcast_to.of(_restore(g, a, axis), a.shape)
-    return y.copy() if isinstance(y, np.ndarray) else y
+    g = _restore(g, a, axis)
+    known = isinstance(g, (np.ndarray, np.generic))
+    return np.full(a.shape, g, g.dtype) if known else broadcast_to.of(g, a.shape)
 
 
 def _scaled(x: Array, c: Array, axis: Axis = None) -> Array:

@@ -66,6 +66,8 @@ def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None
     With ``b``, an array of the same shape, return Σa∘b; if these are many numbers, a∘b is not made.
     """
     a = wide(a)
+    if a.size <= 2 * BLOCK and b is None:
+        return _add(a, axes, None, None, keepdims)
     lengths = [a.shape[i] for i in axes]
     # rows that NumPy would add one after the other; neighbours in memory it adds in parts
     rows = math.prod([n for i, n in zip(axes, lengths) if a.strides[i] != a.itemsize])
@@ -73,6 +75,9 @@ def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None
     # einsum adds neighbours in fewer parts than np.add does, so long rows are not for it
     short = a.size > MANY and axes != (0,) and 1 < math.prod(lengths) <= 2 * BLOCK
     if b is not None and not many and not short:
+        if axes == (a.ndim - 1,) and a.shape[-1] <= 1024:
+            y = np.vecdot(a, wide(b))
+            return y[..., None] if keepdims else y
         return total(a * wide(b), axes, keepdims)
     arrays = [a] if b is None else [a, wide(b)]
     if short:
