@@ -1,4 +1,4 @@
-"""Zeros with numbers added at an index, which may name a place twice: the one trick of chapter 1.
+"""Zeros with numbers added at an index, which may name a place twice: the trick of indexing.
 
 The definition is two lines of NumPy:
 
