@@ -175,9 +175,8 @@ def sweep(
     these, the rules make a graph, too.  With ``release`` each node forgets how it was made once the walk
     has passed it.
     """
-    own: set[Source] = (
-        set()
-    )  # those whose cotangent was made by this walk itself, and is nobody else's
+    # those whose cotangent this walk has made itself, so that it is nobody else's
+    own: set[Source] = set()
     cotangents: dict[Any, Any] = dict.fromkeys(order)
     cotangents[order[-1]] = seed
     while order:
@@ -193,10 +192,11 @@ def sweep(
             if parent in cotangents:  # else it is outside of ``order``
                 c, others = rule(g, y, *inputs), cotangents[parent]
                 if type(c) is Placed:
-                    cotangents[parent] = c.added_to(others, in_place=parent in own)
+                    c, others = c.added_to(others, in_place=parent in own), None
                     own.add(parent)
-                    continue
-                if type(c) is not ndarray or c.shape != parent.shape or c.dtype is not parent.dtype:
+                elif (
+                    type(c) is not ndarray or c.shape != parent.shape or c.dtype is not parent.dtype
+                ):
                     c = fit(c, parent, recorded is not None, node.op, i)
                 # not +=, because c may be g itself, or an array that another node has
                 cotangents[parent] = c if others is None else others + c

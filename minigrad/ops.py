@@ -198,10 +198,8 @@ def _keep(g: Array, mask: Array) -> Array:
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
         shape = g.shape if g.shape == mask.shape else np.broadcast(g, mask).shape
-        kept, integers = (
-            np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape),
-            f"i{g.itemsize}",
-        )
+        kept = np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape)
+        integers = f"i{g.itemsize}"
         np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
