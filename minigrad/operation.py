@@ -176,7 +176,7 @@ class Plans(dict[int, Plan]):
         answers = [self._unread(rule, n) for rule in different.values()]
         unread = tuple(i for i in range(n) if op.has_rule(i) and all(u[2 + i] for u in answers))
         plan = needed, unread, not all(u[1] for u in answers)
-        if op.each is None:  # of few arguments, and so of few plans
+        if len(self) < 256:  # there are more ways only for an op of any number of arrays
             self[key] = plan
         return plan
 
