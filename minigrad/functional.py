@@ -44,7 +44,7 @@ def gelu(x: Operand, approximate: Literal["tanh"] = "tanh") -> Tensor:
     given = x if isinstance(x, Tensor) else Tensor(x)
     a: Tensor = ops.wide(given)  # in float16 the cube of 41 is infinite
     k = math.sqrt(2 / math.pi)
-    u = a * ops.affine(a * a, 0.044715 * k, k)
+    u = a * ops.affine(a * a, 0.044715 * k, k)  # x (k + 0.044715 k x²), and then x (½ + ½ tanh u)
     return cast(Tensor, ops.like(a * ops.affine(ops.tanh(u), 0.5, 0.5), given))
 
 
@@ -280,11 +280,11 @@ def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
         raise ValueError(f"stack needs tensors of one shape, got {shapes}")
     n, shape = len(parts), shapes[0]
     axis = normalize_axis_index(axis, len(shape) + 1, "stack")
+    if not shape:
+        return _joined(parts, None)
     if axis < len(shape):  # side by side along their own axis, which is then cut in two
         return _joined(parts, axis).reshape(*shape[:axis], n, *shape[axis:])
-    return _joined(
-        [t.reshape(*shape, 1) for t in parts] if shape else parts, axis if shape else None
-    )
+    return _joined([t.reshape(*shape, 1) for t in parts], axis)
 
 
 def _parts(name: str, tensors: Iterable[Operand]) -> list[Tensor]:
