@@ -255,15 +255,12 @@ def test_the_rules_of_any_number_of_arrays_may_read_differently():
 
 
 def test_an_op_of_any_number_of_arrays_keeps_a_number_of_plans():
-    xs = [
-        [mg.Tensor([1.0], requires_grad=bool(way >> i & 1)) for i in range(9)] for way in range(512)
-    ]
-    for row in xs:
-        y = mg.stack(row)
-        if y.requires_grad:
-            y.sum().backward()
-            assert [x.grad is not None for x in row] == [x.requires_grad for x in row]
-    assert len(mg.OPS["concatenate"].plans) == 256
+    plus = mg.ops.Op(lambda *arrays: sum(arrays), (), lambda i: lambda g, _y, *_arrays: g)
+    for way in range(1, 512):
+        row = [mg.Tensor([1.0], requires_grad=bool(way >> i & 1)) for i in range(9)]
+        plus(*row).backward()
+        assert [x.grad is not None for x in row] == [x.requires_grad for x in row]
+    assert len(plus.plans) == 256
 
 
 # ----------------------------------------------------------------------------- whose array it is
