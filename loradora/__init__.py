@@ -1,7 +1,7 @@
 """loradora: LoRA and DoRA for linear layers, on minigrad.
 
 Read it in this order: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``norms`` (its
-one trick), ``nn`` (layers), ``init`` (how A and B start), ``config`` (the options), ``matching`` (which
+one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (how A and B start), ``config`` (the options), ``matching`` (which
 layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a frozen base),
 ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting`` (one adapter on one model),
 ``peft`` (adapted models, merging), ``optim`` and ``train`` (training), ``analysis`` (what an adapter
@@ -16,6 +16,7 @@ companion.check_minigrad()  # before anything imports minigrad
 
 from loradora import analysis, by_hand
 from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
+from loradora.attention import DecoderLayer, Embedding, LayerNorm, MultiHeadAttention
 from loradora.checkpoint import CheckpointError, load_model, save_model
 from loradora.config import LoraConfig
 from loradora.nn import GELU, MLP, Dropout, Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
@@ -43,14 +44,18 @@ __all__ = [
     "SGD",
     "AdamW",
     "CheckpointError",
+    "DecoderLayer",
     "DoRALinear",
     "Dropout",
+    "Embedding",
     "Flatten",
+    "LayerNorm",
     "Linear",
     "LoRALinear",
     "LoraConfig",
     "LowRankLinear",
     "Module",
+    "MultiHeadAttention",
     "PeftModel",
     "ReLU",
     "Sequential",

@@ -1,0 +1,301 @@
+r"""Attention: how the tokens of a text look at one another.  LoRA was made for its projections.
+
+A transformer holds a vector for each of the T tokens of a text: x, of shape (T, width).  Attention lets
+them exchange what they know.  From its vector each token computes three shorter ones, of d numbers:
+
+    q = Wq x    the query: what it looks for
+    k = Wk x    the key: what it can be found by
+    v = Wv x    the value: what it tells those who find it
+
+With the rows of Q, K and V, all (T, d), for the tokens, attention is three lines (Vaswani et al.,
+arXiv:1706.03762, eq. 1):
+
+    S = Q Kᵀ/√d      (T, T)   S[i, j]: how well what i looks for fits what j can be found by
+    P = softmax(S)   (T, T)   row i is how i divides its attention: no entry below 0, their sum is 1
+    Y = P V          (T, d)   row i is the mean of the values, as i weights them
+
+A sum of d products of independent numbers grows like √d.  Divided by that, the entries of S stay about as
+large as those of Q and K, whatever d is, and softmax does not put all its weight on one token.
+
+A model that is to guess the next token must not see it.  A *mask* says who may look at whom: where it is
+False, P is 0.  The causal one is True on and below the diagonal: i looks at j ≤ i.
+
+One such triple is a *head*.  H heads work side by side, each with its own d = width/H rows of Wq, Wk and
+Wv, so that one head may look for the last vowel while another looks for who is speaking.  What they
+return is laid side by side and mixed by a fourth matrix, Wo.
+
+Nothing here has a derivative of its own.  What the engine makes of the three lines, read from the last to
+the first, is
+
+    V̄ = Pᵀ Ȳ
+    P̄ = Ȳ Vᵀ
+    S̄ = P∘(P̄ − Σ P∘P̄)         the sums go over each row; where P is 0, so is S̄
+    Q̄ = S̄ K/√d,   K̄ = S̄ᵀ Q/√d
+
+The parameters have the names that they have in OPT (Zhang et al., arXiv:2205.01068), so that its
+checkpoints fit.  ``target_modules=["q_proj", "v_proj"]`` is what LoRA's authors recommend (§7.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import minigrad as mg
+from loradora.nn import (
+    Dropout,
+    Linear,
+    Module,
+    ReLU,
+    Rng,
+    as_operand,
+    check_finite,
+    check_positive,
+    generator,
+)
+from minigrad import Tensor
+
+Array = npt.NDArray[Any]
+
+
+def causal_mask(length: int) -> Array:
+    """Return who may look at whom in a text of this length, if nobody looks ahead: (length, length).
+
+    >>> causal_mask(3).astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [1, 1, 1]])
+    """
+    check_positive(length=length)
+    return np.tri(length, dtype=bool)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Array | None = None) -> Tensor:
+    """Return P = softmax(Q Kᵀ/√d), of shape (…, T, T), for q and k of shape (…, T, d).
+
+    ``mask`` is None or an array of bools that broadcasts to P.  A row that may look at nobody is 0.
+    """
+    return mg.softmax(q * q.shape[-1] ** -0.5 @ k.mT, where=mask)
+
+
+class MultiHeadAttention(Module):
+    """Each token looks at the others, with several heads: (…, T, embed_dim) in and out.
+
+    Parameters
+    ----------
+    embed_dim
+        The length of a token's vector.
+    num_heads
+        How many heads share it; each gets embed_dim/num_heads numbers.
+    dropout
+        The rate at which a token that is looked at is missed in training, in [0, 1).
+    bias
+        Whether the four projections add one.
+    rng
+        The source of randomness, or a seed; a fresh, unseeded one by default.
+    dtype
+        Of the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are no integers of at least 1, heads that do not divide the width, and a rate
+        outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        rng: Rng = None,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        check_positive(embed_dim=embed_dim, num_heads=num_heads)
+        if embed_dim % num_heads:
+            raise ValueError(f"{num_heads} heads cannot share a width of {embed_dim} evenly")
+        rng = generator(rng)
+        self.num_heads = num_heads
+        self.q_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
+        self.k_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
+        self.v_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
+        self.out_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
+        self.dropout = Dropout(dropout, rng=rng)
+
+    def forward(self, x: Tensor | npt.ArrayLike, mask: Array | None = None) -> Tensor:
+        """Return what each token has learnt from those that it may look at.
+
+        ``mask`` is None or an array of bools that broadcasts to (…, heads, T, T).
+        """
+        q, k, v = (self.split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        P = self.dropout(attention_weights(q, k, mask))  #  (…, heads, T, T)
+        return self.out_proj(self.joined(P @ v))
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return (…, T, width) as (…, heads, T, d)."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
+
+    def joined(self, y: Tensor) -> Tensor:
+        """Return (…, heads, T, d) as (…, T, width)."""
+        y = y.swapaxes(-3, -2)
+        return y.reshape(*y.shape[:-2], -1)
+
+    def extra_repr(self) -> str:
+        """Return the number of heads."""
+        return f"num_heads={self.num_heads}"
+
+
+class Embedding(Module):
+    """A vector for each token: row i of ``weight`` for the id i, (…) to (…, embedding_dim).
+
+    Parameters
+    ----------
+    num_embeddings
+        How many different ids there are.
+    embedding_dim
+        The length of a vector.
+    rng
+        The source of randomness, or a seed; a fresh, unseeded one by default.
+    dtype
+        Of the vectors, which start as standard normal numbers, as in PyTorch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are no integers of at least 1.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        rng: Rng = None,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        check_positive(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        rows = generator(rng).standard_normal((num_embeddings, embedding_dim))
+        self.weight = Tensor(rows.astype(dtype), requires_grad=True)
+
+    def forward(self, ids: npt.ArrayLike) -> Tensor:
+        """Return the rows for these ids.
+
+        Raises
+        ------
+        TypeError
+            For ids that are no integers.
+        IndexError
+            For an id outside 0 … num_embeddings − 1.
+        """
+        ids, n = np.asarray(ids), len(self.weight)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"ids are integers, not {ids.dtype}")
+        wrong = ids[(ids < 0) | (ids >= n)]
+        if wrong.size:
+            raise IndexError(f"id {wrong[0]} is out of range for {n} embeddings")
+        return self.weight[ids]
+
+    def extra_repr(self) -> str:
+        """Return how many vectors there are, and their length."""
+        return "{} x {}".format(*self.weight.shape)
+
+
+class LayerNorm(Module):
+    """Each vector at mean 0 and variance 1, times a weight, plus a bias.
+
+    y = (x − μ)/√(v + eps) ∘ weight + bias, with the mean μ and the variance v of the last axis of x.
+    Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450.
+
+    Parameters
+    ----------
+    normalized_shape
+        The length of the last axis.
+    eps
+        What keeps the divisor away from 0, at least 0.
+    dtype
+        Of ``weight`` and ``bias``, which start as 1 and 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a length that is no integer of at least 1, and an eps that is no number of at least 0.
+    """
+
+    def __init__(
+        self, normalized_shape: int, eps: float = 1e-5, *, dtype: npt.DTypeLike = np.float32
+    ) -> None:
+        check_positive(normalized_shape=normalized_shape)
+        check_finite(eps=eps)
+        if eps < 0:
+            raise ValueError(f"eps must not be negative, not {eps!r}")
+        self.eps = float(eps)
+        self.weight = Tensor(np.ones(normalized_shape, dtype), requires_grad=True)
+        self.bias = Tensor(np.zeros(normalized_shape, dtype), requires_grad=True)
+
+    def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Return y, of the shape of x; an array takes the dtype of the layer."""
+        x = as_operand(x, self.weight.dtype)
+        if x.shape[-1:] != self.weight.shape:
+            raise ValueError(f"expected x of shape (..., {self.weight.size}), got {x.shape}")
+        return mg.affine(mg.layer_norm(x, eps=self.eps), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the length of the last axis, and eps."""
+        return f"{self.weight.size}, eps={self.eps:g}"
+
+
+class DecoderLayer(Module):
+    """A block of a transformer: attention, then a net for each token by itself, both added to x.
+
+    x = x + attention(norm(x)), then x = x + fc2(ReLU(fc1(norm(x)))), each with a norm of its own.  The
+    norms stand before the sublayers ("pre-norm": Xiong et al., arXiv:2002.04745), so that x itself is
+    only ever added to, and a gradient comes back through any number of blocks undiminished.
+
+    Parameters
+    ----------
+    embed_dim, num_heads
+        As for :class:`MultiHeadAttention`.
+    ffn_dim
+        The width of the net between ``fc1`` and ``fc2``; by default four times ``embed_dim``.
+    dropout
+        The rate for what is added, and for the weights of attention, in [0, 1).
+    rng
+        The source of randomness, or a seed; a fresh, unseeded one by default.
+    dtype
+        Of the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`MultiHeadAttention`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        *,
+        rng: Rng = None,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        rng = generator(rng)
+        ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
+        self.self_attn_layer_norm = LayerNorm(embed_dim, dtype=dtype)
+        self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout, rng=rng, dtype=dtype)
+        self.final_layer_norm = LayerNorm(embed_dim, dtype=dtype)
+        self.fc1 = Linear(embed_dim, ffn_dim, rng=rng, dtype=dtype)
+        self.fc2 = Linear(ffn_dim, embed_dim, rng=rng, dtype=dtype)
+        self.activation: Module = ReLU()
+        self.dropout = Dropout(dropout, rng=rng)
+
+    def forward(self, x: Tensor, mask: Array | None = None) -> Tensor:
+        """Return x of shape (…, T, embed_dim) with what attention and the net have added to it."""
+        x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), mask))
+        h = self.activation(self.fc1(self.final_layer_norm(x)))
+        return x + self.dropout(self.fc2(h))
