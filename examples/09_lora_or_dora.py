@@ -13,7 +13,8 @@ tried for LoRA (which could have a rate of its own for B: LoRA+, arXiv:2402.1235
 a warning, too: these lengths alone do about as well as LoRA with r = 1, which trains four times as many
 numbers.
 
-Read next: finetune_digits.py, the whole comparison, with every rate chosen on a validation split.
+Read next: finetune_digits.py, the whole comparison, with every rate chosen on a validation split; then
+10_change_author.py.
 """
 
 # %%

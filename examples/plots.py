@@ -31,6 +31,8 @@ STYLE = {
     "scratch": ("from scratch", "#999999", "v"),
     "head": ("head only", "#009E73", "^"),
 }
+#: The same colours, for lines without a method of that name.
+COLOURS = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#000000"
 FILTERS = 8
 
 
@@ -250,8 +252,36 @@ FORMATS = ".jpg", ".pdf", ".png", ".svg"
 NO_FIGURE = "no figure: it needs matplotlib (extra 'plot'): pip install matplotlib"
 
 
-@dataclass(frozen=True)
-class Decomposition:
+class Picture:
+    """A picture that is drawn by ``_figure`` when somebody wants to see it."""
+
+    def write(self, file: Path) -> None:
+        """Write the picture in the format that the name of the file ends with, one of ``FORMATS``."""
+        self._figure().savefig(file, dpi=150)
+
+    def __repr__(self) -> str:
+        if find_spec("matplotlib") is None:
+            return NO_FIGURE
+        return f"{type(self).__name__} of {', '.join(self._shown())}"
+
+    def _repr_png_(self) -> bytes | None:
+        if find_spec("matplotlib") is None:
+            return None  # a notebook shows ``NO_FIGURE`` instead
+        file = io.BytesIO()
+        self._figure().savefig(file, format="png", dpi=150)
+        return file.getvalue()
+
+    def _shown(self) -> Any:
+        """Return the names of what is shown."""
+        raise NotImplementedError
+
+    def _figure(self) -> Any:
+        """Return the figure, made without pyplot, whose backend is the notebook's."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class Decomposition(Picture):
     """ΔM against ΔD: a panel per method, a colour and a marker per layer.
 
     Parameters
@@ -268,24 +298,11 @@ class Decomposition:
     pooled: Any
     paper: Any
 
-    def write(self, file: Path) -> None:
-        """Write the picture in the format that the name of the file ends with, one of ``FORMATS``."""
-        self._figure().savefig(file, dpi=150)
-
-    def __repr__(self) -> str:
-        if find_spec("matplotlib") is None:
-            return NO_FIGURE
-        return f"Decomposition of {', '.join(self.points)}"
-
-    def _repr_png_(self) -> bytes | None:
-        if find_spec("matplotlib") is None:
-            return None  # a notebook shows ``NO_FIGURE`` instead
-        file = io.BytesIO()
-        self._figure().savefig(file, format="png", dpi=150)
-        return file.getvalue()
+    def _shown(self) -> Any:
+        return self.points
 
     def _figure(self) -> Any:
-        from matplotlib.figure import Figure  # not pyplot, whose backend is the notebook's
+        from matplotlib.figure import Figure
 
         figure: Any = Figure(figsize=(9, 4), layout="constrained")
         panels = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -309,5 +326,68 @@ class Decomposition:
             message += ", as in the paper; but no correlation is negative here"
         figure.suptitle(
             f"{message}\n(dots and lines: the first run; numbers: the mean of all runs)"
+        )
+        return figure
+
+
+# ---------------------------------------------------------------------------- lesson 10
+
+
+@dataclass(frozen=True, repr=False)
+class Authors(Picture):
+    """How the loss falls, a line per method, and how far an adapter has moved each head of attention.
+
+    Parameters
+    ----------
+    curves
+        For each method the loss of each batch.
+    frozen
+        The loss of the base.
+    heads
+        For Wq and Wv, ‖W − W0‖/‖W0‖ for the rows of each head, (layers, heads).
+    adapter
+        The name of the method that ``heads`` is of.
+    """
+
+    curves: Any
+    frozen: float
+    heads: Any
+    adapter: str
+
+    def _shown(self) -> Any:
+        return self.curves
+
+    def _figure(self) -> Any:
+        from matplotlib.figure import Figure
+
+        figure: Any = Figure(figsize=(10, 4), layout="constrained")
+        left, *right = figure.subplots(
+            1, 1 + len(self.heads), width_ratios=[2, *[0.9] * len(self.heads)]
+        )
+        for (name, losses), colour in zip(self.curves.items(), COLOURS):
+            steps = np.arange(1, len(losses) + 1)
+            last = np.array([np.mean(losses[max(0, k - 20) : k]) for k in steps])
+            line = "--" if name.startswith("DoRA") else "-"
+            left.plot(steps, last, line, color=colour, label=name, linewidth=2)
+        left.axhline(self.frozen, color="0.4", linestyle=":", label="frozen base")
+        left.set(
+            xlabel="step",
+            ylabel="nats per character",
+            title="Training loss, mean of the last 20 batches",
+        )
+        left.legend(framealpha=1, edgecolor="white", fontsize="small")  # over the dotted line
+        most = max(moved.max() for moved in self.heads.values())
+        for panel, (name, moved) in zip(right, self.heads.items()):
+            image = panel.imshow(moved, cmap="Blues", vmin=0, vmax=most)
+            for (layer, head), value in np.ndenumerate(moved):
+                shade = "white" if value > most / 2 else "black"
+                panel.text(head, layer, f"{value:.2f}", ha="center", va="center", color=shade)
+            panel.set(
+                title=name, xlabel="head", xticks=range(moved.shape[1]), yticks=range(len(moved))
+            )
+        right[0].set_ylabel("layer")
+        figure.colorbar(image, ax=right, shrink=0.6, label="‖W − W0‖/‖W0‖")
+        figure.suptitle(
+            f"How the loss falls, and which heads {self.adapter} has moved", weight="bold"
         )
         return figure

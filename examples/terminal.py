@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._expected: dict[Path, str] = {}  # each file with its option
+        self._expected: dict[Path, str] = {}  # each file, and who has it
         self._undo = contextlib.ExitStack()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -134,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         with self._refusing(option, str(file)):
             target = Path(os.path.realpath(file))
             if target in self._expected:
-                raise FileExistsError(0, f"{self._expected[target]} writes there")
+                raise FileExistsError(0, self._expected[target])
             with contextlib.suppress(FileNotFoundError):
                 target.stat()  # refuses what cannot be: a loop of links, too long a name
             # not a pipe, whose reader would see it being closed again
@@ -144,7 +144,11 @@ class Parser(argparse.ArgumentParser):
                 if target.parent.parent.exists():
                     self._make(target.parent)
                 tempfile.TemporaryFile(dir=target.parent).close()
-            self._expected[target] = option
+            self._expected[target] = f"{option} writes there"
+
+    def keep(self, option: str, file: Path) -> None:
+        """Let no other option write to a file, because this one reads it."""
+        self._expected[Path(os.path.realpath(file))] = f"{option} reads it"
 
     def _make(self, directory: Path) -> None:
         if not directory.exists():

@@ -94,6 +94,17 @@ LESSONS = {
         r"rate 0\.02 +DoRA, m at 0\.2 +\d\d\.\d %",
         r"rate 0 +m alone, at 0\.2 +\d\d\.\d % +[+-]\d\.\d \+/- \d\.\d",
     ],
+    "10_change_author": [
+        r"A net of 810,112 parameters",
+        r"A sixth costs it 1\.[23]\d\d nats per character",
+        r"frozen base +0 +0\.0% +2\.\d+ +1\.\d+ +- ",
+        r"LoRA q,v, r=8 +16,384 +2\.0% +0\.02 +[12]\.\d+ +1\.\d+ +1\.[23]",
+        r"DoRA all linear, r=8 +78,336 +8\.8% ",
+        r"The adapter is off:\n\n   \| Juliet\.\n   \| O ",
+        r"And on, after (?:11|40) steps .*:\n\n   \| Juliet\.\n   \| O ",
+        r"LoRA_qv_r8\.npz +7\d kB",
+        r"the same logits bit by bit: True",
+    ],
 }
 
 #: Prepended to a lesson: afterwards it says which modules from outside it has imported.
@@ -127,7 +138,11 @@ CONSOLE = {
 SHORT = {
     "07_magnitude_and_direction": ["--epochs", "1", "--steps", "16", "--runs", "1"],
     "09_lora_or_dora": ["--draws", "2", "--steps", "1"],
+    "10_change_author": ["--target-modules", "q_proj", "--steps", "11"],
 }
+
+#: Options with which a lesson that takes a minute prints its point in less.  (CI runs it without, too.)
+QUICK = {"10_change_author": ["--steps", "11"]}
 
 
 def run(*arguments, cwd, encoding="ascii"):
@@ -184,11 +199,13 @@ def test_a_lesson_opens_with_what_why_and_what_next(path):
 def test_a_lesson_runs_anywhere_prints_its_point_and_needs_only_numpy(name, tmp_path):
     report = tmp_path / "imports.json"
     strict = ["-W", "error", "-X", "warn_default_encoding"]
-    result = run(*strict, "-c", SPY, EXAMPLES / f"{name}.py", report, cwd=tmp_path)
+    arguments = [EXAMPLES / f"{name}.py", report, *QUICK.get(name, [])]
+    result = run(*strict, "-c", SPY, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     check_output(name, result.stdout)
     allowed = {"digits", "loradora", "minigrad", "numpy", "plots", "terminal"}
+    allowed |= {"author", "gpt", "text"}
     if name == "08_share_adapters":
         allowed.add("safetensors")  # PEFT's folder, if the extra is there
     assert set(json.loads(report.read_text())) <= allowed
@@ -348,6 +365,20 @@ def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
         pytest.param("07_magnitude_and_direction", ["--plot", "figure.txt"], marks=DRAWS),
         pytest.param("07_magnitude_and_direction", ["--plot", "figure"], marks=DRAWS),
         ("09_lora_or_dora", ["--draws", "1"]),
+        ("10_change_author", ["--rank", "0"]),
+        ("10_change_author", ["--rank", "129"]),
+        ("10_change_author", ["--steps", "10"]),
+        ("10_change_author", ["--seeds", "0"]),
+        ("10_change_author", ["--seed", "-1"]),
+        ("10_change_author", ["--temperature", "nan"]),
+        ("10_change_author", ["--rates", "0.1", "inf"]),
+        ("10_change_author", ["--ablation", "--rank", "6"]),
+        ("10_change_author", ["--ablation", "--target-modules", "q_proj"]),
+        ("10_change_author", ["--prompt", ""]),
+        ("10_change_author", ["--prompt", "1595"]),
+        ("10_change_author", ["--text", "missing.txt"]),
+        ("10_change_author", ["--text", "."]),
+        ("10_change_author", ["--out", "/dev/null"]),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_a_line(lesson, arguments, tmp_path):
@@ -373,6 +404,32 @@ def test_a_place_for_the_picture_is_refused_before_the_work(lesson, option, targ
     refusal = f"{lesson}.py: error: argument {option}: cannot use {Path(target)}: "
     assert re.fullmatch(re.escape(refusal) + r"[^\n]+\n", result.stderr)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.svg"]
+
+
+def test_a_training_that_fails_at_every_rate_ends_in_a_line(tmp_path):
+    lesson, short = EXAMPLES / "10_change_author.py", SHORT["10_change_author"]
+    result = run(lesson, *short, "--rates", "1e37", cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(r"training failed: LoRA q, r=8, at every rate: .*\n", result.stderr)
+
+
+def test_a_text_of_ones_own_is_learnt_and_not_written_over(tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("All work and no play makes Jack a dull boy.\n" * 40)
+    lesson, short = EXAMPLES / "10_change_author.py", SHORT["10_change_author"]
+    result = run(lesson, *short, "--text", own, "--json", own, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "argument --json: cannot use" in result.stderr
+    assert "own.txt: --text reads it" in result.stderr
+    result = run(lesson, *short, "--text", own, "--out", "kept", "--json", "t.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert own.read_text().startswith("All work")
+    losses = [row["loss_new"] for row in json.loads((tmp_path / "t.json").read_text())]
+    assert max(losses) < 2.5
+    assert {file.name for file in (tmp_path / "kept").iterdir()} == {
+        "LoRA_q_r8.npz",
+        "DoRA_q_r8.npz",
+    }
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -453,7 +510,7 @@ def test_every_console_can_show_the_help(path, tmp_path):
     assert result.stderr == ""
     assert "show this help" in result.stdout
     if path in files():
-        heading = re.search(r"Lesson \d: .*", path.read_text(encoding="utf-8"))[0]
+        heading = re.search(r"Lesson \d+: .*", path.read_text(encoding="utf-8"))[0]
         assert " ".join(heading.split()) in " ".join(result.stdout.split())
     assert list(tmp_path.iterdir()) == []
 
@@ -531,16 +588,19 @@ def check_code(code):
         assert len(cell.splitlines()) <= 30
 
 
+DRAWN = "07_magnitude_and_direction", "10_change_author"
+
+
 def check_pictures(name, shown):
     """The picture is in the notebook, and nothing else that a cell may end with."""
     if name == "01_backward":
         (picture,) = shown
         root = ElementTree.fromstring("".join(picture["image/svg+xml"]))
         assert "gradient +0.1601" in "".join(root.itertext())
-    elif name == "07_magnitude_and_direction" and importlib.util.find_spec("matplotlib"):
+    elif name in DRAWN and importlib.util.find_spec("matplotlib"):
         (picture,) = shown
         assert picture["image/png"].startswith("iVBORw0KGgo")  # the signature of PNG in base 64
-    elif name == "07_magnitude_and_direction":
+    elif name in DRAWN:
         (picture,) = shown
         assert "(extra 'plot'): pip install matplotlib" in "".join(picture["text/plain"])
     else:

@@ -1,4 +1,4 @@
-"""Where the two files of digits come from, and whether they are still what came from there.
+"""Where the data come from, and whether they are still what came from there.
 
     python examples/data/sources.py [--mnist DIR] [--optdigits FILE] [--write]
 
@@ -8,12 +8,16 @@ scikit-learn ships a copy, which is read if no FILE is given, and ``--write`` ma
 ``mnist10k.npz`` is a selection from the 70,000 digits of the standard MNIST files, shuffled.  No seed of
 it was kept, so it cannot be drawn again.  Given the standard files, this looks each digit up in them.
 
+The texts, and the net that has read them, are held to the sums that they had when the results in the
+README were computed.
+
 Where a source is not at hand, it is said what to get, and the sums of the files are checked all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import sys
 from pathlib import Path
@@ -35,9 +39,23 @@ SUMS = {
     "optdigits.npz": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 }
 
+#: SHA-256 of the characters.
+TEXTS = {
+    "emma": "aca8c6f9c8097e493cec4ed67d9b5b7dea7faaa7864a4a5140f0b0ffc579631d",
+    "mansfield_park": "8c065f4f03fdd97f3672687c8b9eb52c73dc276d2109d8b8f85e75a3eba0e9b2",
+    "northanger_abbey": "ff9fe6c1e3b8f07fd4cccd9821f1fb5a1e0f7804e718593c254f8a6833ee94a7",
+    "persuasion": "66c40306020cd6c93c693359b0e812921026f93f2fabce71085012dc178624c7",
+    "pride_and_prejudice": "7eb8a26f8b8495c0e9eb6892f0da75448a4b46bef052d33a721eb7ff6383bcb6",
+    "romeo_and_juliet": "4572fb9e8148ed3b4c775a2e74adc38a2427e6b56bb838d3b70a8d92bf068a33",
+    "sense_and_sensibility": "69e952a1d1df912bbc0f96795935c2bb75c90501f36a7ba884756913c21ff447",
+}
+
+#: SHA-256 of the file.
+GPT = "620ed896b89bb548b4c792513a6c50688a679abe91fcd79874a99fb74d655c6f"
+
 
 def main() -> None:
-    """Check both files, and end with status 1 if something is wrong."""
+    """Check all files, and end with status 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--mnist", type=Path, metavar="DIR", help="the folder of the four standard MNIST files")
@@ -47,6 +65,7 @@ def main() -> None:
     try:
         print(f"optdigits.npz: {check_optdigits(chosen.optdigits, chosen.write)}")
         print(f"mnist10k.npz: {check_mnist(chosen.mnist)}")
+        print(f"text: {check_texts()}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 
@@ -129,6 +148,25 @@ def check_mnist(directory: Path | None) -> str:
     if ours - known:
         raise ValueError(f"{len(ours - known):,} digits of mnist10k.npz are not in {directory}")
     return f"{len(ours):,} different digits, all of them in the standard files"
+
+
+def check_texts() -> str:
+    """Hold the texts and the net to their sums, and return what was found.
+
+    Raises
+    ------
+    ValueError
+        Naming those that are others.
+    """
+    found = {
+        name: gzip.decompress((DATA / "text" / f"{name}.txt.gz").read_bytes()) for name in TEXTS
+    }
+    found["austen_gpt.npz"] = (DATA / "austen_gpt.npz").read_bytes()
+    sums = TEXTS | {"austen_gpt.npz": GPT}
+    wrong = [n for n, data in found.items() if hashlib.sha256(data).hexdigest() != sums[n]]
+    if wrong:
+        raise ValueError(f"not what the results were computed from: {', '.join(wrong)}")
+    return f"{len(TEXTS)} texts and austen_gpt.npz, their sums are right"
 
 
 def read(name: str) -> tuple[Array, Array]:
