@@ -726,6 +726,62 @@ def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
     return np.ldexp(np.sqrt(total(x, axes, True, x)), exponent)
 
 
+def _inner(a: Array, b: Array, axis: Axis) -> Array:
+    """Return Σa∘b over ``axis``, which stays with length 1, for a and b of one shape."""
+    if type(a) is np.ndarray and type(b) is np.ndarray:
+        return total(a, _axes(a, axis), True, b)
+    return sum.of(a * b, axis, True)
+
+
+def _inverse_spread(d: Array, axis: Axis, eps: float) -> Array:
+    """Return 1/√(v + eps) for the deviations d, whose squares have the mean v."""
+    if not (isinstance(eps, (int, float, np.integer, np.floating)) and 0 <= eps < math.inf):
+        raise ValueError(
+            f"eps is a number that is added to a variance, finite and >= 0, not {eps!r}"
+        )
+    return (_inner(d, d, axis) / _count(d, axis) + float(eps)) ** -0.5
+
+
+def _layer_norm_vjp(g: Array, x: Array, axis: Axis, eps: float) -> Array:
+    """Return (ȳ − mean ȳ − y mean(y∘ȳ))/σ, with y = d/σ for the deviations d."""
+    g, d = wide(g), _deviation(x, axis)
+    inverse = _inverse_spread(d, axis, eps)
+    d *= _inner(d, g, axis) / _count(d, axis) * inverse**2  # d is an array that nobody else has
+    d += mean.of(g, axis, True)
+    d -= g
+    d *= -inverse
+    return d
+
+
+# y = d/σ with d = x − μ, σ = √(v + eps), v = Σd²/n.  Of these  dv = 2/n Σd∘dx, as above for var,  so that
+# dσ = dv/2σ = mean(y∘dx)  and  dy = (dx − dμ)/σ − y dσ/σ = P dx/σ  with  P u = u − mean(u) − y mean(y∘u).
+# As a matrix P is I − 11ᵀ/n − yyᵀ/n, with 1 the vector of ones.  It is symmetric   ⟹   x̄ = P ȳ/σ
+# (For eps = 0 it projects: 1/√n and y/√n are then two unit vectors at a right angle, because Σy = 0 and
+# Σy² = n, and P takes away what lies along them.  Neither a shift nor a scaling of x changes y.)
+@op(lambda g, _y, x, axis=-1, eps=1e-5: _layer_norm_vjp(g, x, axis, eps))
+def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
+    """Return (x − μ)/√(v + eps), with the mean μ and the variance v over ``axis``.
+
+    A layer goes on with ``affine(layer_norm(x), weight, bias)``.
+
+    Where x does not vary, the result is 0, or NaN if ``eps`` is 0.  A row with an infinity or a NaN in it
+    becomes NaN.  (Both is so in PyTorch, too.)
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450, eq. 3.
+
+    Raises
+    ------
+    ValueError
+        Unless ``eps`` is a finite number, and not negative.
+
+    >>> layer_norm(np.array([[1.0, 3.0], [5.0, 5.0]]), eps=0.01).data.round(3)
+    array([[-0.995,  0.995],
+           [ 0.   ,  0.   ]])
+    """
+    d = _deviation(x, axis)
+    return like(_scaled(d, _inverse_spread(d, axis, eps)), x)
+
+
 # ----------------------------------------------------------------------------- softmax
 
 

@@ -370,6 +370,14 @@ def variances(draw: st.DrawFn) -> Call:
 
 
 @st.composite
+def normalizations(draw: st.DrawFn) -> Call:
+    """Over any axes, with an ``eps`` beside which the derivatives of close numbers are not too large."""
+    x = draw(array(shapes()))
+    axis, eps = draw(axes_of(x.shape)), draw(st.sampled_from([0.1, 1, np.float32(3)]))
+    return Call([x], lambda f, x: f(x, axis=axis, eps=eps))
+
+
+@st.composite
 def distributions(draw: st.DrawFn) -> Call:
     x = draw(array(shapes(min_dims=1)))
     axis = draw(axis_of(x.shape))
@@ -414,6 +422,11 @@ def flat(a: np.ndarray, start_dim: int) -> np.ndarray:
     return a.reshape((*a.shape[:start_dim], math.prod(a.shape[start_dim:])))
 
 
+def layer_norm(x: np.ndarray, axis: Any = -1, eps: float = 1e-5) -> np.ndarray:
+    mean, var = np.mean(x, axis, keepdims=True), np.var(x, axis, keepdims=True)
+    return (x - mean) / np.sqrt(var + float(eps))
+
+
 def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.exp(x) / np.sum(np.exp(x), axis=axis, keepdims=True)
 
@@ -429,6 +442,7 @@ CASES: dict[str, Case] = {
     "div": Case(binary(), np.divide),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
+    "layer_norm": Case(normalizations(), layer_norm),
     "linear": Case(linears(), lambda x, w, b=0.0: np.einsum("...i,oi->...o", x, w) + b),
     "log": Case(unary(signed=False), np.log),
     "log_softmax": Case(distributions(), lambda x, axis: np.log(softmax(x, axis))),

@@ -320,6 +320,30 @@ def test_var_is_the_mean_of_squared_deviations(call, seed):
     agree(mg.var, definition, call, seed)
 
 
+@given(CASES["layer_norm"].calls, st.integers(0, 99))
+def test_layer_norm_is_the_deviation_in_units_of_its_spread(call, seed):
+    def definition(x, axis, eps):
+        deviation = x - x.mean(axis=axis, keepdims=True)
+        return deviation / mg.sqrt(x.var(axis=axis, keepdims=True) + eps)
+
+    agree(mg.layer_norm, definition, call, seed)
+
+
+@given(st.integers(2, 9), st.integers(0, 99), st.sampled_from([0, 0.5]))
+def test_the_derivative_of_layer_norm_is_symmetric_and_without_eps_a_projection(n, seed, eps):
+    """Its rank is n − 2 then: a shift and a scaling of x are not felt."""
+    x = Tensor(np.random.default_rng(seed).normal(size=n), requires_grad=True)
+    y = mg.layer_norm(x, eps=eps)
+    jacobian = np.array([mg.grad(y, x, unit).data for unit in np.eye(n)])
+    P = jacobian * np.sqrt(np.var(x.data) + eps)
+    np.testing.assert_allclose(P, P.T, atol=1e-12)
+    np.testing.assert_allclose(P @ np.ones(n), np.zeros(n), atol=1e-12)
+    if eps == 0:
+        np.testing.assert_allclose(P @ P, P, atol=1e-12)
+        np.testing.assert_allclose(P @ y.data, np.zeros(n), atol=1e-12)
+        np.testing.assert_allclose(np.trace(P), n - 2, atol=1e-12)
+
+
 #: Large enough for the forms that are only for many numbers, with short, middle and long rows.
 LARGE = [(1500, 16), (30, 40, 20), (16, 1200), (12, 5000), (3, 6000), (20_000,)]
 
@@ -340,7 +364,7 @@ def test_many_numbers_are_reduced_as_few_are(name, shape, turned):
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "layer_norm"])
 def test_many_numbers_are_shared_out_as_few_are(name, shape, turned):
     f, in_numpy = getattr(mg, name), EVERYTHING[name].in_numpy
     a, towards = np.random.default_rng(0).normal(size=(2, *shape))
@@ -432,6 +456,7 @@ ODD_PARAMETERS = {
     "axes": st.none() | st.permutations(range(3)) | st.sampled_from([(0,), (1, 0), (-1, -2), ()]),
     "keepdims": st.booleans(),
     "ddof": st.integers(0, 2),
+    "eps": st.sampled_from([0.1, 1e-5, 0.0, -1e-5, np.nan, np.inf, None]),
     "dtype": st.sampled_from([np.float32, np.float64]),
     "shape": st.sampled_from([(), (1,), (2,), (3, 2), (2, 3), (1, 6), (-1,), (2, 2, 3), 3, 6]),
     "index": st.sampled_from([0, slice(1, None), ..., None, [1, 1], np.array([[0, 1]]), (0, 1)]),

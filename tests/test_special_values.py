@@ -411,6 +411,46 @@ def test_float16_deviates_and_adds_up_powers_in_float32():
     assert_allclose(mg.grad(y, x).data, np.full(100_000, 1e-5), rtol=5e-3)
 
 
+# ----------------------------------------------------------------------------- layer norm
+
+#: numbers, eps: normalised, and their gradients for the upstream gradient (1, 2, 4)
+NORMALIZED = {
+    "two apart": ([1, -1, 0], 1 / 3, ([1, -1, 0], [-1, -2 / 3, 5 / 3])),
+    "all equal": ([2, 2, 2], 0.25, ([0, 0, 0], [-8 / 3, -2 / 3, 10 / 3])),
+    "all equal, without eps": ([2, 2, 2], 0, ([nan] * 3, [nan] * 3)),
+    "squares that overflow": ([1e200, -1e200, 0], 1e-5, ([0, 0, 0], [0, 0, 0])),
+    "an infinity": ([inf, 1, 2], 1e-5, ([nan] * 3, [nan] * 3)),
+    "a NaN": ([nan, 1, 2], 1e-5, ([nan] * 3, [nan] * 3)),
+}
+
+
+@pytest.mark.parametrize(("x", "eps", "expected"), NORMALIZED.values(), ids=NORMALIZED)
+def test_layer_norm_of_extreme_rows(x, eps, expected):
+    """PyTorch's values, and a row does not disturb its neighbours."""
+    rows = [x, [0, 1, -1]]
+    found = value_and_gradients(
+        lambda x: mg.layer_norm(x, eps=eps), rows, upstream=np.array([[1.0, 2, 4], [0, 0, 0]])
+    )
+    for array, wanted in zip(found, expected, strict=True):
+        assert_allclose(array[0], wanted, rtol=1e-14, atol=1e-15)
+        assert np.isfinite(array[1]).all()
+
+
+@pytest.mark.parametrize("upstream", [0.0, 3.0])
+def test_layer_norm_of_one_entry_is_0_and_constant(upstream):
+    y, g = value_and_gradients(mg.layer_norm, [[7.0], [-1.0]], upstream=[[upstream], [2.0]])
+    assert_array_equal(y, [[0], [0]])
+    assert_array_equal(g, [[0], [0]])
+
+
+@pytest.mark.parametrize("shift", [0, 1e3, -1e5])
+def test_layer_norm_keeps_its_digits_far_from_0(shift):
+    """The mean of squares minus the square of the mean would lose them all."""
+    x = np.float32([[1, 3], [-0.5, 0.5]]) + np.float32(shift)
+    y, exact = mg.layer_norm(x, eps=0.0), np.float32([[-1, 1], [-1, 1]])
+    assert_allclose(y.data, exact, rtol=1e-6)
+
+
 # ----------------------------------------------------------------------------- softmax
 
 LN2 = math.log(2)
@@ -521,6 +561,7 @@ def test_sigmoid_keeps_its_small_values():
 # what keeps the shape of its only tensor
 SAME_SHAPE = {name: f for name, (f, *_) in UNARY.items()} | {
     "gelu": mg.gelu,
+    "layer_norm": mg.layer_norm,
     "softmax": mg.softmax,
     "log_softmax": mg.log_softmax,
     "where": lambda a: mg.where(a > 0, a, 0),
@@ -716,7 +757,8 @@ def test_an_infinite_upstream_gradient_reaches_only_what_was_chosen(f):
 
 # ----------------------------------------------------------------------------- numbers, few bits
 
-REDUCTIONS = [mg.sum, mg.mean, mg.max, mg.min, mg.norm, mg.var, mg.softmax, mg.log_softmax]
+REDUCTIONS = [mg.sum, mg.mean, mg.max, mg.min, mg.norm, mg.var]
+REDUCTIONS += [mg.softmax, mg.log_softmax, mg.layer_norm]
 
 
 @pytest.mark.parametrize("axis", [0, -1])
@@ -749,6 +791,8 @@ OF_MANY_HALVES = {
     "norm of columns": (lambda a: mg.norm(a, axis=0), np.full((MANY, 2), 2)),
     "max, tied": (lambda a: mg.max(a) * 100, np.full(MANY, 3)),
     "min, tied": (lambda a: mg.min(a, 0) * 100, np.full((MANY, 2), 3)),
+    "layer_norm": (lambda a: mg.layer_norm(a)[:9] * 2**15, np.arange(MANY) % 7),
+    "layer_norm of outliers": (lambda a: mg.layer_norm(a)[-2:], np.r_[np.zeros(MANY), 2000, -2000]),
     "softmax": (lambda a: mg.softmax(a)[0] * 2**15, np.zeros(MANY)),
     "softmax of columns": (lambda a: mg.softmax(a, 0)[0] * 2**15, np.zeros((MANY, 2))),
     "log_softmax": (lambda a: mg.log_softmax(a)[:2] * 1000, np.zeros(MANY)),
@@ -831,6 +875,9 @@ ROUNDED_ONCE = {
         ),
         [1],
     ),
+    "layer_norm": (mg.layer_norm, APART),
+    "layer_norm of a large row": (mg.layer_norm, [6e4, -6e4, 5e4]),
+    "slope of layer_norm": (lambda x: slope(mg.layer_norm, x, [6e4, -6e4, 6e4]), APART),
     "slope of var": (lambda x: slope(mg.var, x, 4e4), [0, 0.01]),
     "slope of affine": (
         lambda c: slope(lambda c: mg.affine(np.array([300, -200], c.dtype), c), c, [300, 300]),
@@ -874,6 +921,7 @@ OF_MANY_ROWS = {
     "logsumexp": (lambda a: mg.logsumexp(a, 0), (10**6, 2)),
     "sum of long rows": (lambda a: mg.sum(a, 1), (8, 10**5)),
     "sum of rows of many rows": (lambda a: mg.sum(a, (0, 2)), (1000, 3, 20)),
+    "layer_norm": (lambda a: mg.layer_norm(a, 0, 1.0), (10**6, 2)),
     "norm": (lambda a: mg.norm(a, 0), (10**6, 2)),
     "norm of long rows": (lambda a: mg.norm(a, 1), (8, 10**5)),
     "norm of all": (mg.norm, (10**3, 10**3)),

@@ -840,6 +840,7 @@ DEFAULTS = {
     "max": {"axis": None, "keepdims": False},
     "min": {"axis": None, "keepdims": False},
     "norm": {"axis": None, "keepdims": False},
+    "layer_norm": {"axis": -1, "eps": 1e-5},
     "softmax": {"axis": -1},
     "log_softmax": {"axis": -1},
     "transpose": {"axes": None},
@@ -923,6 +924,15 @@ BAD = {
     ),
     "swapping with no axis": (lambda: W.swapaxes(0, 3), ValueError, "swapaxes .*axis 3"),
     "mT of a vector": (lambda: V.mT, ValueError, r"swapaxes .*\(3,\)"),
+    "layer_norm over no axis": (lambda: mg.layer_norm(W, 2), ValueError, "layer_norm .*axis 2"),
+    **{
+        f"layer_norm with eps={eps!r}": (
+            lambda eps=eps: mg.layer_norm(W, eps=eps),
+            ValueError,
+            f"layer_norm .*eps is .*finite and >= 0, not {eps!r}",
+        )
+        for eps in (-1e-5, math.inf, math.nan, None, "1e-5")
+    },
     "softmax along no axis": (lambda: mg.softmax(W, 2), ValueError, "softmax .*axis 2"),
     "an index out of range": (lambda: V[3], IndexError, r"getitem .*\(3,\).*index 3"),
     "too many indices": (lambda: V[0, 0], IndexError, r"getitem .*\(3,\).*too many"),

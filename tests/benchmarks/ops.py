@@ -154,6 +154,18 @@ def shared(g: Array, y: Array, x: Array, axis: Axis) -> Array:
     return back(g, axis) / ties.sum(axis, keepdims=True, dtype=g.dtype) * ties
 
 
+def layer_norm(x: Array) -> Array:
+    d = deviation(x, -1)
+    d *= 1 / np.sqrt(np.vecdot(d, d)[..., None] / x.shape[-1] + 1e-5)
+    return d
+
+
+def layer_norm_back(g: Array, y: Array, x: Array) -> Array:
+    spread = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    y = y * (np.vecdot(g, y)[..., None] / x.shape[-1])
+    return (g - g.mean(-1, keepdims=True) - y) / spread
+
+
 def below_largest(x: Array, axis: int) -> Array:
     # NumPy finds the largest of few numbers faster if it is told where to begin
     return x - x.max(axis, keepdims=True, initial=-np.inf)
@@ -611,6 +623,14 @@ REDUCTIONS = [
         lambda x, i=None: torch.linalg.vector_norm(x, dim=i),
         lambda x, i: np.sqrt(sum_of_squares(x, i)),
         lambda g, y, x, i: x * back(g / y, i),
+    ),
+    Row(
+        "layer_norm",
+        "layer_norm(x, -1)",
+        mg.layer_norm,
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        layer_norm,
+        layer_norm_back,
     ),
     *reduced("softmax", [0, -1], torch.softmax, softmax, lambda g, y, x, i: softmax_back(g, y, i)),
     *reduced(
