@@ -785,29 +785,98 @@ def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
 # ----------------------------------------------------------------------------- softmax
 
 
-def _below_largest(x: Array, axis: int) -> Array:
-    """Return z = x − max x, a new array, of float16 in float32: now no eᶻ overflows."""
+def _below_largest(x: Array, axis: int, where: Array | None = None) -> Array:
+    """Return z = x − max x, a new array, of float16 in float32: now no eᶻ overflows.
+
+    What is masked is −inf.  Where there is nothing else, the lowest number takes the place of the
+    largest, so that z stays −inf.
+    """
     x = wide(x)
-    return np.asarray(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    z = x if where is None else _chosen(x, where)
+    largest = z.max(axis=axis, keepdims=True, initial=_lowest(z.dtype))
+    return np.subtract(z, largest, out=np.empty_like(z) if where is None else z)
+
+
+@functools.cache
+def _lowest(dtype: np.dtype[Any]) -> Array:
+    """Return the lowest finite number."""
+    return np.finfo(dtype).min
+
+
+def _sum_of_powers(powers: Array, axis: int) -> Array:
+    """Return Σeᶻ for the powers of z = x − max x.  It is at least 1, or 0 if x is −inf throughout.
+
+    In the place of that 0 it is 1, so that eᶻ/Σeᶻ is 0 there, and z − log Σeᶻ its logarithm, −inf.
+    """
+    return np.maximum(total(powers, _axes(powers, axis), keepdims=True), 1)
 
 
 def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
     """Return the cotangent of x for that of p = eˣ/Σeˣ."""
     g, p = wide(g), wide(p)
-    return p * (g - sum.of(p * g, axis, True))
+    c = g - _inner(p, g, axis)
+    c *= p
+    return c
+
+
+def _chosen(x: Array, where: Array) -> Array:
+    """Return x, a new array, with −inf where a mask is false, whatever was there: NaN, too.
+
+    np.fmin is the smaller of two numbers, and of a number and NaN the number.  (So a NaN that is chosen
+    becomes the upper limit, +inf; either makes NaN of its whole row.)
+    """
+    mask = np.asarray(where)
+    if mask.dtype != bool:
+        raise TypeError(
+            f"where is made of bools, not {mask.dtype}: true means that an entry counts"
+        )
+    infinity = x.dtype.type(np.inf)
+    limit = np.where(mask, infinity, -infinity)
+    try:
+        return np.fmin(x, limit, out=np.empty_like(x))
+    except ValueError:
+        raise ValueError(
+            f"where has shape {mask.shape}, which does not broadcast to {x.shape}"
+        ) from None
 
 
 # p = eˣ/Σeˣ,  dp = p∘dx − p Σ p∘dx   ⟹   x̄ = p∘p̄ − p Σ p∘p̄ = p∘(p̄ − Σ p∘p̄)
-@op(lambda g, y, _x, axis=-1: _softmax_vjp(g, y, axis))
-def softmax(x: Array, axis: int = -1) -> Array:
+# What is masked has p = 0, and so takes no part in this, either: x̄ is 0 there.
+@op(lambda g, y, _x, axis=-1, where=None: _softmax_vjp(g, y, axis))
+def softmax(x: Array, axis: int = -1, where: Array | None = None) -> Array:
     """Return p = eˣ / Σeˣ over ``axis``: finite also for ±1e4 and −inf.
+
+    Where nothing can be chosen, because all entries are −inf or masked, p is 0, and so is its gradient.
+    There PyTorch's softmax is NaN, and its ``scaled_dot_product_attention`` 0 as here.
+
+    Parameters
+    ----------
+    x
+        Any numbers.
+    axis
+        Along it p adds up to 1.
+    where
+        Bools that broadcast to x, true for what takes part, as in NumPy and in
+        ``scaled_dot_product_attention``.  Elsewhere p is 0, and so is the gradient, whatever x is.
+        (But a NaN or +inf that does take part makes NaN of its whole row.)
+
+    Raises
+    ------
+    TypeError
+        If ``where`` is not made of bools.
+    ValueError
+        If it does not broadcast to x.
 
     >>> softmax([-1e4, 0.0, 0.0])
     Tensor([0. , 0.5, 0.5])
+    >>> softmax(np.zeros((3, 3)), where=np.tri(3, dtype=bool)).data.round(2)
+    array([[1.  , 0.  , 0.  ],
+           [0.5 , 0.5 , 0.  ],
+           [0.33, 0.33, 0.33]])
     """
-    y = _below_largest(x, axis)
+    y = _below_largest(x, axis, where)
     np.exp(y, out=y)
-    y /= total(y, _axes(y, axis), keepdims=True)
+    y /= _sum_of_powers(y, axis)
     return like(y, x)
 
 
@@ -816,11 +885,13 @@ def softmax(x: Array, axis: int = -1) -> Array:
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
 
+    Where there is nothing but −inf, it is −inf, the logarithm of what :func:`softmax` is there.
+
     >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
     Tensor([-1.00006931e+04, -6.93147181e-01, -6.93147181e-01])
     """
     y = _below_largest(x, axis)
-    y -= np.log(total(np.exp(y), _axes(y, axis), keepdims=True))
+    y -= np.log(_sum_of_powers(np.exp(y), axis))
     return like(y, x)
 
 
@@ -877,7 +948,7 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
         )
     powers = _below_largest(x, 1)
     np.exp(powers, out=powers)
-    share = (w / total(powers, (1,)))[:, None]
+    share = w[:, None] / _sum_of_powers(powers, 1)
     y = np.multiply(powers, share, out=powers if share.dtype is powers.dtype else None)
     y[at_labels] -= w
     return like(y, w) if x.dtype == w.dtype else y
@@ -889,14 +960,15 @@ def nll_grad(x: Array, w: Array, labels: Array) -> Array:
 def nll(x: Array, labels: Array) -> Array:
     """Return −log softmax(x)[n, labels[n]] for each row n of x (N, C): how unexpected its label was.
 
-    Labels that are not integers are a TypeError, those outside 0 … C − 1 an IndexError.
+    Labels that are not integers are a TypeError, those outside 0 … C − 1 an IndexError.  A row of −inf
+    gives no label a chance: there the result is +inf, as for every label whose own logit is −inf.
 
     >>> nll(np.array([[0.0, 0.0], [0.0, 1e4]]), np.array([0, 1]))
     Tensor([0.69314718, 0.        ])
     """
     z = _below_largest(x, 1)
     of_label = z[_at_labels(z, labels)]  # before z is overwritten
-    return like(np.log(total(np.exp(z, out=z), (1,))) - of_label, x)
+    return like(np.log(_sum_of_powers(np.exp(z, out=z), 1)[:, 0]) - of_label, x)
 
 
 if not TYPE_CHECKING:  # type checkers cannot evaluate it, and see all names that are public

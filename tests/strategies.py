@@ -385,6 +385,18 @@ def distributions(draw: st.DrawFn) -> Call:
 
 
 @st.composite
+def masked_distributions(draw: st.DrawFn) -> Call:
+    """Over all entries, or over those that a mask picks, which may be none."""
+    whole = draw(distributions())
+    (x,) = whole.variables
+    narrow = x.shape[draw(st.integers(0, x.ndim)) :]
+    mask = draw(st.none() | hnp.arrays(bool, [draw(st.sampled_from([n, n, 1])) for n in narrow]))
+    if mask is None:
+        return whole
+    return Call([x], lambda f, x: whole.apply(partial(f, where=mask), x))
+
+
+@st.composite
 def labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Draw logits and a label for each row of them."""
     samples, classes = draw(LENGTHS.filter(bool)), draw(st.integers(1, 4))
@@ -427,8 +439,10 @@ def layer_norm(x: np.ndarray, axis: Any = -1, eps: float = 1e-5) -> np.ndarray:
     return (x - mean) / np.sqrt(var + float(eps))
 
 
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.exp(x) / np.sum(np.exp(x), axis=axis, keepdims=True)
+def softmax(x: np.ndarray, axis: int = -1, where: Any = True) -> np.ndarray:
+    powers = np.where(where, np.exp(x), 0)
+    total = np.sum(powers, axis=axis, keepdims=True)
+    return powers / np.where(total > 0, total, 1)
 
 
 CASES: dict[str, Case] = {
@@ -467,7 +481,7 @@ CASES: dict[str, Case] = {
     "reshape": Case(reshapes(), lambda a, shape: a.reshape(shape)),
     "scatter": Case(scatters(), placed),
     "sigmoid": Case(unary(), lambda a: 1 / (1 + np.exp(-a))),
-    "softmax": Case(distributions(), softmax),
+    "softmax": Case(masked_distributions(), softmax),
     "sqrt": Case(unary(signed=False), np.sqrt),
     "sub": Case(binary(), np.subtract),
     "sum": Case(reductions(), np.sum),

@@ -299,9 +299,30 @@ def test_affine_scales_a_number_by_a_tensor():
     assert_array_equal(mg.grad(y.sum(), c).data, [3, 3])
 
 
-@given(CASES["softmax"].calls, st.integers(0, 99))
+@given(CASES["log_softmax"].calls, st.integers(0, 99))
 def test_softmax_is_the_power_of_log_softmax(call, seed):
     agree(mg.softmax, lambda x, axis: mg.exp(mg.log_softmax(x, axis)), call, seed)
+
+
+@given(
+    CASES["softmax"].calls, st.integers(0, 99), st.sampled_from([np.nan, np.inf, -np.inf, 1e308])
+)
+def test_a_masked_softmax_is_one_of_what_is_left_whatever_is_masked(call, seed, masked):
+    """Values, and derivatives of both orders, which are 0 where something is hidden."""
+    (x,), given = call.variables, {}
+    call.apply(lambda x, axis, where=True: given.update(axis=axis, where=where), x)
+    hidden = ~np.broadcast_to(given["where"], x.shape)
+    found = []
+    for value in (masked, 0.5):
+        a = Tensor(np.where(hidden, value, x), requires_grad=True)
+        p = mg.softmax(a, **given)
+        slope = mg.grad(p, a, upstream_for(p, seed), create_graph=True)
+        again = mg.grad(slope, a, upstream_for(p, seed + 1))
+        found.append([p.data, slope.data, again.data])
+        for array in found[-1]:
+            assert_array_equal(array[hidden], np.zeros(np.sum(hidden)))
+    for one, other in zip(*found, strict=True):
+        assert_array_equal(one, other)
 
 
 @given(CASES["nll"].calls, st.integers(0, 99))
@@ -463,6 +484,9 @@ ODD_PARAMETERS = {
     "min": st.sampled_from([None, 0.5, np.full(3, 0.5), np.full((2, 1), 0.5)]),
     "max": st.sampled_from([None, 2.0, np.full(3, 2.0), np.full((2, 1), 2.0)]),
     "condition": st.sampled_from([True, [True, False, True], [[True], [False]]]),
+    "where": st.sampled_from(
+        [None, True, [True, False, True], [[True], [False]], [[[True]]], [1, 0]]
+    ),
     "labels": st.sampled_from([[0], [0, 1], [1, 0, 1], 0, []]),
 }
 ODD_SHAPES = [(), (1,), (2,), (3,), (1, 3), (2, 3), (3, 2), (2, 1), (2, 2, 3), (2, 3, 2), (1, 1, 1)]

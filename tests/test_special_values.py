@@ -472,7 +472,7 @@ SOFTMAX = {
         ([-inf, -LN2, -LN2], [1, -1.5, 0.5]),
         ([0, 0.5, 0.5], [0, -0.5, 0.5]),
     ),
-    "all masked": ([-inf] * 3, ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
+    "all masked": ([-inf] * 3, ([-inf] * 3, [1, 2, 4]), ([0] * 3, [0] * 3)),
     "infinite": ([inf, 0, 0], ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
     "NaN": ([nan, 0, 0], ([nan] * 3, [nan] * 3), ([nan] * 3, [nan] * 3)),
 }
@@ -484,6 +484,34 @@ def test_softmax_of_extreme_logits(logits, of_log, of_softmax):
         found = value_and_gradients(f, logits, upstream=[1.0, 2.0, 4.0])
         for array, wanted in zip(found, expected, strict=True):
             assert_allclose(array, wanted, rtol=1e-15)
+
+
+@pytest.mark.parametrize("hidden", [nan, inf, -inf, 1e4, -0.0])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_softmax_does_not_choose_is_0_and_takes_no_part(hidden, dtype):
+    x = np.array([[0, hidden, 0], [hidden, hidden, hidden], [1e4, hidden, -inf]], dtype)
+    x = mg.Tensor(x, requires_grad=True)
+    p = mg.softmax(x, where=[[True, False, True], [False] * 3, [True, False, True]])
+    assert_array_equal(p.data, np.array([[0.5, 0, 0.5], [0, 0, 0], [1, 0, 0]], dtype), strict=True)
+    g = mg.grad(p, x, np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]))
+    assert_array_equal(g.data, np.array([[-0.5, 0, 0.5], [0, 0, 0], [0, 0, 0]], dtype), strict=True)
+
+
+@pytest.mark.parametrize("chosen", [nan, inf])
+def test_what_cannot_be_shared_out_makes_nan_of_its_row_alone(chosen):
+    y, g = value_and_gradients(
+        lambda x: mg.softmax(x, where=[True, True, False]), [[chosen, 0, 0], [0, 0, 0]]
+    )
+    assert_array_equal(y, [[nan, nan, nan], [0.5, 0.5, 0]])
+    assert_array_equal(g, [[nan, nan, nan], [0, 0, 0]])
+
+
+def test_a_label_without_a_chance_is_infinitely_unexpected():
+    """Whether it is one of several, or none has one: p is 0, and its gradient p − onehot."""
+    y, g = value_and_gradients(lambda x: mg.ops.nll(x, [0, 0]), [[-inf, 0], [-inf, -inf]])
+    assert_array_equal(y, [inf, inf])
+    assert_array_equal(g, [[-1, 1], [-1, 0]])
+    assert_array_equal(mg.ops.nll_grad([[-inf, -inf]], [2], [0]).data, [[-2, 0]])
 
 
 # logits: the logarithm of the sum of their powers, and its gradient
@@ -794,6 +822,10 @@ OF_MANY_HALVES = {
     "layer_norm": (lambda a: mg.layer_norm(a)[:9] * 2**15, np.arange(MANY) % 7),
     "layer_norm of outliers": (lambda a: mg.layer_norm(a)[-2:], np.r_[np.zeros(MANY), 2000, -2000]),
     "softmax": (lambda a: mg.softmax(a)[0] * 2**15, np.zeros(MANY)),
+    "softmax, masked": (
+        lambda a: mg.softmax(a, where=np.arange(MANY) % 2 > 0)[:2] * 2**14,
+        np.zeros(MANY),
+    ),
     "softmax of columns": (lambda a: mg.softmax(a, 0)[0] * 2**15, np.zeros((MANY, 2))),
     "log_softmax": (lambda a: mg.log_softmax(a)[:2] * 1000, np.zeros(MANY)),
     "log_softmax of columns": (lambda a: mg.log_softmax(a, 0)[:2] * 1000, np.zeros((MANY, 2))),

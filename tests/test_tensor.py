@@ -841,7 +841,7 @@ DEFAULTS = {
     "min": {"axis": None, "keepdims": False},
     "norm": {"axis": None, "keepdims": False},
     "layer_norm": {"axis": -1, "eps": 1e-5},
-    "softmax": {"axis": -1},
+    "softmax": {"axis": -1, "where": None},
     "log_softmax": {"axis": -1},
     "transpose": {"axes": None},
     "clip": {"min": None, "max": None},
@@ -933,6 +933,22 @@ BAD = {
         )
         for eps in (-1e-5, math.inf, math.nan, None, "1e-5")
     },
+    "a mask that does not broadcast": (
+        lambda: mg.softmax(W, where=[True, False]),
+        ValueError,
+        r"softmax .*where has shape \(2,\), .*broadcast to \(2, 3\)",
+    ),
+    "a mask of more axes": (
+        lambda: mg.softmax(V, where=np.ones((2, 3), bool)),
+        ValueError,
+        r"softmax .*where has shape \(2, 3\), .*broadcast to \(3,\)",
+    ),
+    "a mask of numbers": (
+        lambda: mg.softmax(W, where=[0.0, 1.0, 1.0]),
+        TypeError,
+        "softmax .*where is made of bools, not float64",
+    ),
+    "a mask in a Tensor": (lambda: mg.softmax(W, where=V), TypeError, "softmax .*Tensor"),
     "softmax along no axis": (lambda: mg.softmax(W, 2), ValueError, "softmax .*axis 2"),
     "an index out of range": (lambda: V[3], IndexError, r"getitem .*\(3,\).*index 3"),
     "too many indices": (lambda: V[0, 0], IndexError, r"getitem .*\(3,\).*too many"),

@@ -196,7 +196,7 @@ def test_every_operation_with_a_public_name_is_exported():
         ("norm", "(x, axis=None, keepdims=False)"),
         ("add", "(a, b)"),
         ("linear", "(x, w, b=None)"),
-        ("softmax", "(x, axis=-1)"),
+        ("softmax", "(x, axis=-1, where=None)"),
         ("concatenate", "(axis, *arrays)"),
     ],
 )

@@ -102,6 +102,10 @@ def with_pairs(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
     return *one(rng, s), *(rng.integers(n, size=s[0]) for n in s[:2])
 
 
+def with_triangle(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
+    return *one(rng, s), np.tri(*s[-2:], dtype=bool)
+
+
 def with_labels(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
     rows = math.prod(s[:-1])
     return *one(rng, (rows, s[-1])), rng.integers(s[-1], size=rows)
@@ -176,6 +180,10 @@ def softmax(x: Array, axis: int) -> Array:
     np.exp(y, out=y)
     y /= y.sum(axis, keepdims=True)
     return y
+
+
+def softmax_where(x: Array, mask: Array) -> Array:
+    return softmax(np.where(mask, x, -np.inf), -1)
 
 
 def softmax_back(g: Array, y: Array, axis: int) -> Array:
@@ -633,6 +641,15 @@ REDUCTIONS = [
         layer_norm_back,
     ),
     *reduced("softmax", [0, -1], torch.softmax, softmax, lambda g, y, x, i: softmax_back(g, y, i)),
+    Row(
+        "softmax",
+        "softmax(x, -1, triangle)",
+        lambda x, mask: mg.softmax(x, -1, mask),
+        lambda x, mask: x.masked_fill(~mask, -math.inf).softmax(-1),
+        softmax_where,
+        lambda g, y, x, mask: softmax_back(g, y, -1),
+        with_triangle,
+    ),
     *reduced(
         "log_softmax",
         [0, -1],

@@ -29,6 +29,10 @@ def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: 
             lambda a: mg.layer_norm(a, tuple(range(a.ndim)), eps=0.5),
             lambda a: F.layer_norm(a, a.shape, eps=0.5),
         ),
+        (
+            lambda a: mg.softmax(a, axis, where=np.arange(4) != 1),
+            lambda a: a.masked_fill(torch.arange(4) == 1, -np.inf).softmax(axis),
+        ),
         (ld.Tanh(), torch.nn.Tanh()),
         (ld.Sigmoid(), torch.nn.Sigmoid()),
         (ld.GELU(), torch.nn.GELU("tanh")),
@@ -44,6 +48,14 @@ def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: 
         y.backward(upstream)
         z.backward(torch.from_numpy(np.array(upstream)))
         twins.agree(ours.grad, theirs.grad.numpy())
+
+
+def test_where_nothing_can_be_chosen_is_0_as_in_the_attention_of_pytorch() -> None:
+    scores, mask = np.zeros((2, 2)), np.array([[False, False], [True, False]])
+    zeros, values = torch.zeros((2, 2)), torch.eye(2)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    found = attention(zeros, zeros, values, attn_mask=torch.from_numpy(mask))
+    np.testing.assert_array_equal(mg.softmax(scores, where=mask).data, found.numpy())
 
 
 @pytest.mark.filterwarnings("ignore:std.*degrees of freedom:UserWarning")
