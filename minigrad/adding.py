@@ -10,7 +10,8 @@ index have one axis each, and takes about six times longer per entry if not.  Bu
 from one axis, or from neighbours, and takes the others whole, as in y[rows], y[:, columns] and
 y[..., i, j].  Then y is a stack of n matrices with m rows of k entries, where m is the number of places
 that can be picked, and a is a stack of n matrices, too, with one row for each pick.  Long rows are added
-one by one.  Of short ones each entry is added at its place along the one axis of y's memory.
+one by one; where the same places are picked over and over, as the letters of a text are, all rows of a
+place at once.  Of short rows each entry is added at its place along the one axis of y's memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from minigrad.sums import over_rows
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -104,14 +107,20 @@ def _without_ellipsis(index: Any, ndim: int) -> tuple[Any, ...]:
 
 
 def _add_rows(y: Array, picks: Array, a: Array) -> None:
-    """Perform y[:, picks] += a for y (n, m, k), a (n, number of picks, k) and one axis of picks."""
+    """Perform y[:, picks] += a for zeros y (n, m, k), a (n, number of picks, k) and one axis of picks."""
     n, m, k = y.shape
-    if k >= 16 and n * k >= 256:
+    if n * k >= 128 and picks.size >= 24 * np.count_nonzero(counts := np.bincount(picks)):
+        order, stop = np.argsort(picks, kind="stable"), 0
+        for place in np.flatnonzero(counts).tolist():
+            start, stop = stop, stop + counts[place]
+            rows = a.take(order[start:stop], axis=1).swapaxes(0, 1)
+            y[:, place] = over_rows(np.add.reduce, rows)
+    elif k >= 16 and n * k >= 256:
         rows = y.swapaxes(0, 1)
         for pick, more in zip(picks.tolist(), a.swapaxes(0, 1)):
             row = rows[pick]
             row += more
     else:
         starts = m * k * np.arange(n)[:, None, None] + np.arange(k)
-        places = starts + k * picks[:, None]
-        np.add.at(y.reshape(-1), places.reshape(-1), a.reshape(-1))
+        entries = starts + k * picks[:, None]
+        np.add.at(y.reshape(-1), entries.reshape(-1), a.reshape(-1))
