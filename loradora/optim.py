@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import repeat
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -633,10 +634,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     >>> clip_grad_norm_([p, q], 1.0), p.grad.item(), q.grad.item()
     (5.0, 0.59999988..., 0.79999984...)
     """
-    if max_norm != math.inf:
-        check_finite(max_norm=max_norm)
-    if max_norm < 0:
-        raise ValueError(f"max_norm must not be negative, not {max_norm!r}")
+    check_bound(max_norm=max_norm)
     clipped = {}
     for p in _listed(parameters, _WANTED):
         if not isinstance(p, Tensor):
@@ -655,6 +653,13 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
             scaled = [np.asarray(like(wide(g) * factor, g)) for g in clipped.values()]
         at_once(object.__setattr__, clipped, repeat("grad"), scaled)()
     return total
+
+
+def check_bound(**bounds: Any) -> None:
+    """Raise unless every value is a number of at least 0, of which infinity is one here."""
+    for name, value in bounds.items():
+        if not (isinstance(value, Real) and value == math.inf):
+            checked_option(name, value)
 
 
 def constant(progress: float) -> float:
@@ -685,7 +690,8 @@ def warmup(share: float, then: Schedule = linear_decay) -> Schedule:
     Parameters
     ----------
     share
-        The part of the training that it takes, in [0, 1).  For the first 100 of 1000 steps it is 0.1.
+        The part of the training that it takes, in [0, 1).  For the first 10 of 200 steps it is 10/200.
+        The very first step then has the rate 0, as in Hugging Face's transformers.
     then
         What the rest follows, from its start to its end.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import minigrad as mg
 from loradora.nn import Module, Rng, check_positive, generator
-from loradora.optim import Optimizer, Schedule, constant
+from loradora.optim import Optimizer, Schedule, check_bound, clip_grad_norm_, constant
 from minigrad.ops import check_labels, no_classes
 from minigrad.scopes import at_once
 from minigrad.tensor import as_reals
@@ -34,12 +34,15 @@ class Step(NamedTuple):
         The loss of the batch before the step; by default its mean cross-entropy.
     rate
         The factor that the schedule put on the learning rate.
+    grad_norm
+        The norm of the gradients before they were clipped; None without ``clip_grad_norm``.
     """
 
     step: int
     total: int
     loss: float
     rate: float
+    grad_norm: float | None = None
 
 
 class Evaluation(NamedTuple):
@@ -67,6 +70,7 @@ def fit(
     batch_size: int = 32,
     schedule: Schedule = constant,
     loss: Loss = mg.cross_entropy,
+    clip_grad_norm: float | None = None,
     start: int = 0,
     rng: Rng,
 ) -> Training:
@@ -97,6 +101,10 @@ def fit(
     loss
         From the model's output and the targets of a batch to a single number, as a Tensor.
         ``loss=mg.mse_loss`` is regression.
+    clip_grad_norm
+        The largest norm that the gradients may have together, positive.  Where it is larger, all that the
+        optimizer moves are scaled down before the step (:func:`clip_grad_norm_`).  With ``math.inf`` the
+        norm is only measured, for the record.
     start
         How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
         go on from there.
@@ -108,15 +116,17 @@ def fit(
     ------
     TypeError, ValueError
         At the call: if x and labels differ in length or are empty; by default if labels are no class
-        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, a ``start``
-        outside 0 … ``steps``, and one with a generator.
+        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
+        ``clip_grad_norm`` that is no positive number, a ``start`` outside 0 … ``steps``, and one with a
+        generator.
     TypeError, ValueError, IndexError
         At the first step, before anything changes: by default for labels that the model has no logit
         for, or a single logit; for a loss that is no single number.
     RuntimeError
         At the first step, if no parameter of the optimizer gets a gradient from this model.
     FloatingPointError
-        If the loss is no longer finite, with what is known of the cause; the step is not taken.
+        If the loss, or the norm of gradients that are to be clipped, is no longer finite, with what is
+        known of the cause; the step is not taken.
 
     Notes
     -----
@@ -133,10 +143,21 @@ def fit(
 
     Examples
     --------
-    >>> import json, pathlib, tempfile
+    The first 10 of 200 steps warm up, and no gradient is longer than 1 when it is stepped on:
+
     >>> import loradora as ld
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> x, labels = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 3
+    >>> model = ld.MLP([4, 8, 3], rng=0)
+    >>> careful = {"schedule": ld.warmup(10 / 200), "clip_grad_norm": 1.0}
+    >>> optimizer = ld.AdamW(model.parameters(), lr=0.05)
+    >>> records = list(fit(model, x, labels, optimizer=optimizer, steps=200, rng=0, **careful))
+    >>> [round(step.rate, 2) for step in records[:16:5]]
+    [0.0, 0.5, 1.0, 0.97]
+
+    A training that can be interrupted:
+
+    >>> import json, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> def prepared():
     ...     rng = np.random.default_rng(1)
     ...     model = ld.Sequential(ld.Dropout(0.5, rng=rng), ld.Linear(4, 3, rng=rng))
@@ -172,11 +193,8 @@ def fit(
     """
     check_positive(steps=steps, batch_size=batch_size)
     _check_start(start, steps, rng)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
-    for name, function in {"schedule": schedule, "loss": loss}.items():
-        if not callable(function):
-            raise TypeError(f"{name} must be a function, not {function!r}")
+    _check_parts(optimizer, schedule, loss)
+    _check_clip(clip_grad_norm)
     x, labels = _examples(x, labels)
     classes = loss is mg.cross_entropy
     if classes:
@@ -202,9 +220,10 @@ def fit(
                 raise FloatingPointError(f"the loss is {value.item()} at step {step}: {cause}")
             optimizer.zero_grad()
             value.backward()
+            norm = _clip(model, optimizer, clip_grad_norm, step)
             factor = schedule((step - 1) / steps)
             optimizer.step(factor)
-            yield Step(step, steps, value.item(), factor)
+            yield Step(step, steps, value.item(), factor, norm)
         optimizer.zero_grad()  # lest an old gradient be taken for a new one
 
     return Training(training(), optimizer, start)
@@ -262,6 +281,24 @@ def _check_start(start: Any, steps: int, rng: Any) -> None:
             "to go on where a training was interrupted, fit needs the seed that it was given at first, "
             f"an int, not {rng!r}: a generator has moved on since"
         )
+
+
+def _check_parts(optimizer: Any, schedule: Any, loss: Any) -> None:
+    """Raise unless an optimizer and functions were given, not their classes or names."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
+    for name, function in {"schedule": schedule, "loss": loss}.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, not {function!r}")
+
+
+def _check_clip(max_norm: Any) -> None:
+    """Raise unless ``max_norm`` is None or a positive number."""
+    if max_norm is None:
+        return
+    check_bound(clip_grad_norm=max_norm)
+    if max_norm == 0:
+        raise ValueError("clip_grad_norm=0 would leave nothing of any gradient; None clips none")
 
 
 def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
@@ -328,6 +365,22 @@ def _cause(model: Module, examples: Array, targets: Array, fresh: bool) -> str:
         "inputs and parameters are finite, but something computed from them is not: try a smaller "
         "rate or smaller inputs"
     )
+
+
+def _clip(model: Module, optimizer: Optimizer, max_norm: float | None, step: int) -> float | None:
+    """Bound the gradients that the optimizer has; return their norm before, None without a bound."""
+    if max_norm is None:
+        return None
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        return clip_grad_norm_(moved, max_norm)
+    except FloatingPointError as error:
+        slopes = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        bad = [name for name, slope in slopes.items() if not np.isfinite(slope).all()]
+        what = f"NaN or infinity in those of {', '.join(bad)}" if bad else "too large together"
+        raise FloatingPointError(
+            f"the norm of the gradients is not finite at step {step}, though the loss is: {what}"
+        ) from error
 
 
 def _batches(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from interrupting import (
     interrupted_by_a_timer,
     interrupted_everywhere,
@@ -567,6 +569,103 @@ def test_a_loss_of_ones_own_gets_outputs_and_labels():
     assert train(model, steps=1, batch_size=90, loss=weighted)[0].loss == pytest.approx(expected)
 
 
+# ----------------------------------------------------------------------------- clipping
+
+
+class Watched(ld.SGD):
+    """Remembers the gradients that it is given."""
+
+    def step(self, factor=1.0):
+        self.seen = [p.grad for group in self.param_groups for p in group["params"]]
+        super().step(factor)
+
+
+@every_method
+@given(bound=st.floats(0.01, 3), seed=st.integers(0, 9), count=st.integers(1, 6))
+def test_the_gradients_of_a_step_have_at_most_the_norm_given(method, bound, seed, count):
+    """They are those of a step without clipping, times min(1, bound/norm)."""
+
+    def gradients(**options):
+        model = adapted(method)
+        optimizer = Watched(model.trainable_parameters()[:count], lr=0.5)
+        (record,) = train(model, seed, steps=1, optimizer=optimizer, **options)
+        return optimizer.seen, record
+
+    (free, unclipped), (seen, record) = gradients(), gradients(clip_grad_norm=bound)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in free))
+    assert record.grad_norm == pytest.approx(norm, rel=1e-12)
+    assert record[:4] == unclipped[:4]
+    for g, whole in zip(seen, free, strict=True):
+        assert_allclose(g, whole * min(1, bound / (norm + 1e-6)), rtol=1e-6)
+
+
+def test_what_the_optimizer_does_not_move_is_neither_clipped_nor_counted():
+    model = base()
+    moved, other = model.layers[0].weight, model.layers[2].weight
+    (free,) = train(model, steps=1, optimizer=ld.SGD([moved], lr=0), clip_grad_norm=np.inf)
+    expected = other.grad.copy()
+    model.zero_grad()
+    (clipped,) = train(model, steps=1, optimizer=ld.SGD([moved], lr=0), clip_grad_norm=1e-3)
+    assert np.array_equal(other.grad, expected)
+    assert clipped.grad_norm == free.grad_norm
+    assert np.linalg.norm(expected) > 0.01
+
+
+def test_without_a_bound_no_norm_is_computed_and_with_an_infinite_one_nothing_changes():
+    assert {step.grad_norm for step in train(base(), steps=3)} == {None}
+    measured = train(base(), steps=3, clip_grad_norm=np.inf)
+    assert all(step.grad_norm > 0 for step in measured)
+    assert [step[:4] for step in measured] == [step[:4] for step in train(base(), steps=3)]
+
+
+@pytest.mark.parametrize(
+    ("bound", "error", "message"),
+    [
+        (0, ValueError, "=0 would leave nothing of any gradient; None clips none"),
+        (-1.0, ValueError, "must not be negative, not -1.0"),
+        (-np.inf, ValueError, "must be finite, not -inf"),
+        (np.nan, ValueError, "must be finite, not nan"),
+        (True, TypeError, "must be a number, not True"),
+        ("1", TypeError, "must be a number, not '1'"),
+        ([1, 2], TypeError, r"must be a number, not \[1, 2\]"),
+        (np.ones(2), TypeError, "must be a number, not array"),
+    ],
+)
+def test_a_bound_that_is_no_positive_number_is_refused_at_the_call(bound, error, message):
+    optimizer = ld.SGD((model := base()).parameters())
+    with pytest.raises(error, match=f"clip_grad_norm ?{message}"):
+        ld.fit(model, X, LABELS, optimizer=optimizer, steps=1, clip_grad_norm=bound, rng=0)
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_on_and_named():
+    def steep(output, _):
+        return mg.sqrt(output).sum()
+
+    model = ld.Linear(8, 3, rng=0)
+    for p in model.parameters():
+        p.data = np.zeros(p.shape, p.dtype)  # the root of 0 is finite, and its slope is not
+    before, optimizer = model.state_dict(), ld.SGD(model.parameters())
+    options = {"optimizer": optimizer, "steps": 1, "loss": steep, "rng": 0}
+    message = "not finite at step 1, though the loss is: NaN or infinity in those of weight, bias$"
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=message):
+        next(ld.fit(model, X, LABELS, clip_grad_norm=1.0, **options))
+    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
+    assert optimizer.steps_taken == 0
+
+
+def test_gradients_may_be_too_large_together():
+    def steep(output, _):
+        return (output * 1.5e308).sum() * 0.5
+
+    model = ld.Linear(8, 3, rng=0, dtype=np.float64)
+    x = np.full((1, 8), 2.0)
+    model.weight.data = np.zeros((3, 8))
+    model.bias.data = np.zeros(3)
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 1, "loss": steep, "rng": 0}
+    with pytest.raises(FloatingPointError, match=r"though the loss is: too large together$"):
+        next(ld.fit(model, x, [0], clip_grad_norm=1.0, **options))
+
+
 # ----------------------------------------------------------------------------- interruption
 
 
@@ -641,6 +740,7 @@ if start:
         m.rng.bit_generator.state = state
 
 options = {"steps": 20, "batch_size": 8, "schedule": cosine_decay, "start": start, "rng": 5}
+options["clip_grad_norm"] = 0.8  # of norms from 0.4 to 2.8
 losses = []
 for step in ld.fit(model, x, labels, optimizer=optimizer, **options):
     losses.append(step.loss)
@@ -700,6 +800,7 @@ def test_after_an_interrupt_anywhere_a_training_knows_how_far_it_came_and_goes_o
 
     def go_on(model, optimizer, start):
         options = {"steps": 5, "batch_size": 20, "schedule": linear_decay, "rng": 4}
+        options["clip_grad_norm"] = 0.5  # of norms from 0.4 to 1.2
         return ld.fit(model, X, LABELS, optimizer=optimizer, start=start, **options)
 
     def state(model, optimizer):
