@@ -35,7 +35,7 @@ from loradora.peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from loradora.train import evaluate, fit
+from loradora.train import evaluate, fit, windows
 from minigrad import hints
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "save_model",
     "set_peft_model_state_dict",
     "warmup",
+    "windows",
 ]
 
 if typing.TYPE_CHECKING:

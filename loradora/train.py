@@ -435,3 +435,67 @@ def evaluate(
     finally:
         as_before()
     return Evaluation(loss / len(x), right / len(x))
+
+
+def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Array]:
+    """Return the windows of a text, and for each place in them the id that comes next.
+
+    Both have the shape (N, length).  Window n is ``x[n] = ids[n·stride : n·stride + length]``, and
+    ``y[n]`` is the same one place further on.  From ``x[n, : t + 1]`` a model is to guess ``y[n, t]``.
+
+    They are views of ``ids``, and read-only: a million windows take no memory, and :func:`fit` copies
+    those of one batch at a time.  What is left over at the end, and fills no window, is left out.
+
+    Parameters
+    ----------
+    ids
+        A text as integers, shape (T,): what a model calls each character, word or piece of a word.
+    length
+        How many ids a window has, at least 1; the text has at least one more.
+    stride
+        How far from one window to the next.  1 gives every window, to train on.  ``stride=length`` gives
+        windows that do not overlap, with which :func:`evaluate` counts each id once.
+
+    Raises
+    ------
+    TypeError
+        For ids that are no integers, such as the text itself, and a length or stride that is none.
+    ValueError
+        For an empty text, one that is too short for a window, ids of another shape, and a length or
+        stride below 1.
+
+    Examples
+    --------
+    >>> x, y = windows([0, 10, 20, 30, 40], length=3)
+    >>> x
+    array([[ 0, 10, 20],
+           [10, 20, 30]])
+    >>> y
+    array([[10, 20, 30],
+           [20, 30, 40]])
+    """
+    check_positive(length=length, stride=stride)
+    ids = _text(ids)
+    if len(ids) <= length:
+        raise ValueError(
+            f"the text is too short, {len(ids)} ids: a window of {length} takes {length + 1}, because "
+            "something must come next after its last id, too"
+        )
+    x, y = (np.lib.stride_tricks.sliding_window_view(part, length) for part in (ids[:-1], ids[1:]))
+    return x[::stride], y[::stride]
+
+
+def _text(ids: Any) -> Array:
+    """Return the ids of a text as an array, (T,), of at least one."""
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(
+            f"ids are integers, not a {type(ids).__name__}: give each character a number first"
+        )
+    array = _numbers("ids", ids)
+    if array.ndim != 1:
+        raise ValueError(f"expected the ids of one text, (T,), got {array.shape}")
+    if len(array) == 0:
+        raise ValueError("the text is empty")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids are integers, not {array.dtype}")
+    return array

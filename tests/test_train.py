@@ -666,6 +666,76 @@ def test_gradients_may_be_too_large_together():
         next(ld.fit(model, x, [0], clip_grad_norm=1.0, **options))
 
 
+# ----------------------------------------------------------------------------- windows of a text
+
+
+@given(
+    ids=st.lists(st.integers(0, 64), min_size=2, max_size=40),
+    dtype=st.sampled_from([list, np.uint8, np.int32, np.int64]),
+    data=st.data(),
+)
+def test_windows_are_the_slices_of_a_text_and_what_comes_next(ids, dtype, data):
+    length = data.draw(st.integers(1, len(ids) - 1))
+    stride = data.draw(st.integers(1, 50))
+    given = ids if dtype is list else np.array(ids, dtype)
+    x, y = ld.windows(given, length, stride)
+    starts = range(0, len(ids) - length, stride)
+    assert x.tolist() == [ids[i : i + length] for i in starts]
+    assert y.tolist() == [ids[i + 1 : i + 1 + length] for i in starts]
+    assert x.dtype == y.dtype == np.asarray(given).dtype
+
+
+@given(count=st.integers(1, 5), length=st.integers(1, 7), rest=st.data())
+def test_windows_that_do_not_overlap_count_each_id_once(count, length, rest):
+    left_over = rest.draw(st.integers(0, length - 1))
+    ids = np.arange(1 + count * length + left_over)
+    _, y = ld.windows(ids, length, stride=length)
+    assert y.ravel().tolist() == list(range(1, 1 + count * length))
+
+
+def test_windows_are_views_that_cannot_be_written_to():
+    ids = np.arange(100)
+    for view in ld.windows(ids, 8):
+        assert np.shares_memory(view, ids)
+        assert not view.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            view[0, 0] = 1
+    assert ids.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("ids", "length", "error", "message"),
+    [
+        ([], 4, ValueError, "the text is empty"),
+        (np.zeros(0, int), 4, ValueError, "the text is empty"),
+        ([1, 2, 3, 4], 4, ValueError, "too short, 4 ids: a window of 4 takes 5"),
+        ([1], 1, ValueError, "too short, 1 ids: a window of 1 takes 2"),
+        ("Call me Ishmael", 4, TypeError, "integers, not a str: give each character a number"),
+        (b"Call me Ishmael", 4, TypeError, "integers, not a bytes: give each character a number"),
+        (list("Call me"), 4, TypeError, "ids: expected real numbers, .* dtype <U1"),
+        (np.arange(9.0), 4, TypeError, "integers, not float64"),
+        (np.ones(9, bool), 4, TypeError, "integers, not bool"),
+        (mg.Tensor(np.ones(9)), 4, TypeError, "integers, not float64"),
+        (np.ma.masked_array([1, 2, 3], [0, 0, 1]), 1, TypeError, "ids: .* MaskedArray"),
+        (np.ones((3, 3), int), 1, ValueError, r"of one text, \(T,\), got \(3, 3\)"),
+        (7, 1, ValueError, r"of one text, \(T,\), got \(\)"),
+        (None, 1, TypeError, "ids: .* NoneType"),
+        (np.arange(9), 0, ValueError, "length must be at least 1, not 0"),
+        (np.arange(9), 2.0, TypeError, "length must be an integer, not 2.0"),
+        (np.arange(9), True, TypeError, "length must be an integer, not True"),
+    ],
+)
+def test_what_has_no_windows_is_refused(ids, length, error, message):
+    with pytest.raises(error, match=message):
+        ld.windows(ids, length)
+
+
+@pytest.mark.parametrize("stride", [0, -1, 1.5])
+def test_windows_do_not_stand_still(stride):
+    with pytest.raises((ValueError, TypeError), match="stride must be"):
+        ld.windows(np.arange(9), 2, stride)
+
+
 # ----------------------------------------------------------------------------- interruption
 
 
