@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, overlo
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigrad import adding, sums
+from minigrad import adding, sums, taylor
 from minigrad.operation import Array as Array
 from minigrad.operation import Each, Rule
 from minigrad.operation import Op as Op
@@ -286,6 +286,29 @@ def sigmoid(a: Array) -> Array:
     e = np.minimum(np.exp(a), np.finfo(a.dtype).max)
     e /= 1 + e
     return e
+
+
+def _times_bell(g: Array, a: Array) -> Array:
+    """Return ȳ∘2/√π e^(−a²)."""
+    a = wide(a)
+    slope = exp.of(-(a * a))
+    slope *= 2 / math.sqrt(math.pi)
+    slope *= g
+    return slope
+
+
+# d erf a = 2/√π e^(−a²) da, because an integral grows by its integrand   ⟹   ā = ȳ∘2/√π e^(−a²)
+@op(lambda g, _y, a: _times_bell(g, a))
+def erf(a: Array) -> Array:
+    """Return the error function 2/√π ∫ e^(−t²) dt, from 0 to a.
+
+    A normally distributed number is below a with the probability Φ(a) = ½ + ½ erf(a/√2).  NumPy has no
+    such function: see :mod:`minigrad.taylor`.
+
+    >>> erf([0.0, 0.5, 9.0])
+    Tensor([0.        , 0.52049988, 1.        ])
+    """
+    return like(taylor.erf(wide(a)), a)
 
 
 # ----------------------------------------------------------------------------- kinks

@@ -454,6 +454,7 @@ CASES: dict[str, Case] = {
     "clip": Case(clips(), lambda a, min=-np.inf, max=np.inf: np.minimum(np.maximum(a, min), max)),
     "concatenate": Case(neighbours(3), np.concatenate),
     "div": Case(binary(), np.divide),
+    "erf": Case(unary(), np.vectorize(math.erf, otypes=[float])),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
     "layer_norm": Case(normalizations(), layer_norm),

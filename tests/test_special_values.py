@@ -37,6 +37,11 @@ UNARY = {
     "log": (mg.log, np.log, [nan, 0, 0, inf, -1, 1e-4, -1e-4]),
     "sqrt": (mg.sqrt, np.sqrt, [nan, 0, nan, inf, nan, 0.005, nan]),
     "tanh": (mg.tanh, np.tanh, [nan, 0, 0, 1, 1 - math.tanh(1) ** 2, 0, 0]),
+    "erf": (
+        mg.erf,
+        np.vectorize(math.erf),
+        [nan, 0, 0, 2 / math.sqrt(math.pi), 2 / math.sqrt(math.pi) / math.e, 0, 0],
+    ),
     "sigmoid": (
         mg.sigmoid,
         lambda a: 1 / (1 + np.exp(-a)),
@@ -907,6 +912,8 @@ ROUNDED_ONCE = {
         ),
         [1],
     ),
+    "erf": (mg.erf, [*APART, 0.01, 1.9]),
+    "slope of erf": (lambda x: slope(mg.erf, x, [6e4, 6e4, 6e4, -6e4]), [1.1, 2.2, -3.3, 2.9]),
     "layer_norm": (mg.layer_norm, APART),
     "layer_norm of a large row": (mg.layer_norm, [6e4, -6e4, 5e4]),
     "slope of layer_norm": (lambda x: slope(mg.layer_norm, x, [6e4, -6e4, 6e4]), APART),

@@ -389,6 +389,14 @@ ELEMENTWISE = [
     named("exp(x)", lambda g, y, x: g * y),
     named("log(x)", lambda g, y, x: g / x, positive),
     named("sqrt(x)", lambda g, y, x: 0.5 * g / y, positive),
+    Row(
+        "erf",
+        "erf(x)",
+        mg.erf,
+        torch.erf,
+        lambda x: np.array([math.erf(a) for a in x.ravel().tolist()], x.dtype).reshape(x.shape),
+        lambda g, y, x: np.exp(-x * x) * g * (2 / math.sqrt(math.pi)),
+    ),
     named("tanh(x)", lambda g, y, x: g * (1 - y * y)),
     Row(
         "sigmoid",

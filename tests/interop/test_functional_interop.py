@@ -24,6 +24,7 @@ def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: 
         (lambda a: mg.squeeze(a), torch.squeeze),
         (lambda a: mg.expand_dims(a, axis), lambda a: torch.unsqueeze(a, axis)),
         (lambda a: mg.flatten(a), torch.flatten),
+        (mg.erf, torch.erf),
         (lambda a: mg.layer_norm(a), lambda a: F.layer_norm(a, a.shape[-1:])),
         (
             lambda a: mg.layer_norm(a, tuple(range(a.ndim)), eps=0.5),
