@@ -543,18 +543,15 @@ class Sigmoid(Module):
 
 
 class GELU(Module):
-    """x·Φ(x), entry by entry, in the form with tanh: see :func:`minigrad.gelu`.
-
-    PyTorch's default is ``"none"``, the exact Φ.  That needs erf, which NumPy lacks.  The two
-    differ by less than 5e-4.
+    """x·Φ(x), entry by entry: see :func:`minigrad.gelu`.
 
     Raises
     ------
-    NotImplementedError
-        For another ``approximate`` than ``"tanh"``.
+    ValueError
+        For another ``approximate`` than ``"none"``, the exact Φ, or ``"tanh"``.
     """
 
-    def __init__(self, approximate: Literal["tanh"] = "tanh") -> None:
+    def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
         mg.gelu(0.0, approximate)  # which refuses what it cannot compute
         self.approximate = approximate
 

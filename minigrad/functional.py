@@ -22,30 +22,45 @@ from minigrad.tensor import Operand, Tensor, as_tensors
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
-def gelu(x: Operand, approximate: Literal["tanh"] = "tanh") -> Tensor:
-    """Return x·Φ(x) in the form x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+    """Return x·Φ(x), where Φ(x) is the probability that a normally distributed number is below x.
+
+    Φ(x) is ½ + ½ erf(x/√2), and with ``approximate="tanh"`` ½ + ½ tanh(√(2/π) (x + 0.044715 x³)), which
+    GPT-2 was trained with.  The two results differ by less than 5e-4.
 
     Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, §2.
 
     Raises
     ------
-    NotImplementedError
-        For another ``approximate``; the exact Φ needs erf, which NumPy lacks.
+    ValueError
+        For another ``approximate``.
+
+    Notes
+    -----
+    Far to the left, where Φ is smaller than the last digit of ½, the result is 0.  It is 0 for −inf, too,
+    and so is the gradient.  (PyTorch has NaN there.)
 
     Examples
     --------
-    >>> gelu([-3.0, 0.0, 3.0]).data.round(3)
-    array([-0.004,  0.   ,  2.996])
+    >>> gelu([-3.0, 0.0, 3.0]).data.round(4)
+    array([-0.004,  0.    ,  2.996])
     """
-    if approximate != "tanh":
-        raise NotImplementedError(
-            f"gelu(approximate={approximate!r}): only 'tanh' (NumPy has no erf)"
-        )
-    given = x if isinstance(x, Tensor) else Tensor(x)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
+    (given,) = as_tensors([x])
     a: Tensor = ops.wide(given)  # in float16 the cube of 41 is infinite
-    k = math.sqrt(2 / math.pi)
-    u = a * ops.affine(a * a, 0.044715 * k, k)  # x (k + 0.044715 k x²), and then x (½ + ½ tanh u)
-    return cast(Tensor, ops.like(a * ops.affine(ops.tanh(u), 0.5, 0.5), given))
+    if not np.min(a.data, initial=0) > _NO_DENSITY:
+        a = ops.maximum(a, _NO_DENSITY)  # lest −∞ be multiplied by 0
+    if approximate == "none":
+        twice = ops.erf(a * math.sqrt(1 / 2))
+    else:
+        k = math.sqrt(2 / math.pi)
+        twice = ops.tanh(a * ops.affine(a * a, 0.044715 * k, k))  # of x (k + 0.044715 k x²)
+    return cast(Tensor, ops.like(a * ops.affine(twice, 0.5, 0.5), given))
+
+
+#: From here on to the left not only Φ is 0, but its derivative, too: e^(−x²/2) is below every float64.
+_NO_DENSITY = -40.0
 
 
 def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean") -> Tensor:

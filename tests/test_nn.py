@@ -511,6 +511,11 @@ ELEMENTWISE = {
     "GELU": (
         ld.GELU(),
         mg.gelu,
+        lambda x: x / 2 * np.vectorize(math.erfc)(-x / np.sqrt(2)),
+    ),
+    "GELU with tanh": (
+        ld.GELU("tanh"),
+        lambda x: mg.gelu(x, "tanh"),
         lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     ),
 }
@@ -529,10 +534,10 @@ def test_a_layer_of_a_function_is_that_function(layer, function, in_numpy, dtype
     assert (layer.parameters(), layer.state_dict()) == ([], {})
 
 
-def test_the_exact_gelu_is_refused_when_the_layer_is_made():
-    assert repr(ld.GELU()) == repr(ld.GELU("tanh")) == "GELU(approximate='tanh')"
-    with pytest.raises(NotImplementedError, match=r"approximate='none'.*erf"):
-        ld.GELU("none")  # PyTorch's default
+def test_a_gelu_that_is_unknown_is_refused_when_the_layer_is_made():
+    assert repr(ld.GELU()) == repr(ld.GELU("none")) == "GELU(approximate='none')"  # as in PyTorch
+    with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh', not 'erf'"):
+        ld.GELU("erf")
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 6), (5,), (0, 2, 3), (5, 0, 3)], ids=str)

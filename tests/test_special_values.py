@@ -583,6 +583,31 @@ def test_cross_entropy_never_overflows():
     assert_array_equal(g, [[0, 0], [1, -1], [0, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("form", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_gelu_of_infinities_and_nan(form, dtype):
+    """Where it is constantly 0 it does not feel how far that is; elsewhere the values are PyTorch's."""
+    points = np.array([-inf, np.finfo(dtype).min, -50, 0, 50, nan, inf], dtype)
+    x = mg.Tensor(points, requires_grad=True)
+    y = mg.gelu(x, form)
+    assert_array_equal(y.data, np.array([0, 0, 0, 0, 50, nan, inf], dtype), strict=True)
+    slope = mg.grad(y.sum(), x, create_graph=True)
+    assert_array_equal(slope.data, np.array([0, 0, 0, 0.5, 1, nan, nan], dtype), strict=True)
+    assert_array_equal(mg.grad(slope.sum(), x).data[:3], np.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_left_tail_of_gelu_is_small_and_not_positive(dtype):
+    """What is left of it is known to the last digit of ½, not to its own."""
+    x = np.linspace(-45, -1, 3000).astype(dtype)
+    exact = [a / 2 * math.erfc(-a / math.sqrt(2)) for a in x.tolist()]
+    found = mg.gelu(x).data
+    assert np.all(found <= 0)
+    assert_allclose(found, exact, rtol=0, atol=3 * np.finfo(dtype).eps)
+    few = x[x > -40]
+    assert_array_equal(mg.gelu(few).data, found[x > -40])
+
+
 def test_sigmoid_keeps_its_small_values():
     y, g = value_and_gradients(mg.sigmoid, [-740.0, 740.0])
     assert_allclose(y, [math.exp(-740), 1], rtol=1e-15)
@@ -938,10 +963,11 @@ def test_float16_is_rounded_at_the_end_and_not_on_the_way(f, x):
     assert_allclose(found, exact, rtol=2**-10, atol=2**-24)
 
 
+@pytest.mark.parametrize("form", ["none", "tanh"])
 @pytest.mark.parametrize("size", [100, 1300, 60_000])
-def test_gelu_of_large_float16_is_the_identity_or_0(size):
+def test_gelu_of_large_float16_is_the_identity_or_0(size, form):
     x = mg.Tensor(np.array([size, -size], np.float16), requires_grad=True)
-    y = mg.gelu(x)
+    y = mg.gelu(x, form)
     assert_array_equal(y.data, np.array([size, 0], np.float16), strict=True)
     assert_array_equal(mg.grad(y.sum(), x).data, np.array([1, 0], np.float16), strict=True)
 

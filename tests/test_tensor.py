@@ -1074,7 +1074,12 @@ BAD = {
     ),
     "squeezing a list of Tensors": (lambda: mg.squeeze([V, V]), TypeError, "a list of Tensors"),
     "the std of strings": (lambda: mg.std("ab"), TypeError, "real numbers"),
-    "the exact gelu": (lambda: mg.gelu(V, approximate="none"), NotImplementedError, "'none'.*erf"),
+    "an unknown gelu": (
+        lambda: mg.gelu(V, approximate="erf"),
+        ValueError,
+        "'none' or 'tanh', not 'erf'",
+    ),
+    "the gelu of a string": (lambda: mg.gelu("ab"), TypeError, "real numbers"),
 }
 
 

@@ -222,6 +222,19 @@ def nll_grad_back(g: Array, y: Array, x: Array, w: Array, labels: Array) -> Sequ
 SLOPE = math.sqrt(2 / math.pi)
 
 
+def erf(x: Array) -> Array:
+    return np.array([math.erf(a) for a in x.ravel().tolist()], x.dtype).reshape(x.shape)
+
+
+def exact_gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + erf(math.sqrt(0.5) * x))
+
+
+def exact_gelu_back(g: Array, y: Array, x: Array) -> Array:
+    phi = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return g * (0.5 * (1 + erf(math.sqrt(0.5) * x)) + x * phi)
+
+
 def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + np.tanh(SLOPE * (x + 0.044715 * x * x * x)))
 
@@ -394,7 +407,7 @@ ELEMENTWISE = [
         "erf(x)",
         mg.erf,
         torch.erf,
-        lambda x: np.array([math.erf(a) for a in x.ravel().tolist()], x.dtype).reshape(x.shape),
+        erf,
         lambda g, y, x: np.exp(-x * x) * g * (2 / math.sqrt(math.pi)),
     ),
     named("tanh(x)", lambda g, y, x: g * (1 - y * y)),
@@ -433,7 +446,15 @@ ELEMENTWISE = [
         lambda x: np.clip(x, -1, 1),
         lambda g, y, x: g * (x == y),
     ),
-    Row("gelu", "gelu(x)", mg.gelu, lambda x: F.gelu(x, approximate="tanh"), gelu, gelu_back),
+    Row("gelu", "gelu(x)", mg.gelu, F.gelu, exact_gelu, exact_gelu_back),
+    Row(
+        "gelu",
+        "gelu(x, tanh)",
+        lambda x: mg.gelu(x, "tanh"),
+        lambda x: F.gelu(x, approximate="tanh"),
+        gelu,
+        gelu_back,
+    ),
 ]
 
 ZERO = torch.zeros(())

@@ -36,7 +36,8 @@ def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: 
         ),
         (ld.Tanh(), torch.nn.Tanh()),
         (ld.Sigmoid(), torch.nn.Sigmoid()),
-        (ld.GELU(), torch.nn.GELU("tanh")),
+        (ld.GELU(), torch.nn.GELU()),
+        (ld.GELU("tanh"), torch.nn.GELU("tanh")),
         (ld.ReLU(), F.relu),
     ]
     if len(shape) > 1:
