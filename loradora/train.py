@@ -20,6 +20,10 @@ from minigrad.tensor import as_reals
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
 
+#: A label that counts for nothing, as where a text was filled up: ``mg.cross_entropy`` passes it over.
+#: (Not an int: for bytes, which cannot hold it, NumPy 2.0 may crash at ``labels == -100``; numpy#28117.)
+IGNORED = np.int64(-100)
+
 
 class Step(NamedTuple):
     """One step of training.
@@ -51,9 +55,9 @@ class Evaluation(NamedTuple):
     Attributes
     ----------
     loss
-        The mean cross-entropy in nats.
+        The mean cross-entropy in nats, over the labels that count.
     accuracy
-        The share of right answers, 0 … 1.
+        The share of right answers among them, 0 … 1.
     """
 
     loss: float
@@ -85,11 +89,13 @@ def fit(
     Parameters
     ----------
     model
-        From (batch, features) to logits (batch, classes), or to whatever ``loss`` takes.
+        From a batch of x to logits (batch, …, classes), or to whatever ``loss`` takes.
     x
-        Inputs, shape (N, …).
+        Inputs, shape (N, …).  The model gets them in their own dtype: integers may be the ids of a text,
+        in its :func:`windows`.
     labels
-        Class numbers, shape (N,); with another loss its targets, shape (N, …), of any dtype.
+        Class numbers, one for each row of logits: shape (N,), or (N, T) for each of T places.  Those that
+        are -100 count for nothing.  With another loss its targets, shape (N, …), of any dtype.
     optimizer
         Over the parameters to train; others are not touched.
     steps
@@ -116,12 +122,12 @@ def fit(
     ------
     TypeError, ValueError
         At the call: if x and labels differ in length or are empty; by default if labels are no class
-        numbers; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
+        numbers, or none counts; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
         ``clip_grad_norm`` that is no positive number, a ``start`` outside 0 … ``steps``, and one with a
         generator.
     TypeError, ValueError, IndexError
         At the first step, before anything changes: by default for labels that the model has no logit
-        for, or a single logit; for a loss that is no single number.
+        for, logits of another shape, or a single logit; for a loss that is no single number.
     RuntimeError
         At the first step, if no parameter of the optimizer gets a gradient from this model.
     FloatingPointError
@@ -198,7 +204,7 @@ def fit(
     x, labels = _examples(x, labels)
     classes = loss is mg.cross_entropy
     if classes:
-        _check_classes(labels, "fit classifies by default; for regression give it loss=mg.mse_loss")
+        _check_classes(labels, _BY_DEFAULT)
     seed = int(generator(rng).integers(2**63))
     batches = _batches(x, labels, batch_size, seed, start)
 
@@ -213,7 +219,7 @@ def fit(
             output = model(examples)
             first = step == start + 1
             if classes and first:  # all labels, before anything changes
-                _check_logits(output, labels)
+                _check_logits(output, targets, labels, _BY_DEFAULT)
             value = _single_number(loss(output, targets))
             if not np.isfinite(value.data):
                 cause = _cause(model, examples, targets, first)
@@ -322,24 +328,32 @@ def _numbers(name: str, given: Any) -> Array:
         raise type(error)(f"{name}: {error}") from None
 
 
+_BY_DEFAULT = "fit classifies by default; for regression give it loss=mg.mse_loss"
+
+
 def _check_classes(labels: Array, hint: str) -> None:
-    """Raise unless ``labels`` can be class numbers, (N,)."""
+    """Raise unless ``labels`` can be class numbers of which some count."""
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{no_classes(labels)}: {hint}")
-    if labels.ndim != 1:
-        raise ValueError(f"expected one label per input, (N,), got {labels.shape}: {hint}")
+    # not np.all(labels == IGNORED): for the windows of a text that is far larger than the text
+    if labels.size == 0 or labels.min() == labels.max() == IGNORED:
+        raise ValueError(f"no label counts: there is none but {IGNORED}")
 
 
-def _check_logits(logits: mg.Tensor, labels: Array) -> None:
-    """Raise unless there is a logit for each of ``labels``, and more than one class."""
-    if logits.ndim != 2:
-        return  # which the loss will say
-    if logits.shape[1] == 1:
+def _check_logits(logits: mg.Tensor, targets: Array, labels: Array, hint: str) -> None:
+    """Raise unless each of ``targets`` has its logits, with one for each of ``labels``, and several."""
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"expected logits (..., C) and labels (...), got {logits.shape} and {targets.shape}: {hint}"
+        )
+    classes = logits.shape[-1]
+    if classes == 1:
         raise ValueError(
             "one logit tells no classes apart: its loss is 0 whatever the model does (for regression "
             "give fit loss=mg.mse_loss)"
         )
-    check_labels(labels, logits.shape[1])
+    if labels.min() < 0 or labels.max() >= classes:  # as in _check_classes, nothing large is made
+        check_labels(labels[labels != IGNORED], classes)
 
 
 def _single_number(value: Any) -> mg.Tensor:
@@ -361,6 +375,8 @@ def _cause(model: Module, examples: Array, targets: Array, fresh: bool) -> str:
         return f"there was NaN or infinity in {', '.join(names)} before the first step"
     if names:
         return f"training has put NaN or infinity into {', '.join(names)}: try a smaller rate"
+    if targets.dtype.kind in "iu" and np.all(targets == IGNORED):
+        return f"no label of this batch counts, all are {IGNORED}: leave such examples out"
     return (
         "inputs and parameters are finite, but something computed from them is not: try a smaller "
         "rate or smaller inputs"
@@ -406,7 +422,10 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
-    Then every module is in the mode in which it was, also after an error or an interrupt.
+    Logits have the shape (N, C) for labels (N,), or (N, T, C) for labels (N, T).  Those that are -100
+    count for nothing.
+
+    Afterwards every module is in the mode in which it was, also after an error or an interrupt.
 
     Several threads may evaluate one model at a time if it is in evaluation mode before.  If not, one may
     set it back while another still computes.
@@ -414,27 +433,30 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError, IndexError
-        If x and labels differ in length or are empty, if labels are no class numbers, or
-        ``batch_size`` no integer of at least 1.
+        If x and labels differ in length or are empty, if labels are no class numbers, none counts, or
+        they do not fit the logits, or ``batch_size`` is no integer of at least 1.
     """
     check_positive(batch_size=batch_size)
     x, labels = _examples(x, labels)
-    _check_classes(labels, "evaluate counts right classes")
+    hint = "evaluate counts right classes"
+    _check_classes(labels, hint)
     modules = [module for _, module in model.named_modules()]
     modes = [module.training for module in modules]
     as_before = at_once(object.__setattr__, modules, repeat("training"), modes)
+    loss, right, counted = 0.0, 0, 0
     try:
         at_once(object.__setattr__, modules, repeat("training"), repeat(False))()
-        loss, right = 0.0, 0
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
-            logits = model(x[part])
-            _check_logits(logits, labels[part])
-            loss += mg.cross_entropy(logits, labels[part], reduction="sum").item()
-            right += int(np.sum(np.argmax(logits.data, axis=1) == labels[part]))
+            logits, wanted = model(x[part]), labels[part]
+            _check_logits(logits, wanted, wanted, hint)
+            losses = mg.cross_entropy(logits, wanted, reduction="none").data
+            loss += float(losses.sum(dtype=np.float64))  # beyond 65504 a float16 is infinite
+            right += int(np.sum(np.argmax(logits.data, axis=-1) == wanted))
+            counted += int(np.sum(wanted != IGNORED))
     finally:
         as_before()
-    return Evaluation(loss / len(x), right / len(x))
+    return Evaluation(loss / counted, right / counted)
 
 
 def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Array]:
@@ -473,6 +495,17 @@ def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Ar
     >>> y
     array([[10, 20, 30],
            [20, 30, 40]])
+
+    A model that knows no more than the present id, and a text for which that is enough:
+
+    >>> import loradora as ld
+    >>> text = np.arange(200) % 5
+    >>> model = ld.Sequential(ld.Embedding(5, 8, rng=0), ld.Linear(8, 5, rng=0))
+    >>> optimizer = ld.AdamW(model.parameters(), lr=0.05)
+    >>> for step in fit(model, *windows(text, 16), optimizer=optimizer, steps=50, rng=0):
+    ...     pass
+    >>> evaluate(model, *windows(text, 16, stride=16)).accuracy
+    1.0
     """
     check_positive(length=length, stride=stride)
     ids = _text(ids)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -391,7 +392,15 @@ REFUSED = {
     "no examples": ({"x": X[:0], "labels": LABELS[:0]}, "got 0 for 0"),
     "labels of two axes": (
         {"labels": LABELS[:, None]},
-        r"one label per input, \(N,\), got \(90, 1\)",
+        r"labels \(\.\.\.\), got \(32, 3\) and \(32, 1\): fit classifies by default; .*mse_loss",
+    ),
+    "labels that all count for nothing": (
+        {"labels": np.full(90, -100)},
+        "no label counts: there is none but -100",
+    ),
+    "no labels in any example": (
+        {"labels": np.zeros((90, 0), int)},
+        "no label counts: there is none but -100",
     ),
     "a number for labels": ({"labels": 1}, r"got \(90, 8\) and \(\)"),
     "a negative start": ({"start": -1}, "start must lie between 0 and steps=1, not -1"),
@@ -426,7 +435,16 @@ def test_fit_refuses(name):
         list(ld.fit(model, **options))
 
 
-@pytest.mark.parametrize("name", ["fewer labels", "no examples", "an empty batch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fewer labels",
+        "no examples",
+        "an empty batch",
+        "labels that all count for nothing",
+        "no labels in any example",
+    ],
+)
 def test_evaluate_refuses(name):
     wrong, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
@@ -666,6 +684,154 @@ def test_gradients_may_be_too_large_together():
         next(ld.fit(model, x, [0], clip_grad_norm=1.0, **options))
 
 
+# ----------------------------------------------------------------------------- a label for each place
+
+
+def by_place(classes=5, dtype=np.float64):
+    """Return a model that computes logits for each id by itself, and says which dtype its input has."""
+
+    class Model(ld.Module):
+        def __init__(self):
+            self.table = ld.Embedding(7, 4, rng=0, dtype=dtype)
+            self.head = ld.Linear(4, classes, rng=1, dtype=dtype)
+            self._seen = set()
+
+        def forward(self, ids):
+            self._seen.add(ids.dtype)
+            return self.head(self.table(ids))
+
+    return Model()
+
+
+@st.composite
+def sequences(draw):
+    """Return ids and labels of one shape, (N,) or (N, T) or more; some labels count."""
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    labels = rng.integers(0, 5, shape)
+    some = rng.random(shape) < draw(st.sampled_from([0, 0.3, 0.9]))
+    some.flat[rng.integers(some.size)] = False
+    labels[some] = -100
+    dtypes = st.sampled_from([np.int8, np.int16, np.int64, *([] if some.any() else [np.uint8])])
+    return rng.integers(0, 7, shape).astype(draw(dtypes)), labels.astype(draw(dtypes))
+
+
+@given(sequences(), st.integers(1, 5))
+def test_evaluation_is_the_mean_over_all_labels_that_count(given, batch_size):
+    ids, labels = given
+    model = by_place()
+    counted = labels != -100
+    logits = model(ids).data[counted]
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = ld.evaluate(model, ids, labels, batch_size)
+    right = np.take_along_axis(p, labels[counted][:, None], -1)
+    assert found.loss == pytest.approx(-np.log(right).mean(), rel=1e-12)
+    assert found.accuracy == np.mean(logits.argmax(-1) == labels[counted])
+
+
+@given(sequences())
+def test_a_step_on_sequences_is_one_on_the_labels_that_count(given):
+    ids, labels = given
+    counted = labels != -100
+
+    def trained(x, labels):
+        model = by_place()
+        optimizer = ld.SGD(model.parameters(), lr=0.5)
+        options = {"steps": 2, "batch_size": len(x), "rng": 0}
+        return list(ld.fit(model, x, labels, optimizer=optimizer, **options)), model.state_dict()
+
+    (records, state) = trained(ids, labels)
+    (expected, flat) = trained(ids[counted], labels[counted])
+    assert_allclose([r.loss for r in records], [r.loss for r in expected], rtol=1e-12)
+    for name, array in state.items():
+        assert_allclose(array, flat[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, list])
+def test_ids_reach_the_model_as_they_are(dtype):
+    """Also one that is adapted, switched off, merged, or written to a file and read again."""
+    ids = np.arange(60) % 5
+    x, y = ld.windows(ids if dtype is list else ids.astype(dtype), 8)
+    x, y = (x.tolist(), y.tolist()) if dtype is list else (x, y)
+    base = by_place()
+    config = ld.LoraConfig(r=2, target_modules=["head"], modules_to_save=["table"])
+    model = ld.get_peft_model(base, config, rng=0)
+    optimizer = ld.AdamW(model.trainable_parameters(), lr=0.05)
+    losses = [s.loss for s in ld.fit(model, x, y, optimizer=optimizer, steps=60, rng=0)]
+    assert losses[-1] < 0.1 * losses[0]
+    trained = ld.evaluate(model, x, y)
+    assert trained.accuracy == 1
+    with model.disable_adapter():
+        assert ld.evaluate(model, x, y) == ld.evaluate(base, x, y) != trained
+    merged = model.merge_and_unload()
+    assert ld.evaluate(merged, x, y).loss == pytest.approx(trained.loss, rel=1e-9)
+    expected = {np.dtype(int if dtype is list else dtype)}
+    assert base._seen == expected
+    assert merged._seen == expected
+
+
+def test_a_model_of_ids_is_read_from_its_file(tmp_path):
+    model, again = by_place(), by_place()
+    model.head.weight.data *= 2
+    ld.save_model(tmp_path / "model.npz", model)
+    ld.load_model(tmp_path / "model.npz", again)
+    x, y = ld.windows(np.arange(60) % 5, 8)
+    assert ld.evaluate(again, x, y) == ld.evaluate(model, x, y)
+
+
+@pytest.mark.parametrize("method", [ld.fit, ld.evaluate])
+@pytest.mark.parametrize(
+    ("classes", "wrong", "error", "message"),
+    [
+        (5, [0], ValueError, r"labels \(\.\.\.\), got \((4|32), 8, 5\) and \((4|32), 1\)"),
+        (1, [0] * 8, ValueError, "one logit tells no classes apart"),
+        (5, [0] * 7 + [5], IndexError, "label 5 is out of range for 5 classes"),
+        (5, [-100] * 7 + [-1], IndexError, "label -1 is out of range for 5 classes"),
+        (5, [-100] * 7 + [-101], IndexError, "label -101 is out of range for 5 classes"),
+        (5, [0.0] * 8, TypeError, "labels are class numbers"),
+    ],
+)
+def test_one_wrong_label_in_a_sequence_is_refused(method, classes, wrong, error, message):
+    """Before anything changes, even if it is in the last example."""
+    model = by_place(classes)
+    before = model.state_dict()
+    ids = np.zeros((40, 8), int)
+    labels = np.zeros((40, len(wrong)), type(wrong[-1]))
+    labels[-1 if len(wrong) == 8 else ...] = wrong
+
+    def use():
+        if method is ld.evaluate:
+            ld.evaluate(model, ids, labels, 4)
+        else:
+            optimizer = ld.SGD(model.parameters())
+            list(ld.fit(model, ids, labels, optimizer=optimizer, steps=9, rng=0))
+
+    with pytest.raises(error, match=message):
+        use()
+    assert all(np.array_equal(before[n], p.data) for n, p in model.named_parameters())
+
+
+def test_a_batch_in_which_no_label_counts_is_the_cause_of_its_loss():
+    ids, labels = np.zeros((2, 8), int), np.zeros((2, 8), int)
+    labels[0] = -100
+    model = by_place()
+    options = {"optimizer": ld.SGD(model.parameters()), "steps": 2, "batch_size": 1, "rng": 0}
+    message = "the loss is nan at step .: no label of this batch counts, all are -100: leave such"
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=message):
+        list(ld.fit(model, ids, labels, **options))
+
+
+def test_many_labels_in_float16_have_a_mean_though_their_sum_is_infinite():
+    narrow, wide = by_place(dtype=np.float16), by_place(dtype=np.float64)
+    for p, q in zip(narrow.parameters(), wide.parameters(), strict=True):
+        q.data = p.data.astype(np.float64)
+    rng = np.random.default_rng(0)
+    ids, labels = rng.integers(0, 7, (1000, 64)), rng.integers(0, 5, (1000, 64))
+    expected = ld.evaluate(wide, ids, labels).loss
+    assert expected * ids.size > 65504
+    assert ld.evaluate(narrow, ids, labels).loss == pytest.approx(expected, rel=1e-3)
+
+
 # ----------------------------------------------------------------------------- windows of a text
 
 
@@ -728,6 +894,28 @@ def test_windows_are_views_that_cannot_be_written_to():
 def test_what_has_no_windows_is_refused(ids, length, error, message):
     with pytest.raises(error, match=message):
         ld.windows(ids, length)
+
+
+@pytest.mark.parametrize("method", [ld.fit, ld.evaluate])
+def test_windows_are_never_copied_whole(method):
+    ids = (np.arange(200_000) % 5).astype(np.uint8)
+    model = by_place(dtype=np.float32)
+    x, y = ld.windows(ids, 64, 1 if method is ld.fit else 60)
+
+    def use():
+        if method is ld.evaluate:
+            ld.evaluate(model, x, y, batch_size=20)
+        else:
+            optimizer = ld.SGD(model.parameters())
+            list(ld.fit(model, x, y, optimizer=optimizer, steps=2, rng=0))
+
+    tracemalloc.start()
+    try:
+        use()
+        assert tracemalloc.get_traced_memory()[1] < 2**21  # an order of 200,000 is 1.6e6 bytes
+    finally:
+        tracemalloc.stop()
+    assert method is ld.evaluate or x.nbytes > 2**23
 
 
 @pytest.mark.parametrize("stride", [0, -1, 1.5])

@@ -203,3 +203,33 @@ def test_a_warm_up_is_that_of_pytorchs_schedulers() -> None:
         )
         optimizer.step()
         both.step()
+
+
+def test_a_training_on_the_windows_of_a_text_is_that_of_pytorch() -> None:
+    """Clipped and warmed up, on labels of which some count for nothing; in float64, to 1e-10."""
+    steps, warm, bound = 20, 5, 0.3
+    rng = np.random.default_rng(0)
+    x, y = (np.array(part) for part in ld.windows(rng.integers(0, 7, 40), 6))
+    y[rng.random(y.shape) < 0.2] = -100
+    table = ld.Embedding(7, 4, rng=1, dtype=np.float64)
+    ours = ld.Sequential(table, ld.Linear(4, 7, rng=2, dtype=np.float64))
+    theirs = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7)).double()
+    theirs.load_state_dict({n: torch.from_numpy(a) for n, a in ours.state_dict().items()})
+
+    options = {"steps": steps, "batch_size": len(x), "clip_grad_norm": bound, "rng": 0}
+    optimizer = ld.AdamW(ours.parameters(), lr=0.1)
+    records = ld.fit(ours, x, y, optimizer=optimizer, schedule=ld.warmup(warm / steps), **options)
+
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=0.1)
+    for step, record in enumerate(records):
+        logits = theirs(torch.from_numpy(x))
+        loss = torch.nn.functional.cross_entropy(logits.mT, torch.from_numpy(y))
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), bound)
+        rate = step / warm if step < warm else (steps - step) / (steps - warm)
+        adamw.param_groups[0]["lr"] = 0.1 * rate
+        adamw.step()
+        assert [record.loss, record.grad_norm] == pytest.approx(
+            [loss.item(), norm.item()], rel=1e-10
+        )
