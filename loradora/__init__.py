@@ -1,11 +1,12 @@
 """loradora: LoRA and DoRA for linear layers, on minigrad.
 
 Read it in this order: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``norms`` (its
-one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (how A and B start), ``config`` (the options), ``matching`` (which
-layers they name), ``reaching`` (who else knows a layer), ``views`` (sharing a frozen base),
-``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting`` (one adapter on one model),
-``peft`` (adapted models, merging), ``optim`` and ``train`` (training), ``analysis`` (what an adapter
-did).  ``companion`` looks first whether minigrad is the one that belongs here.
+one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (how A and B start),
+``config`` (the options), ``matching`` (which layers they name), ``reaching`` (who else knows a layer),
+``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting``
+(one adapter on one model), ``peft`` (adapted models, merging), ``optim`` and ``train`` (training),
+``analysis`` (what an adapter did).  ``companion`` looks first whether minigrad is the one that belongs
+here.
 """
 
 import typing

@@ -102,7 +102,11 @@ COMPOSITIONS = _by_name(
         "gather take_along_axis": "x[np.arange(len(x)), labels]  # of a matrix: one entry of each row",
         "take": "x.reshape(-1)[labels]  # of the flat array; rows are x[labels]",
         "index_select": "x[labels]  # along the first axis",
+        "embedding": "x[labels]  # of a matrix: its rows",
         "masked_fill": "mg.where(mask, n, x)",
+        "scaled_dot_product_attention": (
+            "mg.softmax(x @ y.mT / len(x.T) ** 0.5) @ y  # of matrices; softmax takes where=mask"
+        ),
         "normalize": "x / mg.norm(x, axis=-1, keepdims=True)",
         "l1_loss": "abs(x - y).mean()",
         "nll_loss": "-x[np.arange(len(x)), labels].mean()  # of a matrix, log_softmax(logits)",
@@ -176,7 +180,7 @@ OF_MINIGRAD = _by_name(
         "autograd": "mg.grad(loss, [x, y])",
         "is_tensor": "isinstance(x, mg.Tensor)",
         "nn optim": "ld.{name}",
-        "Module Linear": "ld.{name}",
+        "Module Linear Embedding LayerNorm": "ld.{name}",
         "save": "ld.save_model(file, model)",
         "load": "ld.load_model(file, model)",
     }
@@ -244,8 +248,10 @@ OF_LORADORA = _by_name(
         "ModuleList ParameterList": "[ld.Linear(2, 3), ld.Linear(3, 2)]  # lists of parts are walked",
         "ModuleDict ParameterDict": "dict(first=ld.Linear(2, 3))  # dicts of parts are walked",
         "Identity": "ld.Sequential()",
-        "LayerNorm": "mg.layer_norm(x)  # within a Module that holds what mg.affine takes besides",
-        "RMSNorm BatchNorm1d BatchNorm2d Embedding Conv2d MultiheadAttention": _LAYER,
+        "RMSNorm BatchNorm1d BatchNorm2d Conv2d": _LAYER,
+        "MultiheadAttention": "ld.MultiHeadAttention(8, 2)  # its mask is True where a token may look",
+        "TransformerDecoderLayer TransformerEncoderLayer": "ld.DecoderLayer(8, 2)  # norms come first",
+        "TransformerDecoder TransformerEncoder": "[ld.DecoderLayer(8, 2) for _ in range(4)]",
         "functional": "mg",
         "Tensor tensor no_grad grad cross_entropy mse_loss": "mg.{name}",
         "DoraConfig DoRAConfig": "ld.LoraConfig(use_dora=True)",

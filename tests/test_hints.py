@@ -66,6 +66,12 @@ ASKED = {
     "take_along_axis": lambda f, x, y: f(x, LABELS[:, None], 1)[:, 0],
 }
 
+
+def attention(x, y):
+    powers = np.exp(x @ y.T / np.sqrt(x.shape[1]))
+    return powers @ y / powers.sum(axis=1, keepdims=True)
+
+
 #: What NumPy has under no such name, or not in every version.  (tests/interop asks PyTorch itself.)
 WRITTEN_OUT = {
     "clamp_min": np.maximum,
@@ -83,7 +89,8 @@ WRITTEN_OUT = {
     "msort": np.sort,
     "topk": lambda x: np.sort(x)[::-1][:2],
     "gather": lambda x: x[[0, 1, 2], LABELS],
-    "index_select": lambda x: np.take(x, LABELS, axis=0),
+    **dict.fromkeys(("index_select", "embedding"), lambda x: np.take(x, LABELS, axis=0)),
+    "scaled_dot_product_attention": attention,
     "masked_fill": lambda x: np.where(MASK[: len(np.atleast_2d(x))].reshape(x.shape), 2, x),
     "normalize": lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True),
     "l1_loss": lambda x, y: np.mean(np.abs(x - y)),

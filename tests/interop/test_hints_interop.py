@@ -32,6 +32,8 @@ ASKED = {
     "gather": lambda f, x, y: f(x, 1, LABELS[:, None])[:, 0],
     "take": lambda f, x, y: f(x, LABELS),
     "index_select": lambda f, x, y: f(x, 0, LABELS),
+    "embedding": lambda f, x, y: torch.nn.functional.embedding(LABELS, x),
+    "scaled_dot_product_attention": lambda f, x, y: f(x, y, y),
     "masked_fill": lambda f, x, y: f(x, MASK if x.ndim == 2 else MASK[0], 2),
     "normalize": lambda f, x, y: f(x, dim=-1),
     "nll_loss": lambda f, x, y: f(x, LABELS),
