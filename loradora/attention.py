@@ -14,11 +14,12 @@ arXiv:1706.03762, eq. 1):
     P = softmax(S)   (T, T)   row i is how i divides its attention: no entry below 0, their sum is 1
     Y = P V          (T, d)   row i is the mean of the values, as i weights them
 
-A sum of d products of independent numbers grows like √d.  Divided by that, the entries of S stay about as
-large as those of Q and K, whatever d is, and softmax does not put all its weight on one token.
+A sum of d products of independent numbers grows like √d.  Divided by that, the entries of S are as large
+for a large d as for a small one, and softmax does not put all its weight on one token.
 
 A model that is to guess the next token must not see it.  A *mask* says who may look at whom: where it is
-False, P is 0.  The causal one is True on and below the diagonal: i looks at j ≤ i.
+False, P is 0.  The causal one is True on and below the diagonal: i looks at j ≤ i.  (In PyTorch, True
+means the same for ``scaled_dot_product_attention``, but "may not" for ``nn.MultiheadAttention``.)
 
 One such triple is a *head*.  H heads work side by side, each with its own d = width/H rows of Wq, Wk and
 Wv, so that one head may look for the last vowel while another looks for who is speaking.  What they
@@ -52,10 +53,14 @@ from loradora.nn import (
     Rng,
     as_operand,
     check_finite,
+    check_integer,
     check_positive,
     generator,
+    short,
 )
 from minigrad import Tensor
+from minigrad.ops import like, wide
+from minigrad.tensor import as_reals
 
 Array = npt.NDArray[Any]
 
@@ -68,16 +73,58 @@ def causal_mask(length: int) -> Array:
            [1, 1, 0],
            [1, 1, 1]])
     """
-    check_positive(length=length)
+    check_integer(length=length)
+    if length < 0:
+        raise ValueError(f"length must not be negative, not {short(int(length))}")
     return np.tri(length, dtype=bool)
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Array | None = None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -> Tensor:
     """Return P = softmax(Q Kᵀ/√d), of shape (…, T, T), for q and k of shape (…, T, d).
 
-    ``mask`` is None or an array of bools that broadcasts to P.  A row that may look at nobody is 0.
+    Parameters
+    ----------
+    q, k
+        The queries and the keys.
+    mask
+        Bools that broadcast to P, True where a token may look; None if each may look at all.  Whoever may
+        look at nobody has a row of zeros.
+
+    Raises
+    ------
+    TypeError
+        For a mask of anything but bools.
+    ValueError
+        For a mask of another shape.
+
+    Examples
+    --------
+    >>> alike = Tensor(np.zeros((3, 2)))
+    >>> attention_weights(alike, alike, causal_mask(3)).data.round(2)
+    array([[1.  , 0.  , 0.  ],
+           [0.5 , 0.5 , 0.  ],
+           [0.33, 0.33, 0.33]])
     """
-    return mg.softmax(q * q.shape[-1] ** -0.5 @ k.mT, where=mask)
+    if mask is not None:
+        mask = _as_mask(mask, (*q.shape[:-1], k.shape[-2]))
+    S = (wide(q) * q.shape[-1] ** -0.5) @ wide(k).mT  # float16 is computed in float32
+    P: Tensor = like(mg.softmax(S, where=mask), q)
+    return P
+
+
+def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Return an array of bools, checked to broadcast to this shape, that of (…, T, T)."""
+    given = np.asarray(mask)
+    expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
+    if given.dtype != bool:
+        raise TypeError(f"{expected}, not {given.dtype}")
+    try:
+        fits = np.broadcast_shapes(given.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{expected}, not {given.shape}")
+    return given
 
 
 class MultiHeadAttention(Module):
@@ -88,7 +135,7 @@ class MultiHeadAttention(Module):
     embed_dim
         The length of a token's vector.
     num_heads
-        How many heads share it; each gets embed_dim/num_heads numbers.
+        How many heads share it; each has d = embed_dim/num_heads numbers.
     dropout
         The rate at which a token that is looked at is missed in training, in [0, 1).
     bias
@@ -119,30 +166,45 @@ class MultiHeadAttention(Module):
         if embed_dim % num_heads:
             raise ValueError(f"{num_heads} heads cannot share a width of {embed_dim} evenly")
         rng = generator(rng)
-        self.num_heads = num_heads
+        self.embed_dim, self.num_heads = int(embed_dim), int(num_heads)
         self.q_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
         self.k_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
         self.v_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
         self.out_proj = Linear(embed_dim, embed_dim, bias, rng=rng, dtype=dtype)
         self.dropout = Dropout(dropout, rng=rng)
 
-    def forward(self, x: Tensor | npt.ArrayLike, mask: Array | None = None) -> Tensor:
-        """Return what each token has learnt from those that it may look at.
+    def forward(self, x: Tensor | npt.ArrayLike, mask: npt.ArrayLike | None = None) -> Tensor:
+        """Return what each token has learnt from those that it may look at, of the shape of x.
 
-        ``mask`` is None or an array of bools that broadcasts to (…, heads, T, T).
+        Parameters
+        ----------
+        x
+            The tokens, (…, T, embed_dim).  An array takes the dtype of the layer.
+        mask
+            Who may look at whom, as for :func:`attention_weights`: bools that broadcast to
+            (…, heads, T, T).  One for each of N texts is (N, 1, T, T).
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an x of another shape, and as :func:`attention_weights`.
         """
-        q, k, v = (self.split(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        P = self.dropout(attention_weights(q, k, mask))  #  (…, heads, T, T)
+        given = x if isinstance(x, Tensor) else as_reals(x)
+        if given.ndim < 2 or given.shape[-1] != self.embed_dim:
+            raise ValueError(f"expected x of shape (..., T, {self.embed_dim}), got {given.shape}")
+        q, k, v = (self.split(p(given)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        P = self.dropout(attention_weights(q, k, mask))  # (…, heads, T, T)
         return self.out_proj(self.joined(P @ v))
 
     def split(self, x: Tensor) -> Tensor:
-        """Return (…, T, width) as (…, heads, T, d)."""
-        return x.reshape(*x.shape[:-1], self.num_heads, -1).swapaxes(-3, -2)
+        """Return (…, T, embed_dim) as (…, heads, T, d)."""
+        d = self.embed_dim // self.num_heads
+        return x.reshape(*x.shape[:-1], self.num_heads, d).swapaxes(-3, -2)
 
     def joined(self, y: Tensor) -> Tensor:
-        """Return (…, heads, T, d) as (…, T, width)."""
+        """Return (…, heads, T, d) as (…, T, embed_dim)."""
         y = y.swapaxes(-3, -2)
-        return y.reshape(*y.shape[:-2], -1)
+        return y.reshape(*y.shape[:-2], self.embed_dim)
 
     def extra_repr(self) -> str:
         """Return the number of heads."""
@@ -151,6 +213,9 @@ class MultiHeadAttention(Module):
 
 class Embedding(Module):
     """A vector for each token: row i of ``weight`` for the id i, (…) to (…, embedding_dim).
+
+    It is a product with rows of the identity, onehot(ids) W, of which only what is not 0 is computed.
+    In the backward pass, each row of W̄ is the sum of ȳ over the places where its id stands.
 
     Parameters
     ----------
@@ -167,6 +232,15 @@ class Embedding(Module):
     ------
     TypeError, ValueError
         For sizes that are no integers of at least 1.
+
+    Examples
+    --------
+    >>> table = Embedding(3, 2)
+    >>> table.weight.data = np.float32([[0, 0], [1, 10], [2, 20]])
+    >>> table([2, 1, 2]).data
+    array([[ 2., 20.],
+           [ 1., 10.],
+           [ 2., 20.]], dtype=float32)
     """
 
     def __init__(
@@ -192,8 +266,10 @@ class Embedding(Module):
             For an id outside 0 … num_embeddings − 1.
         """
         ids, n = np.asarray(ids), len(self.weight)
+        if not ids.size:
+            ids = ids.astype(np.intp)  # an empty list is one of floats to NumPy
         if ids.dtype.kind not in "iu":
-            raise TypeError(f"ids are integers, not {ids.dtype}")
+            raise TypeError(f"ids are integers, in an array or a list, not {ids.dtype}")
         wrong = ids[(ids < 0) | (ids >= n)]
         if wrong.size:
             raise IndexError(f"id {wrong[0]} is out of range for {n} embeddings")
@@ -237,11 +313,17 @@ class LayerNorm(Module):
         self.bias = Tensor(np.zeros(normalized_shape, dtype), requires_grad=True)
 
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
-        """Return y, of the shape of x; an array takes the dtype of the layer."""
-        x = as_operand(x, self.weight.dtype)
-        if x.shape[-1:] != self.weight.shape:
-            raise ValueError(f"expected x of shape (..., {self.weight.size}), got {x.shape}")
-        return mg.affine(mg.layer_norm(x, eps=self.eps), self.weight, self.bias)
+        """Return y, of the shape of x; an array takes the dtype of the layer.
+
+        Raises
+        ------
+        ValueError
+            For an x whose last axis has another length.
+        """
+        given = as_operand(x, self.weight.dtype)
+        if given.shape[-1:] != self.weight.shape:
+            raise ValueError(f"expected x of shape (..., {self.weight.size}), got {given.shape}")
+        return mg.affine(mg.layer_norm(given, eps=self.eps), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Return the length of the last axis, and eps."""
@@ -284,8 +366,10 @@ class DecoderLayer(Module):
         rng: Rng = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        rng = generator(rng)
+        check_positive(embed_dim=embed_dim)
         ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
+        check_positive(ffn_dim=ffn_dim)
+        rng = generator(rng)
         self.self_attn_layer_norm = LayerNorm(embed_dim, dtype=dtype)
         self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout, rng=rng, dtype=dtype)
         self.final_layer_norm = LayerNorm(embed_dim, dtype=dtype)
@@ -294,8 +378,12 @@ class DecoderLayer(Module):
         self.activation: Module = ReLU()
         self.dropout = Dropout(dropout, rng=rng)
 
-    def forward(self, x: Tensor, mask: Array | None = None) -> Tensor:
-        """Return x of shape (…, T, embed_dim) with what attention and the net have added to it."""
-        x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), mask))
+    def forward(self, x: Tensor | npt.ArrayLike, mask: npt.ArrayLike | None = None) -> Tensor:
+        """Return x of shape (…, T, embed_dim) with what attention and the net have added to it.
+
+        x, ``mask`` and what is raised are as for :class:`MultiHeadAttention`.
+        """
+        given = as_operand(x, self.final_layer_norm.weight.dtype)
+        x = given + self.dropout(self.self_attn(self.self_attn_layer_norm(given), mask))
         h = self.activation(self.fc1(self.final_layer_norm(x)))
         return x + self.dropout(self.fc2(h))

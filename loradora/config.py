@@ -146,7 +146,7 @@ class LoraConfig:
     monteclora_config: Any = absent(None, "it is another adapter family")
     qalora_group_size: Any = absent(16, "it needs quantised weights")
     target_parameters: Any = absent(None, "it adapts bare parameters, not linear layers")
-    trainable_token_indices: Any = absent(None, "it needs an embedding")
+    trainable_token_indices: Any = absent(None, "it adapts rows of an embedding, not linear layers")
     use_bdlora: Any = absent(None, "it is another adapter family")
     use_qalora: Any = absent(False, "it needs quantised weights")
     velora_config: Any = absent(None, "it is another adapter family")
