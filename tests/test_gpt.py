@@ -1,0 +1,257 @@
+"""A small GPT is adapted where LoRA's authors adapt theirs, and given back bit for bit."""
+
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import loradora as ld
+import minigrad as mg
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+CHARACTERS, CONTEXT = 7, 6
+Q_AND_V = ["q_proj", "v_proj"]
+LINEAR = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "fc1",
+    "fc2",
+]
+
+both_methods = pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+both_targets = pytest.mark.parametrize(
+    "target_modules", [Q_AND_V, "all-linear"], ids=["q and v", "all linear"]
+)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("gpt")
+
+
+@pytest.fixture
+def base(gpt):
+    return small(gpt)
+
+
+def small(gpt, **options):
+    """Return a GPT of two blocks, the tables as large as a trained one's."""
+    sizes = {"characters": CHARACTERS, "context": CONTEXT, "width": 4, "layers": 2, "heads": 2}
+    model = gpt.GPT(**sizes, rng=0, **{"dtype": np.float64, **options})
+    for table in model.model["decoder"].embed_tokens, model.model["decoder"].embed_positions:
+        table.weight.data = (table.weight.data * 25).astype(table.weight.dtype)
+    return model
+
+
+def adapted(base, seed=1, **options):
+    """Return the GPT with an adapter that is anywhere, not only at its start."""
+    config = ld.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": Q_AND_V, **options})
+    model = ld.get_peft_model(base, config, rng=seed)
+    rng = np.random.default_rng(seed)
+    for p in model.trainable_parameters():
+        p.data = (p.data + rng.normal(size=p.shape) / 3).astype(p.dtype)
+    return model
+
+
+def ids(*shape, seed=0):
+    return np.random.default_rng(seed).integers(CHARACTERS, size=shape)
+
+
+def paths(model):
+    """Return the paths of the adapted layers."""
+    return [p for p, m in model.named_modules() if isinstance(m, ld.LowRankLinear)]
+
+
+def block(i, name):
+    return f"base_model.model.decoder.layers.{i}.{name}"
+
+
+# ----------------------------------------------------------------------------- the model
+
+
+def test_parameters_have_the_names_of_opt(base):
+    names = base.state_dict().keys()
+    assert {name.partition(".layers.")[0] for name in names} == {
+        *(f"model.decoder.embed_{x}.weight" for x in ("tokens", "positions")),
+        *(f"model.decoder.final_layer_norm.{x}" for x in ("weight", "bias")),
+        "model.decoder",
+    }
+    assert "model.decoder.layers.1.self_attn.q_proj.weight" in names
+    assert "lm_head.weight" not in names  # it is the table of characters
+
+
+def test_a_later_character_changes_no_earlier_guess(base):
+    one = ids(2, CONTEXT)
+    other = one.copy()
+    other[:, 3] = (one[:, 3] + 1) % CHARACTERS
+    y, changed = base(one).data, base(other).data
+    assert_array_equal(changed[:, :3], y[:, :3])
+    assert not np.array_equal(changed[:, 3], y[:, 3])
+
+
+@pytest.mark.parametrize("shape", [(CONTEXT,), (1,), (2, 3), (2, 2, 3), (0, 3)], ids=str)
+def test_texts_come_in_any_number_of_axes(base, shape):
+    y = base(ids(*shape))
+    assert y.shape == (*shape, CHARACTERS)
+    assert_allclose(base(ids(*shape).tolist()).data, y.data) if shape[0] else None
+    for i in np.ndindex(shape[:-1]):
+        assert_allclose(y.data[i], base(ids(*shape)[i]).data, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [[], [[], []], 3, np.zeros((2, 0), int)], ids=repr)
+def test_an_empty_text_is_refused(base, given):
+    with pytest.raises(ValueError, match=r"no character to go on from: .* \(\.\.\., T\)"):
+        base(given)
+
+
+def test_a_text_longer_than_the_context_is_refused(base):
+    with pytest.raises(ValueError, match="7 characters are too many for a context of 6"):
+        base(ids(2, CONTEXT + 1))
+
+
+@pytest.mark.parametrize(("given", "error"), [([0, 7], IndexError), ([0.5], TypeError)])
+def test_ids_that_are_in_no_table_are_refused(base, given, error):
+    with pytest.raises(error, match=r"id 7 is out of range for 7 embeddings|ids are integers"):
+        base(given)
+
+
+def test_a_gpt_of_float16_computes_in_it(gpt):
+    half, exact = small(gpt, dtype=np.float16), small(gpt)
+    exact.load_state_dict(half.state_dict())
+    y = half(ids(2, CONTEXT))
+    assert y.dtype == np.float16
+    assert_allclose(y.data, exact(ids(2, CONTEXT)).data, rtol=0.02, atol=0.05)
+
+
+def test_the_table_gets_its_gradient_from_both_of_its_uses(base):
+    """As vectors that go in, and as the last layer, at once."""
+    table = base.model["decoder"].embed_tokens.weight
+    labels = ids(2, CONTEXT, seed=1)
+    mg.gradcheck(
+        lambda table: mg.cross_entropy(
+            base(ids(2, CONTEXT)).reshape(-1, CHARACTERS), labels.ravel()
+        ),
+        table,
+    )
+
+
+# ----------------------------------------------------------------------------- its adapters
+
+
+@pytest.mark.parametrize(
+    ("options", "trainable"),
+    [
+        ({"target_modules": Q_AND_V}, 16_384),
+        ({"target_modules": "all-linear"}, 73_728),
+        ({"target_modules": Q_AND_V, "use_dora": True}, 17_408),
+        ({"target_modules": "all-linear", "use_dora": True}, 78_336),
+    ],
+    ids=str,
+)
+def test_so_much_is_trained_of_the_net_that_the_lesson_adapts(gpt, capsys, options, trainable):
+    model = ld.get_peft_model(gpt.GPT(rng=0), ld.LoraConfig(r=8, **options))
+    total = 810_112 + trainable
+    assert model.get_nb_trainable_parameters() == (trainable, total)  # the tied table once
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out.startswith(
+        f"trainable params: {trainable:,} || all params: {total:,} ||"
+    )
+
+
+@both_methods
+def test_all_linear_is_every_linear_of_every_block_and_never_a_table(base, use_dora):
+    model = adapted(base, target_modules="all-linear", use_dora=use_dora)
+    assert paths(model) == [block(i, name) for i in range(2) for name in LINEAR]
+
+
+@both_targets
+@both_methods
+def test_an_adapter_starts_as_the_base_and_leaves_it_as_it_was(base, use_dora, target_modules):
+    x, before = ids(2, CONTEXT), base.state_dict()
+    y = base(x).data
+    options = {"r": 2, "target_modules": target_modules, "use_dora": use_dora}
+    model = ld.get_peft_model(base, ld.LoraConfig(**options), rng=0)
+    assert_array_equal(model(x).data, y)
+    model = adapted(base, target_modules=target_modules, use_dora=use_dora)
+    assert np.abs(model(x).data - y).max() > 0.1
+    with model.disable_adapter():
+        assert_array_equal(model(x).data, y)
+    assert_array_equal(base(x).data, y)
+    for name, value in before.items():
+        assert_array_equal(base.state_dict()[name], value)
+
+
+@both_targets
+@both_methods
+def test_a_merged_gpt_computes_what_the_adapted_one_does(base, use_dora, target_modules):
+    x, model = ids(2, CONTEXT), adapted(base, target_modules=target_modules, use_dora=use_dora)
+    merged = model.merge_and_unload()
+    assert list(merged.state_dict()) == list(base.state_dict())
+    assert_allclose(merged(x).data, model(x).data, rtol=1e-12, atol=1e-12)
+    assert not paths(merged)
+
+
+@both_targets
+@both_methods
+def test_adapters_in_attention_are_differentiated(base, use_dora, target_modules):
+    exact = {"detach_norm": False} if use_dora else {}  # what finite differences see
+    model = adapted(base, target_modules=target_modules, use_dora=use_dora, **exact)
+    x, labels = ids(2, 3), ids(2, 3, seed=1).ravel()
+    mg.gradcheck(
+        lambda *_: mg.cross_entropy(model(x).reshape(-1, CHARACTERS), labels),
+        *model.trainable_parameters(),
+    )
+
+
+@both_targets
+@both_methods
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_an_adapter_is_saved_and_loaded(base, use_dora, target_modules, form, tmp_path):
+    x, model = ids(2, CONTEXT), adapted(base, target_modules=target_modules, use_dora=use_dora)
+    if form == "npz":
+        model.save_adapter(tmp_path / "adapter.npz")
+        again = ld.PeftModel.from_pretrained(base, tmp_path / "adapter.npz")
+    else:
+        pytest.importorskip("safetensors")
+        model.save_pretrained(tmp_path)
+        again = ld.PeftModel.from_pretrained(base, tmp_path)
+    assert_array_equal(again(x).data, model(x).data)
+    assert paths(again) == paths(model)
+
+
+def test_a_view_shares_what_it_does_not_adapt_in_lists_and_dicts_too(base):
+    model = adapted(base)
+    own, shared = dict(base.named_parameters()), dict(model.base_model.named_parameters())
+    for name, p in own.items():
+        path = re.sub(r"([qv]_proj)\.", r"\1.base_layer.", name)
+        assert np.shares_memory(shared[path].data, p.data), name
+    assert model.base_model.model is not base.model
+    decoder = model.base_model.model["decoder"]
+    assert decoder.layers is not base.model["decoder"].layers
+    assert decoder.embed_tokens.weight.data is base.model["decoder"].embed_tokens.weight.data
+
+
+@both_methods
+def test_only_what_is_adapted_learns(base, use_dora):
+    model = adapted(base, use_dora=use_dora)
+    before, x, labels = model.state_dict(), ids(4, CONTEXT), ids(4, CONTEXT, seed=1).ravel()
+    optimizer = ld.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = mg.cross_entropy(model(x).reshape(-1, CHARACTERS), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    ends = (".A", ".B", ".m")
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value, before[name]) is not name.endswith(ends), name
