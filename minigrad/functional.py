@@ -84,26 +84,35 @@ def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean"
     return cast(Tensor, ops.like(_reduce(wide**2, reduction), error))
 
 
-def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction = "mean") -> Tensor:
-    """Return −log softmax(logits)[n, labels[n]], averaged or summed over n, or one by one.
+def cross_entropy(
+    logits: Operand,
+    labels: npt.ArrayLike,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
+    """Return −log softmax(logits)[n, labels[n]], averaged or summed over all n, or one by one.
 
     Its gradient by the logits is softmax minus one-hot, row by row.
 
     Parameters
     ----------
     logits
-        Shape (N, C).
+        Shape (N, C), or (…, C) for any number of axes in front.  The classes are always on the last axis;
+        PyTorch has them on the second.
     labels
-        Integers 0 … C−1, shape (N,).
+        Integers 0 … C−1, shape (N,), or (…).
     reduction
         "mean", "sum" or "none".
+    ignore_index
+        A row with this label does not count.  Its gradient is 0, whatever its logits are, and so is its
+        loss for "none".  The mean is that of the others, and NaN if there are none, as in PyTorch.
 
     Raises
     ------
     ValueError
         For other shapes or an unknown reduction.
     TypeError
-        For labels that are not integers.
+        For labels, or an ``ignore_index``, that are not integers.
     IndexError
         For a label outside 0 … C−1.
 
@@ -115,10 +124,42 @@ def cross_entropy(logits: Operand, labels: npt.ArrayLike, reduction: Reduction =
     >>> loss.item() - math.log(2), grad(loss, logits)
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
-    shape, labels = _shape(logits), np.asarray(labels)
-    if len(shape) != 2 or labels.shape != shape[:1]:
-        raise ValueError(f"expected logits (N, C) and labels (N,), got {shape} and {labels.shape}")
-    return _reduce(ops.nll(logits, labels), reduction)
+    (rows,), labels = as_tensors([logits]), np.asarray(labels)
+    shape = labels.shape
+    if rows.shape[:-1] != shape or not rows.ndim:
+        raise ValueError(_no_rows_of_classes(rows.shape, shape))
+    if rows.ndim != 2:
+        rows, labels = rows.reshape(labels.size, rows.shape[-1]), labels.reshape(-1)
+    counted = _counted(labels, ignore_index)
+    if counted is not None:
+        rows, labels = rows[counted], labels[counted]
+    losses = ops.nll(rows, labels)
+    if reduction != "none":
+        return _reduce(losses, reduction)
+    if counted is not None:
+        losses = ops.scatter(losses, counted, counted.shape)
+    return losses if losses.shape == shape else losses.reshape(shape)
+
+
+def _counted(labels: npt.NDArray[Any], ignore_index: int) -> npt.NDArray[np.bool_] | None:
+    """Return for each label whether it counts, None if all do."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"ignore_index is a label, an integer, not {ignore_index!r}")
+    if labels.dtype.kind not in "iu":
+        return None  # these are refused
+    ignored = labels == ignore_index
+    return ~ignored if np.count_nonzero(ignored) else None
+
+
+def _no_rows_of_classes(logits: tuple[int, ...], labels: tuple[int, ...]) -> str:
+    """Return in words what is wrong with two shapes that do not belong together."""
+    said = (
+        f"expected logits (N, C) and labels (N,), or (..., C) and (...), got {logits} and {labels}"
+    )
+    if len(logits) > 2 and logits[:1] + logits[2:] == labels:
+        axes = (0, *range(2, len(logits)), 1)
+        said += f"; if the classes are on axis 1, as in PyTorch, give logits.transpose{axes}"
+    return said
 
 
 @keywords

@@ -817,7 +817,7 @@ def _below_largest(x: Array, axis: int, where: Array | None = None) -> Array:
     x = wide(x)
     z = x if where is None else _chosen(x, where)
     largest = z.max(axis=axis, keepdims=True, initial=_lowest(z.dtype))
-    return np.subtract(z, largest, out=np.empty_like(z) if where is None else z)
+    return np.asarray(np.subtract(z, largest, out=None if where is None else z))
 
 
 @functools.cache
@@ -930,9 +930,9 @@ def check_labels(labels: Array, classes: int) -> None:
     """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
     if labels.dtype.kind not in "iu":
         raise TypeError(no_classes(labels))
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
+    wrong = (labels < 0) | (labels >= classes)
+    if np.count_nonzero(wrong):
+        raise IndexError(f"label {labels[wrong][0]} is out of range for {classes} classes")
 
 
 def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:

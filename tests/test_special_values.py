@@ -724,6 +724,37 @@ def test_joining_and_selecting_nothing():
         assert_array_equal(g, np.zeros((3, 2)))
 
 
+@pytest.mark.parametrize("hidden", [nan, inf, -inf, 1e308])
+def test_a_label_that_is_ignored_leaves_no_trace(hidden):
+    logits = np.array([[[0, 0], [hidden, hidden]], [[hidden, 0], [LN2, 0]]])
+    for labels, ignored in (([[0, -100], [-100, 1]], {}), ([[0, 2], [2, 1]], {"ignore_index": 2})):
+        for reduction, value, scale in (
+            ("none", [[LN2, 0], [0, math.log(3)]], 1),
+            ("sum", LN2 + math.log(3), 1),
+            ("mean", (LN2 + math.log(3)) / 2, 1 / 2),
+        ):
+            y, g = value_and_gradients(
+                lambda x, labels=labels, options=ignored | {"reduction": reduction}: (
+                    mg.cross_entropy(x, labels, **options)
+                ),
+                logits,
+            )
+            assert_allclose(y, value, rtol=1e-15)
+            assert_allclose(g[0, 0] / scale, [-0.5, 0.5], rtol=1e-15)
+            assert_allclose(g[1, 1] / scale, [2 / 3, -2 / 3], rtol=1e-15)
+            assert_array_equal(g[[0, 1], [1, 0]], np.zeros((2, 2)))
+
+
+def test_the_mean_over_labels_that_are_all_ignored_is_undefined():
+    for reduction, value in (("mean", nan), ("sum", 0), ("none", [0, 0])):
+        y, g = value_and_gradients(
+            lambda x, reduction=reduction: mg.cross_entropy(x, [-100, -100], reduction),
+            [[1, 2], [nan, 4]],
+        )
+        assert_array_equal(y, value)
+        assert_array_equal(g, np.zeros((2, 2)))
+
+
 def test_losses_of_no_examples():
     y, g = value_and_gradients(
         lambda a: mg.cross_entropy(a, np.zeros(0, int), reduction="sum"), np.ones((0, 4))

@@ -1054,9 +1054,33 @@ BAD = {
     "logits of three axes": (
         lambda: mg.cross_entropy(np.ones((2, 3, 1)), [0, 1]),
         ValueError,
-        r"logits \(N, C\) .*\(2, 3, 1\) and \(2,\)",
+        r"logits \(N, C\) .*\(2, 3, 1\) and \(2,\)$",
     ),
-    "logits of one axis": (lambda: mg.cross_entropy(V, 0), ValueError, r"\(3,\) and \(\)"),
+    "logits of no axis": (lambda: mg.cross_entropy(1.0, 0), ValueError, r"got \(\) and \(\)"),
+    "classes on the second axis": (
+        lambda: mg.cross_entropy(np.ones((2, 5, 3)), np.zeros((2, 3), int)),
+        ValueError,
+        r"classes are on axis 1, as in PyTorch, give logits.transpose\(0, 2, 1\)",
+    ),
+    "no classes": (
+        lambda: mg.cross_entropy(np.ones((2, 3, 0)), np.zeros((2, 3), int)),
+        IndexError,
+        "label 0 .*0 classes",
+    ),
+    **{
+        f"ignoring {label!r}": (
+            lambda label=label: mg.cross_entropy(LOGITS, [0, 1], ignore_index=label),
+            TypeError,
+            f"ignore_index is a label, an integer, not {label!r}",
+        )
+        for label in (None, 0.5, True, "a")
+    },
+    "a label that is not the ignored one": (
+        lambda: mg.cross_entropy(LOGITS, [-100, 0], ignore_index=-1),
+        IndexError,
+        "label -100 ",
+    ),
+    "labels that are strings": (lambda: mg.cross_entropy(LOGITS, ["a", "b"]), TypeError, "labels "),
     "an unknown reduction": (
         lambda: mg.cross_entropy(LOGITS, [0, 1], reduction="max"),
         ValueError,

@@ -111,6 +111,12 @@ def with_labels(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
     return *one(rng, (rows, s[-1])), rng.integers(s[-1], size=rows)
 
 
+def with_ignored_labels(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
+    x, labels = with_labels(rng, s)
+    labels[::4] = -100
+    return x, labels
+
+
 def with_weights_and_labels(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
     x, labels = with_labels(rng, s)
     return x, *one(rng, labels.shape), labels
@@ -233,6 +239,15 @@ def exact_gelu(x: Array) -> Array:
 def exact_gelu_back(g: Array, y: Array, x: Array) -> Array:
     phi = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return g * (0.5 * (1 + erf(math.sqrt(0.5) * x)) + x * phi)
+
+
+def counted(x: Array, labels: Array) -> tuple[Array, Array]:
+    return x[labels >= 0], labels[labels >= 0]
+
+
+def ignoring_back(g: Array, y: Array, x: Array, labels: Array) -> Array:
+    rows, classes = counted(x, labels)
+    return placed(nll_grad(rows, np.full(len(rows), g / len(rows)), classes), labels >= 0, x)
 
 
 def gelu(x: Array) -> Array:
@@ -722,6 +737,15 @@ LOSSES = [
         lambda x, labels: nll(x, labels).mean(),
         lambda g, y, x, labels: nll_grad(x, np.full(len(x), g / len(x)), labels),
         with_labels,
+    ),
+    Row(
+        "cross_entropy",
+        "cross_entropy(x, labels), some ignored",
+        mg.cross_entropy,
+        F.cross_entropy,
+        lambda x, labels: nll(*counted(x, labels)).mean(),
+        ignoring_back,
+        with_ignored_labels,
     ),
     Row(
         "mse_loss",

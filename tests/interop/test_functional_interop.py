@@ -52,6 +52,31 @@ def test_what_is_composed_has_the_values_and_gradients_of_pytorch(shape, dtype: 
         twins.agree(ours.grad, theirs.grad.numpy())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignored", [-100, 1])
+@pytest.mark.parametrize("rows", [(), (5,), (2, 3), (2, 1, 3)], ids=str)
+def test_cross_entropy_is_that_of_pytorch_with_its_classes_on_the_second_axis(
+    rows, ignored, reduction: str
+) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(*rows, 4)), rng.integers(4, size=rows)
+    if rows:
+        labels[..., 0] = ignored
+    ours, theirs = mg.Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y = mg.cross_entropy(ours, labels, reduction, ignored)
+    z = torch.nn.functional.cross_entropy(
+        theirs.movedim(-1, 1) if len(rows) > 1 else theirs,
+        torch.as_tensor(labels),
+        ignore_index=ignored,
+        reduction=reduction,
+    )
+    twins.agree(y.data, z.detach().numpy())
+    upstream = np.asarray(rng.normal(size=y.shape))
+    y.backward(upstream)
+    z.backward(torch.from_numpy(upstream))
+    twins.agree(ours.grad, theirs.grad.numpy())
+
+
 def test_where_nothing_can_be_chosen_is_0_as_in_the_attention_of_pytorch() -> None:
     scores, mask = np.zeros((2, 2)), np.array([[False, False], [True, False]])
     zeros, values = torch.zeros((2, 2)), torch.eye(2)
