@@ -125,6 +125,12 @@ def _apply(case: Case, operands: list[Any]) -> Any:
             return torch.cat(operands, **there)
         case "gelu" | "cross_entropy":
             return getattr(functional, op)(*operands, **kwargs)
+        case "layer_norm":
+            shape = operands[0].shape[kwargs["axis"] :]
+            return functional.layer_norm(*operands, shape, eps=kwargs["eps"])
+        case "softmax" if "where" in kwargs:
+            hidden = ~torch.tensor(kwargs["where"])
+            return operands[0].masked_fill(hidden, -np.inf).softmax(kwargs["axis"])
     return getattr(torch, op)(*operands, **there)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch agrees: values and gradients of 197 cases, hard points included, computed once by PyTorch.
+"""PyTorch agrees: values and gradients of 210 cases, hard points included, computed once by PyTorch.
 
 The file ``data/op_cases.json`` names the op, its arguments and its tolerance; the arrays lie in
 ``data/op_cases.npz``.  A result must have PyTorch's shape and dtype, too.  ``golden_cases.py`` computes
