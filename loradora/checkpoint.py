@@ -27,7 +27,7 @@ import numpy.typing as npt
 from loradora import formats, saving
 from loradora.config import LoraConfig, of_trained
 from loradora.formats import Arrays, Described, Entry
-from loradora.nn import Module, misfits, short
+from loradora.nn import Module, misfits, named_tensors, short
 from minigrad import Tensor
 
 #: What PEFT puts before the path of every tensor.
@@ -118,9 +118,10 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
         another base; nothing is changed.
     """
     path = Path(file)
-    parameters = dict(model.named_parameters())
     entries, _ = _entries(path, _read(path))
-    wrong = misfits(model.expected(entries), entries)
+    expected = model.expected(entries)
+    parameters = {name: p for name, p in named_tensors(model) if name in expected}
+    wrong = misfits(expected, entries)
     arrays = _values(path, entries, parameters)
     _refuse(path, wrong, arrays, allow_nan)
     with _reported(str(path)):

@@ -183,13 +183,13 @@ class Module:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
-        PyTorch lists a shared parameter under each of its names; those after the first are passed over.
+        PyTorch lists a shared parameter under each of its names; so may ``state``, with one value.
 
         Raises
         ------
         ValueError
-            Listing every missing, unexpected, misshapen or non-float entry at once, and every one that is
-            too large for the dtype of its parameter.
+            Listing every missing, unexpected, misshapen or non-float entry at once, every one that is
+            too large for the dtype of its parameter, and values of a shared one that differ.
         """
         all_or_none([setting_data(p, value) for p, value in self.fitted(state)])
 
@@ -197,6 +197,12 @@ class Module:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
         given = {name: np.asarray(value) for name, value in state.items()}
         wrong = misfits(self.expected(state), given)
+        first = {p: name for name, p in self.named_parameters()}
+        wrong += [
+            f"{name} and {first[p]} differ, and are one tensor here"
+            for name, p in named_tensors(self)
+            if name in given and first[p] in given and not same_values(given[name], given[first[p]])
+        ]
         found = []
         for name, p in self.named_parameters() if not wrong else ():
             with np.errstate(over="ignore", under="ignore"):
@@ -308,6 +314,12 @@ def items_of(value: Any) -> Iterable[Any]:
         items: Iterable[Any] = container.values() if isinstance(value, Mapping) else container
         return items
     return ()
+
+
+def same_values(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two arrays are one, or have the same shape and values; NaN is NaN."""
+    floats = one.dtype.kind == other.dtype.kind == "f"
+    return one is other or np.array_equal(one, other, equal_nan=floats)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> list[str]:

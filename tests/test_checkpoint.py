@@ -1557,6 +1557,11 @@ def test_a_checkpoint_of_pytorch_lists_a_shared_tensor_under_both_names(tmp_path
     net.load_state_dict({name: value for name, value in both.items() if name.startswith("0")})
     with pytest.raises(ValueError, match="unexpected else"):
         net.load_state_dict(both | {"else": np.zeros(1)})
+    np.savez(tmp_path / "untied.npz", **both | {"tied.bias": both["0.bias"] + 1})
+    with pytest.raises(
+        ld.CheckpointError, match=r"tied\.bias and 0\.bias differ, and are one tensor"
+    ):
+        ld.load_model(tmp_path / "untied.npz", net)
 
 
 @pytest.mark.parametrize("name", ["allow_pickle", "file", "args", "kwds", "self"])

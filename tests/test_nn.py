@@ -191,6 +191,25 @@ def test_a_shared_module_has_two_names_but_its_parameters_count_once():
     assert sorted(name for name, _ in block.named_parameters()) == sorted(NAMES)
 
 
+def test_a_shared_parameter_may_be_given_under_each_of_its_names_with_one_value():
+    block = Block()
+    block.again = block.q
+    state = block.state_dict()
+    state |= {f"again.{name}": value for name, value in block.q.state_dict().items()}
+    block.load_state_dict(state)
+    state["again.bias"][0] = np.nan
+    with pytest.raises(
+        ValueError, match=r"again\.bias and q\.bias differ, and are one tensor here$"
+    ):
+        block.load_state_dict(state)
+    state["q.bias"][0] = np.nan
+    block.load_state_dict(state)
+    assert np.isnan(block.q.bias.data[0])
+    state["again.bias"] = np.array(["text", "text"])
+    with pytest.raises(ValueError, match="expected a float dtype"):
+        block.load_state_dict(state)
+
+
 def test_children_are_the_modules_held_directly_a_shared_one_once():
     block = Block()
     block.again = block.heads[0]
