@@ -19,7 +19,16 @@ from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankL
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
 from loradora.matching import Match, match_tensors
-from loradora.nn import Dropout, Linear, Module, all_or_none, setting_data, setting_requires_grad
+from loradora.nn import (
+    Dropout,
+    Linear,
+    Module,
+    all_or_none,
+    named_tensors,
+    same_values,
+    setting_data,
+    setting_requires_grad,
+)
 from loradora.views import own_copy, rebuild, share_constants
 from minigrad import Tensor
 
@@ -72,12 +81,13 @@ class Adapter:
         self.autocast_adapter_dtype = autocast_adapter_dtype
         cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
         paths = {id(module): path for path, module in base.named_modules()}
+        copies: dict[int, Any] | None = {} if config.ensure_weight_tying else None
         self._whole: dict[str, Module] = {}
 
         def replace(module: Module) -> Module | None:
             if id(module) in found.whole:
                 path = paths[id(module)]
-                return self._whole.setdefault(path, own_copy(module, trainable, path))
+                return self._whole.setdefault(path, own_copy(module, trainable, path, copies))
             if not isinstance(module, Linear) or id(module) not in found.targets:
                 return None
             options = found.options[found.targets[id(module)]] | cast
@@ -93,13 +103,15 @@ class Adapter:
         modules = dict(self.model.named_modules())
         names = _names_in_files(self.layer)
         own = {id(p) for layer in self.layers().values() for p in _beside_base(layer)}
-        own |= {id(p) for module in self._whole.values() for p in module.parameters()}
+        whole = {id(p) for module in self._whole.values() for p in module.parameters()}
         self.saved = {
             _file_key(modules, name, names): p
             for name, p in self.model.named_parameters()
-            if p.requires_grad or id(p) in own
+            if p.requires_grad or id(p) in own | whole
         }
-        self.trained = [p for p in self.saved.values() if p.requires_grad]
+        if config.ensure_weight_tying:  # PEFT's files have a tied tensor under each of its names
+            self.saved |= {name: p for name, p in named_tensors(self.model) if id(p) in whole}
+        self.trained = [p for p in dict.fromkeys(self.saved.values()) if p.requires_grad]
         # how it was made, which a file brings back: see lost_in_a_file
         self._tensors = dict(self.model.named_parameters())
         in_file = {id(p) for p in self.saved.values()}
@@ -167,7 +179,7 @@ class Adapter:
         return [
             f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
             for name, array in self._constants.items()
-            if not _same(self._tensors[name].data, array)
+            if not same_values(self._tensors[name].data, array)
         ]
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
@@ -201,8 +213,9 @@ class Adapter:
             )
 
     def constants(self) -> dict[str, Tensor]:
-        """Return the tensors that are no part of it, but of the base, by their names in files."""
-        return {name: self._tensors[name] for name in self._constants}
+        """Return the tensors that are no part of it, but of the base, by all their names in files."""
+        own = set(self.saved.values())
+        return {name: p for name, p in named_tensors(self.model) if p not in own}
 
     @np.errstate(under="ignore")
     def load(self, source: str | Path, file: checkpoint.AdapterFile, allow_nan: bool) -> None:
@@ -210,6 +223,16 @@ class Adapter:
         arrays = checkpoint.check(
             source, file, self.saved, self.constants(), self.scalings(), allow_nan
         )
+        names = {p: name for name, p in self.saved.items()}
+        apart = [
+            f"{key} and {names[p]}"
+            for key, p in self.saved.items()
+            if not same_values(arrays[key], arrays[names[p]])
+        ]
+        if apart:
+            raise checkpoint.CheckpointError(
+                f"{source}: {', '.join(apart)} differ, and are one tensor in the model"
+            )
         all_or_none([setting_data(p, arrays[key]) for key, p in self.saved.items()])
 
     def parts(self) -> dict[str, Module]:
@@ -227,11 +250,6 @@ class Adapter:
 
 #: What makes up the function of an adapted layer, and is no tensor.
 SETTINGS = "scaling", "detach_norm", "norm_axis"
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two arrays are one, or have the same values."""
-    return one is other or np.array_equal(one, other, equal_nan=True)
 
 
 def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[LowRankLinear]:

@@ -55,7 +55,8 @@ class LoraConfig:
     target_modules
         The Linear layers to adapt: a list of names, each matching whole trailing parts
         of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
-        path; or "all-linear", in any case.  An expression whose search could take long is refused, here
+        path; or "all-linear", in any case, which leaves out an output layer whose weight is the table of
+        an Embedding, as in PEFT.  An expression whose search could take long is refused, here
         and in all options that take one: see :mod:`loradora.patterns`.
     exclude_modules
         Layers not to adapt, in the same forms.
@@ -88,7 +89,10 @@ class LoraConfig:
     lora_bias
         B has a bias, too (LoRA only).
     ensure_weight_tying
-        Accepted, because a layer under several names is always adapted under all of them here.
+        A module that shares a tensor with one of ``modules_to_save`` trains whole with it, and goes on
+        sharing it, as an output layer whose weight is the table of an Embedding.  Otherwise it keeps
+        what the base has, as in PEFT, and a warning says so.  (A layer under several names is adapted
+        under all of them in any case.)
     task_type
         One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score,
         and QUESTION_ANS those named qa_outputs.

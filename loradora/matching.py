@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
+from loradora.attention import Embedding
 from loradora.config import LoraConfig, listed
 from loradora.nn import Linear, Module, check_formula, short
 from loradora.patterns import (
@@ -26,6 +27,7 @@ from loradora.patterns import (
     compiled,
     starts,
 )
+from minigrad import Tensor
 
 
 class Match(NamedTuple):
@@ -64,7 +66,7 @@ def match(model: Module, config: LoraConfig) -> Match:
     """
     modules, rules = _inside(model), Rules(config)
     rules.check_time(modules)
-    whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
+    whole = _trained_whole(model, rules)
     inside = _parts_of(model, whole)
     targets: dict[int, str] = {}
     for path, layer in _named_linears(model, rules).items():
@@ -80,7 +82,10 @@ def _named_linears(model: Module, rules: Rules) -> dict[str, Module]:
     modules, config = _inside(model), rules.config
     named = {path: m for path, m in modules.items() if rules.is_target(path)}
     if config.target_modules == "all-linear":
-        named = {path: m for path, m in named.items() if isinstance(m, Linear)}
+        tables = {m.weight for m in modules.values() if isinstance(m, Embedding)}
+        named = {
+            path: m for path, m in named.items() if isinstance(m, Linear) and m.weight not in tables
+        }
     wrong = [f"{p} ({type(m).__name__})" for p, m in named.items() if not isinstance(m, Linear)]
     if wrong:
         raise ValueError(f"only Linear layers can be adapted, not {', '.join(wrong)}")
@@ -114,6 +119,7 @@ def check_names(model: Module, config: LoraConfig, found: Match) -> None:
     _check_patterns(rules, found)
     _check_modules_to_save(config, paths)
     _check_overlap(model, rules, found)
+    _check_tied(model, config, found)
 
 
 def _check_patterns(rules: Rules, found: Match) -> None:
@@ -156,6 +162,41 @@ def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
     if both or not found.targets:
         both = both or named
         raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
+
+
+def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
+    tied = {} if config.ensure_weight_tying else _tied_to(model, found.whole)
+    if tied:
+        warnings.warn(
+            f"{', '.join(tied)} shares a tensor with a module that trains whole, and keeps the values of "
+            "the base: ensure_weight_tying=True has both train as one",
+            stacklevel=4,
+        )
+
+
+def _trained_whole(model: Module, rules: Rules) -> set[int]:
+    """Return the ids of the modules that train whole: those named, and with weight tying their likes."""
+    whole = {id(m) for path, m in _inside(model).items() if rules.saved_whole(path)}
+    tied = _tied_to(model, whole) if rules.config.ensure_weight_tying else {}
+    for path, module in tied.items():
+        if module is model or any(module.children()):
+            raise ValueError(
+                f"ensure_weight_tying: {path} shares a tensor with a module that trains whole, and holds "
+                "other modules, which would train, too: put the tensor into a Module of its own"
+            )
+    return whole | {id(module) for module in tied.values()}
+
+
+def _tied_to(model: Module, whole: Container[int]) -> dict[str, Module]:
+    """Return the modules that share a tensor with those that train whole, and are none of them."""
+    inside = _parts_of(model, whole)
+    modules = {path or "the model": m for path, m in model.named_modules()}
+
+    def own(module: Module) -> set[int]:
+        return {id(part) for _, part in module.named_parts() if isinstance(part, Tensor)}
+
+    tensors = {tensor for m in modules.values() if id(m) in inside for tensor in own(m)}
+    return {path: m for path, m in modules.items() if id(m) not in inside and own(m) & tensors}
 
 
 def _inside(model: Module) -> dict[str, Module]:
@@ -373,7 +414,7 @@ def match_tensors(
         the model has numbers.
     """
     modules, rules = _inside(model), Rules(config)
-    whole = {id(m) for path, m in modules.items() if rules.saved_whole(path)}
+    whole = _trained_whole(model, rules)
     inside = _parts_of(model, whole)
     linears = {p: m for p, m in modules.items() if isinstance(m, Linear) and id(m) not in inside}
     targets: dict[int, str] = {}

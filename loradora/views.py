@@ -129,12 +129,18 @@ def take_modes(view: Module, other: Module) -> None:
     all_or_none(taken)
 
 
-def own_copy(module: Module, trainable: Collection[str], path: str = "") -> Module:
+def own_copy(
+    module: Module,
+    trainable: Collection[str],
+    path: str = "",
+    copies: dict[int, Any] | None = None,
+) -> Module:
     """Return a copy with arrays of its own, of which those in ``trainable`` require a gradient.
 
     They are named by their paths in the whole model, in which ``module`` has the given ``path``.
+    ``copies`` is a memo of deepcopy: what other modules of the same memo share, their copies share.
     """
-    new = copy.deepcopy(module)
+    new = copy.deepcopy(module, copies)
     for p in new.parameters():
         p.data = np.array(p.data)  # writable
     for name, p in named_tensors(new):

@@ -86,6 +86,7 @@ def test_parameters_have_the_names_of_opt(base):
     }
     assert "model.decoder.layers.1.self_attn.q_proj.weight" in names
     assert "lm_head.weight" not in names  # it is the table of characters
+    assert base.lm_head.weight is base.model["decoder"].embed_tokens.weight
 
 
 def test_a_later_character_changes_no_earlier_guess(base):
@@ -172,6 +173,19 @@ def test_all_linear_is_every_linear_of_every_block_and_never_a_table(base, use_d
     assert paths(model) == [block(i, name) for i in range(2) for name in LINEAR]
 
 
+@both_methods
+def test_the_head_is_adapted_if_it_is_named_and_merging_unties_it(base, use_dora):
+    x, model = ids(2, CONTEXT), adapted(base, target_modules=["lm_head"], use_dora=use_dora)
+    assert paths(model) == ["base_model.lm_head"]
+    merged = model.merge_and_unload()
+    assert_allclose(merged(x).data, model(x).data, rtol=1e-12, atol=1e-12)
+    table = merged.model["decoder"].embed_tokens.weight
+    assert_array_equal(table.data, base.lm_head.weight.data)
+    assert not np.array_equal(merged.lm_head.weight.data, table.data)
+    with pytest.raises(ValueError, match=r"lm_head\.weight and .*embed_tokens\.weight differ"):
+        base.load_state_dict(merged.state_dict())
+
+
 @both_targets
 @both_methods
 def test_an_adapter_starts_as_the_base_and_leaves_it_as_it_was(base, use_dora, target_modules):
@@ -255,3 +269,115 @@ def test_only_what_is_adapted_learns(base, use_dora):
     ends = (".A", ".B", ".m")
     for name, value in model.state_dict().items():
         assert np.array_equal(value, before[name]) is not name.endswith(ends), name
+
+
+# ----------------------------------------------------------------------------- modules that train whole
+
+KEEPS = pytest.mark.filterwarnings("ignore:.* shares a tensor with a module:UserWarning")
+TABLES = ["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]
+
+
+def whole(base, names, tying=True):
+    return adapted(base, modules_to_save=names, ensure_weight_tying=tying)
+
+
+@pytest.mark.parametrize("names", TABLES, ids=str)
+def test_a_tied_table_trains_as_one_if_that_is_asked_for(base, names):
+    model = whole(base, names)
+    inside = model.base_model
+    table = inside.model["decoder"].embed_tokens.weight
+    assert table is inside.lm_head.weight
+    assert table.requires_grad
+    assert not np.array_equal(table.data, base.lm_head.weight.data)
+    trained = 2 * 2 * 2 * (2 * 4) + table.size
+    assert model.get_nb_trainable_parameters()[0] == trained
+    labels = ids(2, 3, seed=1).ravel()
+    mg.gradcheck(
+        lambda *_: mg.cross_entropy(model(ids(2, 3)).reshape(-1, CHARACTERS), labels), table
+    )
+    with model.disable_adapter():
+        assert_array_equal(model(ids(2, 3)).data, base(ids(2, 3)).data)
+    merged = model.merge_and_unload()
+    assert merged.lm_head.weight is merged.model["decoder"].embed_tokens.weight
+    assert_allclose(merged(ids(2, 3)).data, model(ids(2, 3)).data, rtol=1e-12, atol=1e-12)
+
+
+def test_a_table_that_is_not_to_stay_tied_leaves_the_head_as_it_is_and_says_so(base):
+    with pytest.warns(UserWarning, match=r"^lm_head shares a tensor .* ensure_weight_tying=True"):
+        model = whole(base, ["embed_tokens"], tying=False)
+    inside = model.base_model
+    assert_array_equal(inside.lm_head.weight.data, base.lm_head.weight.data)
+    assert inside.model["decoder"].embed_tokens.weight is not inside.lm_head.weight
+    with pytest.warns(UserWarning, match=r"^model\.decoder\.embed_tokens shares a tensor"):
+        whole(base, ["lm_head"], tying=False)
+
+
+@KEEPS
+@pytest.mark.parametrize("tying", [False, True])
+@pytest.mark.parametrize("names", TABLES[:2], ids=str)
+def test_a_table_that_trains_whole_is_saved_and_loaded(base, names, tying, tmp_path):
+    x, model = ids(2, CONTEXT), whole(base, names, tying)
+    model.save_adapter(tmp_path / "adapter.npz")
+    again = ld.PeftModel.from_pretrained(base, tmp_path / "adapter.npz")
+    assert_array_equal(again(x).data, model(x).data)
+    state = ld.get_peft_model_state_dict(model)
+    tables = {key for key in state if key.endswith(("lm_head.weight", "embed_tokens.weight"))}
+    assert len(tables) == 1 + tying  # PEFT writes a tied one under each of its names
+    ld.set_peft_model_state_dict(again, state)
+
+
+def test_two_values_for_a_tied_table_are_refused(base):
+    model = whole(base, ["embed_tokens"])
+    state = ld.get_peft_model_state_dict(model)
+    state["base_model.model.lm_head.weight"] += 1
+    before = model.state_dict()
+    with pytest.raises(
+        ld.CheckpointError, match=r"embed_tokens\.weight and lm_head\.weight differ"
+    ):
+        ld.set_peft_model_state_dict(model, state)
+    for name, value in before.items():
+        assert_array_equal(model.state_dict()[name], value)
+
+
+def test_a_tied_table_acts_beside_another_adapter(base):
+    model = whole(base, ["embed_tokens"])
+    y = model(ids(2, 3)).data
+    model.add_adapter("other", ld.LoraConfig(r=1, target_modules=["fc1"]))
+    model.set_adapter(["default", "other"])
+    assert_allclose(model(ids(2, 3)).data, y, rtol=1e-12)
+    assert model.base_model.lm_head.weight is model.base_model.model["decoder"].embed_tokens.weight
+
+
+def test_a_tie_with_a_module_that_holds_others_is_refused(base):
+    base.spare = base.lm_head.weight
+    with pytest.raises(ValueError, match="ensure_weight_tying: the model shares a tensor"):
+        whole(base, ["embed_tokens"])
+
+
+@pytest.mark.parametrize(
+    "names", [["layer_norm"], ["embed_positions"], ["final_layer_norm"]], ids=str
+)
+def test_norms_and_positions_train_whole(base, names, tmp_path):
+    model = adapted(base, modules_to_save=names)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in trained if names[0] in name} == {
+        f"base_model.{name}" for name in base.state_dict() if names[0] in name
+    }
+    model.save_adapter(tmp_path / "adapter.npz")
+    again = ld.PeftModel.from_pretrained(base, tmp_path / "adapter.npz")
+    assert_array_equal(again(ids(2, 3)).data, model(ids(2, 3)).data)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_norms_train_with_all_biases(base, bias):
+    model = adapted(base, bias=bias)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    norms = [name for name in base.state_dict() if name.endswith("layer_norm.bias")]
+    assert len(norms) == 5
+    assert all((f"base_model.{name}" in trained) == (bias == "all") for name in norms)
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "final_layer_norm", "self_attn"])
+def test_only_linear_layers_are_adapted(base, name):
+    with pytest.raises(ValueError, match=rf"only Linear layers can be adapted, not .*{name} \("):
+        adapted(base, target_modules=["q_proj", name])

@@ -1464,7 +1464,7 @@ def test_every_console_can_show_every_kind_of_module():
     plain = ld.Sequential(
         ld.ReLU(), ld.Dropout(0.5), ld.Tanh(), ld.Sigmoid(), ld.GELU(), ld.Flatten()
     )
-    others = [ld.MLP([3, 2]), plain]
+    others = [ld.MLP([3, 2]), plain, ld.DecoderLayer(4, 2), ld.Embedding(3, 2)]
     models = [adapted(), adapted("DoRA"), two, columns, *others]
     shown = {type(module) for model in models for _, module in model.named_modules()}
     assert shown >= set(kinds(ld.Module)) - {ld.Module, Adapted, LowRankLinear}

@@ -80,13 +80,8 @@ def opt(dtype: str = "float32") -> Any:
 def twin(theirs: Any) -> Any:
     """Return the GPT with the weights of ``theirs``."""
     ours = gpt(str(theirs.dtype).removeprefix("torch."))
-    ours.load_state_dict(own(theirs))
+    ours.load_state_dict(twins.state(theirs))
     return ours
-
-
-def own(theirs: Any) -> dict[str, Any]:
-    """Return the state of an OPT but for the head, which is the table of tokens again."""
-    return {name: p for name, p in twins.state(theirs).items() if name != "lm_head.weight"}
 
 
 def texts(seed: int = 1) -> tuple[Any, Any]:
@@ -296,3 +291,72 @@ def test_options_mean_the_same(name: str, use_dora: bool, tmp_path: Path) -> Non
     agree(logits(ours), logits(there))
     agree(logits(here), logits(theirs))
     assert twins.on_disk(tmp_path / "ours").keys() == twins.on_disk(tmp_path / "theirs").keys()
+
+
+# -------------------------------------------------------------------------------------- the tied table
+
+#: What PEFT says whenever one of two tied modules trains, and we when it is made.
+UNTIED = [
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* shares a tensor with a module that trains:UserWarning"),
+]
+each_table = pytest.mark.parametrize("table", ["embed_tokens", "lm_head"])
+tied_or_not = pytest.mark.parametrize(
+    "tying", [pytest.param(False, marks=UNTIED, id="untied"), pytest.param(True, id="tied")]
+)
+
+
+def with_table(base: Any, table: str, tying: bool) -> Any:
+    return adapt(
+        base, target_modules="all-linear", modules_to_save=[table], ensure_weight_tying=tying
+    )
+
+
+@each_table
+@tied_or_not
+def test_a_table_that_trains_whole_travels_both_ways(table, tying, tmp_path: Path) -> None:
+    """PEFT leaves the other module that uses it as it was, unless it is asked to keep them tied."""
+    net = opt()
+    ours, theirs = (with_table(base, table, tying) for base in (twin(net), net))
+    trainable, total = ours.get_nb_trainable_parameters()
+    # PEFT also counts the table that nobody uses any more
+    unused = SIZES["characters"] * SIZES["width"] if tying else 0
+    assert theirs.get_nb_trainable_parameters() == (trainable, total + unused)
+    for side, model in (("ours", ours), ("theirs", theirs)):
+        training(model, 3)
+        model.save_pretrained(str(tmp_path / side))
+    assert twins.on_disk(tmp_path / "ours").keys() == twins.on_disk(tmp_path / "theirs").keys()
+    there, here = twins.load(net, tmp_path / "ours"), twins.load(twin(net), tmp_path / "theirs")
+    agree(logits(ours), logits(there))
+    agree(logits(here), logits(theirs))
+    agree(logits(here.merge_and_unload()), logits(theirs))
+
+
+@each_table
+@tied_or_not
+def test_a_table_that_trains_whole_takes_the_same_course(table, tying, tmp_path: Path) -> None:
+    net = opt("float64")
+    theirs = with_table(net, table, tying)
+    theirs.save_pretrained(str(tmp_path))
+    ours = twins.load(twin(net), tmp_path, is_trainable=True)
+    one, other = training(ours, 20), training(theirs, 20)
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True` and:UserWarning")
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+def test_a_head_that_is_adapted_travels_both_ways(use_dora: bool, tmp_path: Path) -> None:
+    """The table stays as it is.  (PEFT merges into the head and the table at once: ours does not.)"""
+    net = opt()
+    options = {"target_modules": ["lm_head", "q_proj"], "use_dora": use_dora}
+    models = {"ours": adapt(twin(net), **options), "theirs": adapt(net, **options)}
+    for side, model in models.items():
+        training(model, 3)
+        model.save_pretrained(str(tmp_path / side))
+    ours, theirs = models.values()
+    there, here = twins.load(net, tmp_path / "ours"), twins.load(twin(net), tmp_path / "theirs")
+    agree(logits(ours), logits(there))
+    agree(logits(here), logits(theirs))
+    agree(logits(here.merge_and_unload()), logits(theirs))
