@@ -104,7 +104,7 @@ def loss(model: Any, seed: int) -> Any:
     if isinstance(model, torch.nn.Module):
         y = model(torch.tensor(ids)).logits.flatten(0, 1)
         return torch.nn.functional.cross_entropy(y, torch.tensor(following.ravel()))
-    return mg.cross_entropy(model(ids).reshape(-1, SIZES["characters"]), following.ravel())
+    return mg.cross_entropy(model(ids), following)
 
 
 def adapt(model: Any, **options: Any) -> Any:
