@@ -59,7 +59,7 @@ from loradora.nn import (
     short,
 )
 from minigrad import Tensor
-from minigrad.ops import like, wide
+from minigrad.ops import like, outside, wide
 from minigrad.tensor import as_reals
 
 Array = npt.NDArray[Any]
@@ -270,9 +270,9 @@ class Embedding(Module):
             ids = ids.astype(np.intp)  # an empty list is one of floats to NumPy
         if ids.dtype.kind not in "iu":
             raise TypeError(f"ids are integers, in an array or a list, not {ids.dtype}")
-        wrong = ids[(ids < 0) | (ids >= n)]
-        if wrong.size:
-            raise IndexError(f"id {wrong[0]} is out of range for {n} embeddings")
+        wrong = outside(ids, n)
+        if wrong is not None:
+            raise IndexError(f"id {wrong} is out of range for {n} embeddings")
         return self.weight[ids]
 
     def extra_repr(self) -> str:

@@ -930,9 +930,21 @@ def check_labels(labels: Array, classes: int) -> None:
     """Raise TypeError unless ``labels`` are integers, IndexError unless they are 0 … classes − 1."""
     if labels.dtype.kind not in "iu":
         raise TypeError(no_classes(labels))
-    wrong = (labels < 0) | (labels >= classes)
-    if np.count_nonzero(wrong):
-        raise IndexError(f"label {labels[wrong][0]} is out of range for {classes} classes")
+    wrong = outside(labels, classes)
+    if wrong is not None:
+        raise IndexError(f"label {wrong} is out of range for {classes} classes")
+
+
+def outside(numbers: Array, n: int) -> int | None:
+    """Return one of the integers that is not in 0 … n − 1, None if there is none.
+
+    Only two of them are compared with n.  That makes no masks; and NumPy 2.0 may crash where an array of
+    bytes is compared with a number that no byte can hold (numpy#28117).
+    """
+    if not numbers.size:
+        return None
+    low, high = int(numbers.min()), int(numbers.max())
+    return low if low < 0 else high if high >= n else None
 
 
 def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
