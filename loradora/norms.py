@@ -64,7 +64,7 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     rows are computed by the definition.
     """
     gram = A @ A.mT
-    change = thin_product(W0, A) + B @ (s / 2 * gram)  # so that ‖vᵢ‖² = ‖wᵢ‖² + 2s ⟨change, bᵢ⟩
+    change = mg.matmul.of(W0, A.mT) + B @ (s / 2 * gram)  # so that ‖vᵢ‖² = ‖wᵢ‖² + 2s ⟨change, bᵢ⟩
     ones = np.ones(B.shape[1], W0.dtype)  # adds up short rows faster than sum(axis=1)
     square = squares + 2 * s * ((change * B) @ ones)
     b, G = np.asarray(B), np.asarray(gram)
@@ -78,22 +78,6 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     direct = direct_norm(W0[rows], A, B[rows], s)
     square = mg.where(sound, square, 1)  # the 1 is discarded, but √ of 0 would send NaN back
     return mg.where(sound, mg.sqrt(square), mg.scatter(direct, rows, sound.shape))
-
-
-def thin_product(W0: Array, A: Any) -> Any:
-    """Return W0 Aᵀ.
-
-    BLAS first copies W0 into an order that suits it, and for an A of few rows that takes as long as all
-    else.  OpenBLAS does without (on processors with AVX-512) in a product of at most a million
-    multiplications.  So a large W0 is taken as a stack of blocks of rows, if A is an array: a Tensor
-    would get a gradient from each block.
-    """
-    out, width = W0.shape
-    at_most = 1 << (1_000_000 // A.size).bit_length() >> 1  # a power of two
-    rows = math.gcd(out, at_most)
-    if not 16 <= rows < out or len(A) > 16 or isinstance(A, Tensor) or not W0.flags.c_contiguous:
-        return W0 @ A.mT
-    return (W0.reshape(-1, rows, width) @ A.mT).reshape(out, -1)
 
 
 def squares(W0: Array, axis: int = 1) -> Array:

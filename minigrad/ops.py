@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, overlo
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigrad import adding, sums, taylor
+from minigrad import adding, products, sums, taylor
 from minigrad.operation import Array as Array
 from minigrad.operation import Each, Rule
 from minigrad.operation import Op as Op
@@ -377,25 +377,19 @@ def _as_rows(a: Array) -> Array:
 def _product(a: Array, b: Array) -> Array:
     """Return a @ b; where b is one matrix or vector, without the loop that is slow in NumPy's matmul.
 
-    There a stack would be multiplied matrix by matrix: all of its rows make one product.  And a column
-    times a row, sums of one term each, is their elementwise product with broadcasting.
+    There a stack would be multiplied matrix by matrix: all of its rows make one product.
     """
     n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none, and is refused below
-    if n > 1 and m == 2 and a.shape[-1] == 1 == b.shape[0]:
-        return a * b
     if n > 2 and 0 < m < 3:
-        return (_as_rows(a) @ b).reshape((*a.shape[:-1], *b.shape[1:]))
-    return a @ b
+        return _product(_as_rows(a), b).reshape((*a.shape[:-1], *b.shape[1:]))
+    known = n == m == 2 and isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return products.product(a, b) if known else a @ b
 
 
 def _over_rows(a: Array, g: Array) -> Array:
-    """Return AᵀG, which is a sum over the rows of both.
-
-    Where it has few entries, BLAS adds the rows one after the other: see :mod:`minigrad.sums`.
-    """
-    if type(g) is np.ndarray and a.shape[0] > 64 * sums.BLOCK and a.shape[1] * g.shape[1] < 16:
-        return like(sums.over_rows(sums.of_outer_products, wide(a), wide(g)), g)
-    return _product(a.mT, g)
+    """Return AᵀG, which is a sum over the rows of both."""
+    known = isinstance(a, np.ndarray) and isinstance(g, np.ndarray)
+    return products.product_over_rows(a, g) if known else a.mT @ g
 
 
 def _left_vjp(g: Array, a: Array, b: Array) -> Array:
@@ -446,7 +440,7 @@ def _times(x: Array, w: Array) -> Array:
         return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
     if 2 * x.shape[0] <= w.shape[0] and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
         return (w @ x.mT).mT
-    return x @ w.mT
+    return _product(x, w.mT)
 
 
 # Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹

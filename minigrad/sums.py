@@ -29,9 +29,8 @@ MANY = 2**14
 
 _add: Any = np.add.reduce
 
-#: Σ a∘b, and Σ aᵀb for rows a and b, over the first axis; neither makes the products.
+#: Σ a∘b over the first axis, without making a∘b.
 of_products = functools.partial(np.einsum, "n...,n...->...")
-of_outer_products = functools.partial(np.einsum, "n...i,n...j->...ij")
 
 
 def wide(a: Array) -> Array:

@@ -703,33 +703,6 @@ def test_v_is_formed_where_it_is_small_or_no_larger_than_its_factors(
     assert_allclose(layer.norm().data, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("out", "width", "r", "blocks"),
-    [
-        (256, 784, 8, 2),
-        (1024, 1024, 3, 4),
-        (2048, 512, 16, 32),
-        (128, 784, 8, 0),  # a small product,
-        (1001, 512, 8, 0),  # rows that cannot be shared out,
-        (512, 512, 17, 0),  # many rows of A,
-        (32, 1 << 17, 8, 0),  # blocks of less than one row
-    ],
-)
-def test_a_thin_product_is_the_product_whether_it_is_made_in_blocks_or_not(out, width, r, blocks):
-    class Watched(np.ndarray):
-        def __matmul__(self, other):
-            shapes.append(self.shape)
-            return np.asarray(self) @ other
-
-    shapes = []
-    rng = np.random.default_rng(0)
-    W0, A = rng.standard_normal((out, width)), rng.standard_normal((r, width))
-    found = norms.thin_product(W0.view(Watched), A)
-    assert shapes == [(blocks, out // blocks, width) if blocks else (out, width)]
-    for other in (found, norms.thin_product(np.asfortranarray(W0), A)):
-        assert_allclose(other, W0 @ A.T, rtol=0, atol=1e-10 * width)
-
-
 @pytest.mark.parametrize("dtype", RTOL)
 def test_while_b_is_zero_the_factored_norm_is_that_of_w0_to_the_last_bit(dtype):
     rng = np.random.default_rng(0)
