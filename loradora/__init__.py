@@ -5,8 +5,8 @@ one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (h
 ``config`` (the options), ``matching`` (which layers they name), ``reaching`` (who else knows a layer),
 ``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting``
 (one adapter on one model), ``peft`` (adapted models, merging), ``optim`` and ``train`` (training),
-``analysis`` (what an adapter did).  ``companion`` looks first whether minigrad is the one that belongs
-here.
+``analysis`` (what an adapter did), ``memory`` (what a script may ask for).  ``companion`` looks first
+whether minigrad is the one that belongs here.
 """
 
 import typing
@@ -20,6 +20,7 @@ from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
 from loradora.attention import DecoderLayer, Embedding, LayerNorm, MultiHeadAttention
 from loradora.checkpoint import CheckpointError, load_model, save_model
 from loradora.config import LoraConfig
+from loradora.memory import keep_freed_memory
 from loradora.nn import GELU, MLP, Dropout, Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
 from loradora.optim import (
     SGD,
@@ -70,6 +71,7 @@ __all__ = [
     "fit",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "keep_freed_memory",
     "linear_decay",
     "load_model",
     "lora_plus",
