@@ -16,6 +16,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import decoder
 import growth
 import inference
 import main_job
@@ -24,7 +25,7 @@ import ops
 import overhead
 import steps
 
-VERSIONS = "numpy", "torch", "peft", "autograd", "mygrad"
+VERSIONS = "numpy", "torch", "transformers", "peft", "autograd", "mygrad"
 
 
 def processor() -> str:
@@ -50,7 +51,8 @@ def main() -> None:
     options = parser.parse_args()
 
     settle()
-    sections = steps, inference, overhead, ops, memory, growth, main_job
+    # the decoder last, because from then on freed memory is kept
+    sections = steps, inference, overhead, ops, memory, growth, main_job, decoder
     lines = []
     for line in itertools.chain(header(), *(part.report(options.quick) for part in sections)):
         print(line, flush=True)

@@ -13,9 +13,11 @@ given back.
 Neither sees the workspace of a BLAS.
 """
 
+import functools
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,17 +44,19 @@ def report(quick: bool) -> Iterator[str]:
 
 
 def beside(problem: Problem, dora: bool) -> Iterator[str]:
-    ours, theirs = peak(problem, dora), peak_of_torch(problem, dora)
+    ours, theirs = peak(lambda: Ours(problem, dora)), peak_of_torch(lambda: Peft(problem, dora))
     yield from (kilobytes(ours), kilobytes(theirs), at_most(1, ours / theirs))
 
 
 def details(problem: Problem) -> Iterator[str]:
     single = Problem(problem.sizes, 1, problem.r)
-    yield at_most(1.1, peak(problem, True) / peak(problem, False))
+    lora, dora = (peak(functools.partial(Ours, problem, kind)) for kind in (False, True))
+    yield at_most(1.1, dora / lora)
     yield f"{kept(Ours(problem, True)):.1f}"
     yield f"{left_behind(Ours(problem, True))}"
     yield kilobytes(max(W0.nbytes for W0, _ in problem.frozen))
-    yield from (kilobytes(peak(single, dora)) for dora in (False, True))
+    for kind in (False, True):
+        yield kilobytes(peak(functools.partial(Ours, single, kind)))
 
 
 def kilobytes(n: int) -> str:
@@ -63,11 +67,11 @@ def at_most(bound: float, ratio: float) -> str:
     return f"{ratio:.2f} ≤{bound:g} {'✓' if ratio <= bound else '✗'}"
 
 
-def peak(problem: Problem, dora: bool) -> int:
+def peak(make: Callable[[], Any]) -> int:
     """Return the largest number of bytes held during a step of ours beyond those held before."""
     gc.collect()
     tracemalloc.start()
-    side = Ours(problem, dora)
+    side = make()
     side.step()
     side.optimizer.zero_grad()
     gc.collect()
@@ -79,14 +83,14 @@ def peak(problem: Problem, dora: bool) -> int:
     return highest - held
 
 
-def peak_of_torch(problem: Problem, dora: bool) -> int:
+def peak_of_torch(make: Callable[[], Any]) -> int:
     """Return the same for a step of PEFT: the highest running sum of what PyTorch allocates and frees.
 
     The sum must end at the gradients, to the byte: they are all that a step leaves behind.
     """
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as traced:
-        side = Peft(problem, dora)
+        side = make()
         side.step()
         side.optimizer.zero_grad()
         gc.collect()
