@@ -21,7 +21,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
 
 #: A label that counts for nothing, as where a text was filled up: ``mg.cross_entropy`` passes it over.
-#: (Not an int: for bytes, which cannot hold it, NumPy 2.0 may crash at ``labels == -100``; numpy#28117.)
+#: (Not an int: NumPy 2.0 may crash at ``labels == -100`` for unsigned labels; numpy#28117.)
 IGNORED = np.int64(-100)
 
 

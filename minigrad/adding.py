@@ -10,7 +10,7 @@ index have one axis each, and takes about six times longer per entry if not.  Bu
 from one axis, or from neighbours, and takes the others whole, as in y[rows], y[:, columns] and
 y[..., i, j].  Then y is a stack of n matrices with m rows of k entries, where m is the number of places
 that can be picked, and a is a stack of n matrices, too, with one row for each pick.  Long rows are added
-one by one; where the same places are picked over and over, as the letters of a text are, all rows of a
+one by one; where the same places are picked over and over, as the letters of a text are, all long rows of a
 place at once.  Of short rows each entry is added at its place along the one axis of y's memory.
 """
 
@@ -109,7 +109,7 @@ def _without_ellipsis(index: Any, ndim: int) -> tuple[Any, ...]:
 def _add_rows(y: Array, picks: Array, a: Array) -> None:
     """Perform y[:, picks] += a for zeros y (n, m, k), a (n, number of picks, k) and one axis of picks."""
     n, m, k = y.shape
-    if n * k >= 128 and picks.size >= 24 * np.count_nonzero(counts := np.bincount(picks)):
+    if k >= 64 and picks.size >= 24 * np.count_nonzero(counts := np.bincount(picks)):
         order, stop = np.argsort(picks, kind="stable"), 0
         for place in np.flatnonzero(counts).tolist():
             start, stop = stop, stop + counts[place]

@@ -38,7 +38,7 @@ def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     Notes
     -----
     Far to the left, where Φ is smaller than the last digit of ½, the result is 0.  It is 0 for −inf, too,
-    and so is the gradient.  (PyTorch has NaN there.)
+    and so is the gradient.  (PyTorch has NaN there.)  At +inf the result is inf, and the gradient NaN.
 
     Examples
     --------
@@ -76,6 +76,7 @@ def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean"
     >>> mse_loss([1.0, 2.0], [1.0, 4.0]).item()
     2.0
     """
+    _check_reduction(reduction)
     shape, wanted = _shape(prediction), _shape(target)
     if shape != wanted:
         raise ValueError(f"prediction has shape {shape}, but target has {wanted}")
@@ -124,6 +125,7 @@ def cross_entropy(
     >>> loss.item() - math.log(2), grad(loss, logits)
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
+    _check_reduction(reduction)
     (rows,), labels = as_tensors([logits]), np.asarray(labels)
     shape = labels.shape
     if rows.shape[:-1] != shape or not rows.ndim:
@@ -147,7 +149,8 @@ def _counted(labels: npt.NDArray[Any], ignore_index: int) -> npt.NDArray[np.bool
         raise TypeError(f"ignore_index is a label, an integer, not {ignore_index!r}")
     if labels.dtype.kind not in "iu":
         return None  # these are refused
-    ignored = labels == ignore_index
+    # NumPy 2.0 may crash where unsigned numbers are compared with a negative int (numpy#28117)
+    ignored = labels == np.asarray(ignore_index)
     return ~ignored if np.count_nonzero(ignored) else None
 
 
@@ -280,9 +283,12 @@ def _shape(x: Operand) -> tuple[int, ...]:
     return x.shape if isinstance(x, Tensor) else np.shape(x)
 
 
-def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
+def _check_reduction(reduction: Reduction) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+
+
+def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 

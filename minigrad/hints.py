@@ -285,6 +285,8 @@ KEYWORDS = _by_name(
         "correction unbiased": "ddof",
         "dim0": "axis1",
         "dim1": "axis2",
+        "mask attn_mask": "where",
+        "normalized_shape": "axis",
     }
 )
 

@@ -933,7 +933,7 @@ def outside(numbers: Array, n: int) -> int | None:
     """Return one of the integers that is not in 0 … n − 1, None if there is none.
 
     Only two of them are compared with n.  That makes no masks; and NumPy 2.0 may crash where an array of
-    bytes is compared with a number that no byte can hold (numpy#28117).
+    unsigned numbers is compared with one that its dtype cannot hold (numpy#28117).
     """
     if not numbers.size:
         return None

@@ -38,10 +38,12 @@ def product(a: Array, b: Array) -> Array:
     (n, k), m = a.shape, b.shape[1]
     if k == 1 == len(b):
         return a * b
-    rows = _rows_of_a_block(k * m)
-    if rows < 16 or not _pays(n, k, m, a) or a.dtype is not b.dtype:
+    if not _pays(n, k, m, a) or a.dtype is not b.dtype:
         return a @ b
-    b = np.ascontiguousarray(b) if k < m else b  # it is small, and read for every block
+    rows = _rows_of_a_block(k * m)
+    if rows < 16:
+        return a @ b
+    b = np.ascontiguousarray(b)  # it is small, and read for every block
     y, cut = np.empty((n, m), a.dtype), n - n % rows
     np.matmul(_blocks(a[:cut], rows), b, out=_blocks(y[:cut], rows))
     np.matmul(a[cut:], b, out=y[cut:])

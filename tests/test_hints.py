@@ -637,6 +637,10 @@ def test_a_keyword_of_pytorch_is_translated(call):
 
 
 def test_several_keywords_are_translated_and_others_are_not():
+    with pytest.raises(TypeError, match="mask is where here"):
+        mg.softmax(leaf(A), mask=A > 0)
+    with pytest.raises(TypeError, match="normalized_shape is axis here"):
+        mg.layer_norm(leaf(A), normalized_shape=(3,))
     with pytest.raises(TypeError, match="dim is axis here, keepdim is keepdims here"):
         leaf(A).sum(dim=1, keepdim=True)
     for call in (leaf(A).var, leaf(A).std):

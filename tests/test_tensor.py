@@ -1082,7 +1082,7 @@ BAD = {
     ),
     "labels that are strings": (lambda: mg.cross_entropy(LOGITS, ["a", "b"]), TypeError, "labels "),
     "an unknown reduction": (
-        lambda: mg.cross_entropy(LOGITS, [0, 1], reduction="max"),
+        lambda: mg.cross_entropy(LOGITS, [7, 1], reduction="max"),  # before labels are looked at
         ValueError,
         "'mean', 'sum' or 'none', not 'max'",
     ),
