@@ -337,7 +337,9 @@ def _check_classes(labels: Array, hint: str) -> None:
         raise TypeError(f"{no_classes(labels)}: {hint}")
     # not np.all(labels == IGNORED): for the windows of a text that is far larger than the text
     if labels.size == 0 or labels.min() == labels.max() == IGNORED:
-        raise ValueError(f"no label counts: there is none but {IGNORED}")
+        raise ValueError(
+            f"no label counts: {f'all are {IGNORED}' if labels.size else 'there is none'}"
+        )
 
 
 def _check_logits(logits: mg.Tensor, targets: Array, labels: Array, hint: str) -> None:
@@ -352,8 +354,10 @@ def _check_logits(logits: mg.Tensor, targets: Array, labels: Array, hint: str) -
             "one logit tells no classes apart: its loss is 0 whatever the model does (for regression "
             "give fit loss=mg.mse_loss)"
         )
-    if labels.min() < 0 or labels.max() >= classes:  # as in _check_classes, nothing large is made
-        check_labels(labels[labels != IGNORED], classes)
+    if labels.min() < 0 or labels.max() >= classes:
+        for start in range(0, len(labels), 4096):  # as in _check_classes, nothing large is made
+            part = labels[start : start + 4096]
+            check_labels(part[part != IGNORED], classes)
 
 
 def _single_number(value: Any) -> mg.Tensor:

@@ -10,8 +10,8 @@ index have one axis each, and takes about six times longer per entry if not.  Bu
 from one axis, or from neighbours, and takes the others whole, as in y[rows], y[:, columns] and
 y[..., i, j].  Then y is a stack of n matrices with m rows of k entries, where m is the number of places
 that can be picked, and a is a stack of n matrices, too, with one row for each pick.  Long rows are added
-one by one; where the same places are picked over and over, as the letters of a text are, all long rows of a
-place at once.  Of short rows each entry is added at its place along the one axis of y's memory.
+one by one, or all rows of a place at once, if the same places are picked over and over, as the letters of
+a text are.  Of short rows each entry is added at its place along the one axis of y's memory.
 """
 
 from __future__ import annotations

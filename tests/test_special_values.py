@@ -600,7 +600,7 @@ def test_far_to_the_left_gelu_still_has_the_slope_of_float64():
     """(1 − a²) e^(−a²/2)/√(2π) falls to 1e-86 at −20, and Φ is cut off long before."""
     x = mg.Tensor([-10.0, -20.0], requires_grad=True)
     slope = mg.grad(mg.gelu(x).sum(), x).data
-    bell = np.exp(-x.data**2 / 2) / math.sqrt(2 * math.pi)
+    bell = np.exp(-(x.data**2) / 2) / math.sqrt(2 * math.pi)
     assert_allclose(slope, x.data * bell, rtol=1e-12)
 
 

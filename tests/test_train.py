@@ -396,11 +396,11 @@ REFUSED = {
     ),
     "labels that all count for nothing": (
         {"labels": np.full(90, -100)},
-        "no label counts: there is none but -100",
+        "no label counts: all are -100",
     ),
     "no labels in any example": (
         {"labels": np.zeros((90, 0), int)},
-        "no label counts: there is none but -100",
+        "no label counts: all are -100",
     ),
     "a number for labels": ({"labels": 1}, r"got \(90, 8\) and \(\)"),
     "a negative start": ({"start": -1}, "start must lie between 0 and steps=1, not -1"),
