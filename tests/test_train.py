@@ -400,7 +400,7 @@ REFUSED = {
     ),
     "no labels in any example": (
         {"labels": np.zeros((90, 0), int)},
-        "no label counts: all are -100",
+        "no label counts: there is none",
     ),
     "a number for labels": ({"labels": 1}, r"got \(90, 8\) and \(\)"),
     "a negative start": ({"start": -1}, "start must lie between 0 and steps=1, not -1"),
