@@ -143,6 +143,52 @@ def spread(accuracies):
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
+def test_the_losses_in_the_readme_are_those_of_the_run_beside_the_figure():
+    """Both tables of the lesson on attention, and the sentence on what q and v alone reach."""
+    runs = json.loads((ROOT / "examples" / "figures" / "10_change_author.json").read_text())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    losses = {}
+    for method in dict.fromkeys(row["method"] for row in runs):
+        rows = [row for row in runs if row["method"] == method]
+        assert {row["seed"] for row in rows} == {0, 1, 2}
+        losses[method] = np.mean([row["loss_new"] for row in rows])
+        (cells,) = re.findall(rf"^\| {re.escape(method)} \|(.*)\|$", text, re.MULTILINE)
+        trainable, share, new, on, off = (cell.strip() for cell in cells.split("|"))
+        assert trainable == f"{rows[0]['trainable']:,}"
+        assert share == f"{100 * rows[0]['trainable'] / rows[0]['total']:.1f} %"
+        assert new == f"{losses[method]:.3f}"
+        assert on == f"{np.mean([row['loss_old'] for row in rows]):.3f}"
+        assert off == ("" if rows[0]["loss_off"] is None else f"{rows[0]['loss_off']:.3f}")
+        if off:
+            assert {row["loss_off"] for row in rows} == {runs[0]["loss_old"]}  # the frozen base's
+    gain = {method: losses["frozen base"] - loss for method, loss in losses.items()}
+    of_full = {method: 100 * gain[method] / gain["full fine-tuning"] for method in losses}
+    q_and_v, linear = (round(of_full[f"LoRA {where}, r=8"]) for where in ("q,v", "all linear"))
+    assert f"q and v alone reach {q_and_v} % of what full fine-tuning gains" in text
+    assert f"all linear layers {linear} %" in text
+    for where in ("q,v", "all linear"):
+        assert abs(losses[f"DoRA {where}, r=8"] - losses[f"LoRA {where}, r=8"]) < 0.01
+    assert losses["from scratch"] > losses["frozen base"]
+
+
+def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
+    name = "10_change_author_ablation.json"
+    runs = json.loads((ROOT / "examples" / "figures" / name).read_text())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    losses = []
+    for method in dict.fromkeys(row["method"] for row in runs):
+        rows = [row for row in runs if row["method"] == method]
+        layers, rank = re.fullmatch(r"LoRA (.*), r=(\d+)", method).groups()
+        (cells,) = re.findall(rf"^\| {layers} \| {rank} \|(.*)\|$", text, re.MULTILINE)
+        losses.append(np.mean([row["loss_new"] for row in rows]))
+        assert [c.strip() for c in cells.split("|")] == [
+            f"{rows[0]['trainable']:,}",
+            f"{losses[-1]:.3f}",
+        ]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)  # more matrices at a lower rank do better
+
+
 def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
     file = ROOT / "tests" / "benchmarks" / "results" / "xeon_2_cores.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
