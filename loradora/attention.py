@@ -39,6 +39,7 @@ checkpoints fit.  ``target_modules=["q_proj", "v_proj"]`` is what LoRA's authors
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,14 @@ def causal_mask(length: int) -> Array:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -> Tensor:
-    """Return P = softmax(Q Kᵀ/√d), of shape (…, T, T), for q and k of shape (…, T, d).
+    """Return P = softmax(Q Kᵀ/√d), of shape (…, T, S), for q (…, T, d) and k (…, S, d).
+
+    Here T tokens look at S others; in a text that looks at itself, S = T.
 
     Parameters
     ----------
     q, k
-        The queries and the keys.
+        The queries and the keys.  Their axes in front are broadcast.
     mask
         Bools that broadcast to P, True where a token may look; None if each may look at all.  Whoever may
         look at nobody has a row of zeros.
@@ -95,7 +98,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -
     TypeError
         For a mask of anything but bools.
     ValueError
-        For a mask of another shape.
+        For q and k that do not fit each other, and a mask of another shape.
 
     Examples
     --------
@@ -105,15 +108,26 @@ def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -
            [0.5 , 0.5 , 0.  ],
            [0.33, 0.33, 0.33]])
     """
+    shape = _shape_of_weights(q.shape, k.shape)
     if mask is not None:
-        mask = _as_mask(mask, (*q.shape[:-1], k.shape[-2]))
+        mask = _as_mask(mask, shape)
     S = (wide(q) * q.shape[-1] ** -0.5) @ wide(k).mT  # float16 is computed in float32
     P: Tensor = like(mg.softmax(S, where=mask), q)
     return P
 
 
+def _shape_of_weights(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[int, ...]:
+    """Return (…, T, S) for the shapes (…, T, d) and (…, S, d)."""
+    if min(len(q), len(k)) >= 2 and q[-1] == k[-1] > 0:
+        with contextlib.suppress(ValueError):
+            return (*np.broadcast_shapes(q[:-2], k[:-2]), q[-2], k[-2])
+    raise ValueError(
+        f"expected q (..., T, d) and k (..., S, d) for a d of at least 1, got {q} and {k}"
+    )
+
+
 def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Return an array of bools, checked to broadcast to this shape, that of (…, T, T)."""
+    """Return an array of bools, checked to broadcast to this shape, that of (…, T, S)."""
     given = np.asarray(mask)
     expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
     if given.dtype != bool:

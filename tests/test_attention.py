@@ -364,6 +364,15 @@ def test_scores_beyond_float16_are_computed_in_float32():
     assert np.isfinite(q.grad).all()
 
 
+def test_queries_of_float16_are_divided_in_float32():
+    """An eighth of 2⁻²² is 0 in float16, and no token would be looked at more than another."""
+    q, k = np.full((1, 64), 2.0**-22, np.float16), np.zeros((2, 64), np.float16)
+    k[0] = 6e4
+    exact = np.exp(np.float64(q) @ np.float64(k).T / 8)
+    P = attention_weights(mg.Tensor(q), mg.Tensor(k)).data
+    assert_array_equal(P, np.float16(exact / exact.sum()))
+
+
 # ----------------------------------------------------------------------------- what there is
 
 
@@ -482,6 +491,33 @@ def test_a_mask_of_another_shape_is_refused_and_the_one_expected_is_named(shape)
     found = re.escape(str(shape))
     with pytest.raises(ValueError, match=rf"bools, .* that fits \(4, 2, 3, 3\), not {found}"):
         attention()(np.ones((4, 3, 4)), np.ones(shape, bool))
+
+
+FIT = [((3, 4), (5, 4)), ((3, 4), (2, 5, 4)), ((2, 1, 3, 4), (6, 5, 4)), ((0, 4), (5, 4))]
+MISFITS = [
+    ((3, 4), (5,)), ((4,), (3, 4)), ((), ()), ((3, 4), (3, 5)), ((3, 0), (3, 0)),
+    ((2, 3, 4), (3, 3, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("of_q", "of_k"), FIT, ids=str)
+def test_queries_and_keys_are_broadcast_and_so_is_the_mask(of_q, of_k):
+    q, k = mg.Tensor(numbers(*of_q)), mg.Tensor(numbers(*of_k, seed=1))
+    shape = (*np.broadcast_shapes(of_q[:-2], of_k[:-2]), of_q[-2], of_k[-2])
+    mask = np.random.default_rng(0).random(shape) < 0.6
+    P = attention_weights(q, k, mask)
+    assert P.shape == attention_weights(q, k).shape == shape
+    wide_q, wide_k = (np.broadcast_to(t.data, shape[:-2] + t.shape[-2:]) for t in (q, k))
+    for i in np.ndindex(shape[:-1]):
+        expected = softmax(wide_q[i] @ wide_k[i[:-1]].T / 2, mask[i])
+        assert_allclose(P.data[i], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("of_q", "of_k"), MISFITS, ids=str)
+def test_queries_and_keys_that_do_not_fit_each_other_are_refused(of_q, of_k):
+    words = re.escape(f"(..., S, d) for a d of at least 1, got {of_q} and {of_k}")
+    with pytest.raises(ValueError, match=rf"^expected q \(\.\.\., T, d\) and k {words}$"):
+        attention_weights(mg.Tensor(np.ones(of_q)), mg.Tensor(np.ones(of_k)), [[True]])
 
 
 def test_a_mask_does_not_make_a_batch_of_one_text():
