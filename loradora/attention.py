@@ -141,6 +141,19 @@ def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     return given
 
 
+def _check_plain(mask: tuple[int, ...], ndim: int) -> None:
+    """Raise ValueError for the shape of a mask that seems to have no axis for the heads.
+
+    For x of ``ndim`` axes, P has one more.  With N texts and as many heads, (N, T, T) would fit as a mask
+    for each head, and may be meant for each text.
+    """
+    if ndim > 2 and 2 < len(mask) <= ndim and mask[-3] != 1:
+        raise ValueError(
+            f"a mask {mask} may be one for each text or for each head: give it {ndim + 1} axes, as "
+            "(N, 1, T, T) and (1, heads, T, T) have them for N texts"
+        )
+
+
 class MultiHeadAttention(Module):
     """Each token looks at the others, with several heads: (…, T, embed_dim) in and out.
 
@@ -196,16 +209,20 @@ class MultiHeadAttention(Module):
             The tokens, (…, T, embed_dim).  An array takes the dtype of the layer.
         mask
             Who may look at whom, as for :func:`attention_weights`: bools that broadcast to
-            (…, heads, T, T).  One for each of N texts is (N, 1, T, T).
+            (…, heads, T, T).  For N texts, one for each text is (N, 1, T, T), and one for each head
+            (1, heads, T, T).
 
         Raises
         ------
         TypeError, ValueError
-            For an x of another shape, and as :func:`attention_weights`.
+            For an x of another shape, for texts with a mask of which an axis may stand for the texts or
+            for the heads, and as :func:`attention_weights`.
         """
         given = x if isinstance(x, Tensor) else as_reals(x)
         if given.ndim < 2 or given.shape[-1] != self.embed_dim:
             raise ValueError(f"expected x of shape (..., T, {self.embed_dim}), got {given.shape}")
+        if mask is not None:
+            _check_plain(np.shape(mask), given.ndim)
         q, k, v = (self.split(p(given)) for p in (self.q_proj, self.k_proj, self.v_proj))
         P = self.dropout(attention_weights(q, k, mask))  # (…, heads, T, T)
         return self.out_proj(self.joined(P @ v))

@@ -95,6 +95,8 @@ def texts(draw):
     stretched = draw(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape)))
     sizes = [1 if one else n for one, n in zip(stretched, shape)][len(shape) - kept :]
     seed = draw(st.integers(0, 99))
+    if lead and 2 < len(sizes) < len(shape):  # of texts or of heads? it is refused
+        sizes[-3] = 1
     given_mask = np.random.default_rng(seed).random(sizes) < 0.6
     # a list that is empty says nothing of its dtype
     as_list = given_mask.tolist() if given_mask.size else None
@@ -475,8 +477,8 @@ def test_a_layer_norm_refuses_vectors_of_another_length(shape):
         norm()(np.ones(shape))
 
 
-FITTING = [(), (1,), (3,), (3, 3), (3, 1), (1, 1, 3), (2, 3, 3), (4, 1, 3, 3), (4, 2, 3, 3)]
-OTHERS = [(2,), (2, 3), (3, 4), (4, 3, 3), (2, 1, 3, 3), (1, 4, 2, 3, 3), (5, 1, 1, 1, 1)]
+FITTING = [(), (1,), (3,), (3, 3), (3, 1), (1, 1, 3), (4, 1, 3, 3), (1, 2, 3, 3), (4, 2, 3, 3)]
+OTHERS = [(2,), (2, 3), (3, 4), (2, 1, 3, 3), (1, 4, 2, 3, 3), (5, 1, 1, 1, 1)]
 
 
 @pytest.mark.parametrize("shape", FITTING, ids=str)
@@ -518,6 +520,19 @@ def test_queries_and_keys_that_do_not_fit_each_other_are_refused(of_q, of_k):
     words = re.escape(f"(..., S, d) for a d of at least 1, got {of_q} and {of_k}")
     with pytest.raises(ValueError, match=rf"^expected q \(\.\.\., T, d\) and k {words}$"):
         attention_weights(mg.Tensor(np.ones(of_q)), mg.Tensor(np.ones(of_k)), [[True]])
+
+
+@pytest.mark.parametrize(
+    ("lead", "shape"),
+    [((2,), (2, 3, 3)), ((4,), (4, 3, 3)), ((2, 2), (2, 3, 3)), ((2, 2), (2, 2, 3, 3))],
+)
+def test_a_mask_for_each_text_is_not_taken_for_one_of_each_head(lead, shape):
+    found = re.escape(str(shape))
+    for layer in (attention(), block()):
+        words = rf"^a mask {found} may be .* {len(lead) + 3} axes, as \(N, 1, T, T\) and \(1, heads"
+        with pytest.raises(ValueError, match=words):
+            layer(np.ones((*lead, 3, 4)), np.ones(shape, bool))
+    assert attention()(np.ones((3, 4)), np.ones((2, 3, 3), bool)).shape == (3, 4)
 
 
 def test_a_mask_does_not_make_a_batch_of_one_text():
