@@ -61,7 +61,7 @@ from loradora.nn import (
 )
 from minigrad import Tensor
 from minigrad.ops import like, outside, wide
-from minigrad.tensor import as_reals
+from minigrad.tensor import as_array, as_reals
 
 Array = npt.NDArray[Any]
 
@@ -128,7 +128,7 @@ def _shape_of_weights(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[int, ...]
 
 def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return an array of bools, checked to broadcast to this shape, that of (…, T, S)."""
-    given = np.asarray(mask)
+    given = as_array(mask, "mask")
     expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
     if given.dtype != bool:
         raise TypeError(f"{expected}, not {given.dtype}")
@@ -222,7 +222,8 @@ class MultiHeadAttention(Module):
         if given.ndim < 2 or given.shape[-1] != self.embed_dim:
             raise ValueError(f"expected x of shape (..., T, {self.embed_dim}), got {given.shape}")
         if mask is not None:
-            _check_plain(np.shape(mask), given.ndim)
+            mask = as_array(mask, "mask")
+            _check_plain(mask.shape, given.ndim)
         q, k, v = (self.split(p(given)) for p in (self.q_proj, self.k_proj, self.v_proj))
         P = self.dropout(attention_weights(q, k, mask))  # (…, heads, T, T)
         return self.out_proj(self.joined(P @ v))
@@ -296,14 +297,15 @@ class Embedding(Module):
         IndexError
             For an id outside 0 … num_embeddings − 1.
         """
-        ids, n = np.asarray(ids), len(self.weight)
+        ids, n = as_array(ids, "ids"), len(self.weight)
         if not ids.size:
             ids = ids.astype(np.intp)  # an empty list is one of floats to NumPy
-        if ids.dtype.kind not in "iu":
+        large = ids.dtype == object and all(type(i) is int for i in ids.flat)  # and in no table
+        if ids.dtype.kind not in "iu" and not large:
             raise TypeError(f"ids are integers, in an array or a list, not {ids.dtype}")
         wrong = outside(ids, n)
         if wrong is not None:
-            raise IndexError(f"id {wrong} is out of range for {n} embeddings")
+            raise IndexError(f"id {short(wrong)} is out of range for {n} embeddings")
         return self.weight[ids]
 
     def extra_repr(self) -> str:

@@ -29,6 +29,7 @@ from loradora.config import LoraConfig, of_trained
 from loradora.formats import Arrays, Described, Entry
 from loradora.nn import Module, misfits, named_tensors, short
 from minigrad import Tensor
+from minigrad.tensor import as_array
 
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
@@ -262,7 +263,7 @@ def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike])
     CheckpointError
         For names without PEFT's prefix.
     """
-    arrays = {key: np.asarray(value) for key, value in state.items()}
+    arrays = {key: as_array(value, key) for key, value in state.items()}
     entries = {
         key: Entry(a.shape, a.dtype, partial(np.asarray, a, order="C")) for key, a in arrays.items()
     }

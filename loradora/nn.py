@@ -22,7 +22,7 @@ import numpy.typing as npt
 import minigrad as mg
 from minigrad import Tensor, hints
 from minigrad.scopes import at_once
-from minigrad.tensor import as_reals
+from minigrad.tensor import as_array, as_reals
 
 M = TypeVar("M", bound="Module")
 
@@ -195,7 +195,7 @@ class Module:
 
     def fitted(self, state: Mapping[str, npt.ArrayLike]) -> list[tuple[Tensor, npt.NDArray[Any]]]:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
-        given = {name: np.asarray(value) for name, value in state.items()}
+        given = {name: as_array(value, name) for name, value in state.items()}
         wrong = misfits(self.expected(state), given)
         first = {p: name for name, p in self.named_parameters()}
         wrong += [

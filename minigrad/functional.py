@@ -17,7 +17,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from minigrad import hints, ops
 from minigrad.hints import keywords
 from minigrad.ops import Axis
-from minigrad.tensor import Operand, Tensor, as_tensors
+from minigrad.tensor import Operand, Tensor, as_array, as_tensors
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
@@ -126,7 +126,7 @@ def cross_entropy(
     (0.0, Tensor([[ 0.5, -0.5]]))
     """
     _check_reduction(reduction)
-    (rows,), labels = as_tensors([logits]), np.asarray(labels)
+    (rows,), labels = as_tensors([logits]), as_array(labels, "labels")
     shape = labels.shape
     if rows.shape[:-1] != shape or not rows.ndim:
         raise ValueError(_no_rows_of_classes(rows.shape, shape))

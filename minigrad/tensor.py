@@ -183,6 +183,17 @@ def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
     return kind(f"{op.name}{of_shapes}: {error}")
 
 
+def as_array(a: Any, name: str = "") -> Array:
+    """Return ``a`` as an array; ValueError, with its name, for lists in a list that differ in length."""
+    try:
+        return np.asarray(a)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        words = "lists in a list, such as the texts of a batch, must be equally long"
+        raise ValueError(f"{name}: {words}" if name else words) from error
+
+
 def as_reals(a: Any) -> Array:
     """Return ``a`` as an array of real numbers.
 
@@ -191,6 +202,8 @@ def as_reals(a: Any) -> Array:
     TypeError
         For anything else, for a list with Tensors in it, which would lose their gradients, and for masked
         arrays and ``np.matrix``.
+    ValueError
+        As :func:`as_array`.
     """
     if _holds_tensor(a) and not isinstance(a, Tensor):
         raise TypeError("a list of Tensors would lose their gradients: use stack or concatenate")
@@ -198,7 +211,7 @@ def as_reals(a: Any) -> Array:
         raise TypeError(
             f"expected an array, got a {type(a).__name__}, whose mask or * would be lost"
         )
-    array = np.asarray(a)
+    array = as_array(a)
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"expected real numbers, got {type(a).__name__} of dtype {array.dtype}: {a!r}"
@@ -340,7 +353,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: npt.ArrayLike) -> None:
-        array = np.asarray(value)
+        array = as_array(value)
         self.assign(array if array is self._data else np.array(array))
 
     def assign(self, array: Array) -> None:

@@ -443,7 +443,11 @@ def test_an_embedding_gives_a_vector_for_each_id_in_any_number_of_axes(shape, dt
     assert_array_equal(table(ids.tolist()).data, y.data)
 
 
-@pytest.mark.parametrize("ids", [[0, 5], [-1], 7, [[0], [9]], np.uint8([200])], ids=str)
+@pytest.mark.parametrize(
+    "ids",
+    [[0, 5], [-1], 7, [[0], [9]], np.uint8([200]), [10**20], [0, -(10**20)]],
+    ids=str,
+)
 def test_an_id_that_is_not_in_the_table_is_named(ids):
     wrong = next(i for i in np.ravel(ids) if not 0 <= i < 5)
     with pytest.raises(IndexError, match=f"id {wrong} is out of range for 5 embeddings"):
@@ -451,7 +455,9 @@ def test_an_id_that_is_not_in_the_table_is_named(ids):
 
 
 @pytest.mark.parametrize(
-    "ids", [[1.0], 2.5, [True], "abc", ["a"], None, mg.Tensor([1.0])], ids=lambda ids: repr(ids)
+    "ids",
+    [[1.0], 2.5, [True], [True, 10**20], "abc", ["a"], None, mg.Tensor([1.0])],
+    ids=lambda ids: repr(ids),
 )
 def test_ids_that_are_no_integers_are_refused(ids):
     with pytest.raises(TypeError, match="ids are integers, in an array or a list, not "):
@@ -577,6 +583,26 @@ def test_a_mask_of_anything_but_bools_is_refused(mask):
 def test_sizes_that_make_no_sense_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+RAGGED = {
+    "ids": (lambda: ld.Embedding(5, 2)([[1], [1, 2]])),
+    "mask": (lambda: attention()(np.ones((2, 4)), [[True], [True, False]])),
+    "labels": (lambda: mg.cross_entropy(np.zeros((2, 2, 5)), [[1], [1, 2]])),
+    "weight": (lambda: ld.LayerNorm(2).load_state_dict({"weight": [[1], [1, 2]], "bias": [1, 2]})),
+}
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_lists_that_differ_in_length_are_refused_by_their_name(name):
+    with pytest.raises(ValueError, match=f"^{name}: lists in a list, .* must be equally long$"):
+        RAGGED[name]()
+
+
+def test_a_mask_of_weights_that_is_ragged_is_refused_by_its_name():
+    q = mg.Tensor(np.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"^mask: lists in a list"):
+        attention_weights(q, q, [[True], [True, False]])
 
 
 @pytest.mark.parametrize("x", [[mg.Tensor(np.ones(4))], ["a"], [[1j] * 4]])
