@@ -261,7 +261,8 @@ def adapter_size(out_features: int, in_features: int, r: int, *, use_dora: bool 
     4416
     """
     check_positive(out_features=out_features, in_features=in_features, r=r)
-    return r * (in_features + out_features) + (out_features if use_dora else 0)
+    out, width, rank = int(out_features), int(in_features), int(r)  # NumPy's may be of eight bits
+    return rank * (width + out) + (out if use_dora else 0)
 
 
 def parameter_counts(model: Module) -> dict[str, Count]:

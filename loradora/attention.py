@@ -400,7 +400,7 @@ class DecoderLayer(Module):
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         check_positive(embed_dim=embed_dim)
-        ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
+        ffn_dim = 4 * int(embed_dim) if ffn_dim is None else ffn_dim
         check_positive(ffn_dim=ffn_dim)
         rng = generator(rng)
         self.self_attn_layer_norm = LayerNorm(embed_dim, dtype=dtype)

@@ -281,6 +281,11 @@ def test_counts_are_the_closed_form_and_add_up(r, use_dora):
     )
 
 
+def test_sizes_may_be_small_integers_of_numpy():
+    sizes = np.uint8([200, 100, 3])
+    assert analysis.adapter_size(*sizes, use_dora=True) == 3 * 300 + 200
+
+
 def test_a_shared_layer_counts_once():
     layer = ld.Linear(3, 3)
     assert analysis.parameter_counts(ld.Sequential(layer, layer)) == {"0": Count(12, 12)}

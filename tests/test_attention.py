@@ -406,6 +406,16 @@ def test_layers_start_as_in_pytorch():
     assert layer.eps == 1e-5
 
 
+def test_sizes_may_be_small_integers_of_numpy():
+    """Four times 65 is 4 in eight bits."""
+    width, heads = np.uint8(65), np.uint8(5)
+    layer = ld.DecoderLayer(width, heads, dtype=np.float32)
+    assert layer.fc1.out_features == 260
+    assert layer(np.zeros((2, 65))).shape == (2, 65)
+    assert ld.Embedding(width, width)([64]).shape == (1, 65)
+    assert causal_mask(np.int8(127)).shape == (127, 127)
+
+
 def test_a_seed_makes_the_same_layer_again():
     for make in (
         lambda rng: ld.DecoderLayer(4, 2, rng=rng),
