@@ -45,7 +45,7 @@ def base(gpt):
 def small(gpt, **options):
     """Return a GPT of two blocks, the tables as large as a trained one's."""
     sizes = {"characters": CHARACTERS, "context": CONTEXT, "width": 4, "layers": 2, "heads": 2}
-    model = gpt.GPT(**sizes, rng=0, **{"dtype": np.float64, **options})
+    model = gpt.GPT(rng=0, **sizes | {"dtype": np.float64} | options)
     for table in model.model["decoder"].embed_tokens, model.model["decoder"].embed_positions:
         table.weight.data = (table.weight.data * 25).astype(table.weight.dtype)
     return model
@@ -116,6 +116,29 @@ def test_an_empty_text_is_refused(base, given):
 def test_a_text_longer_than_the_context_is_refused(base):
     with pytest.raises(ValueError, match="7 characters are too many for a context of 6"):
         base(ids(2, CONTEXT + 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ({"layers": -1}, "layers must be at least 1, not -1"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"context": -1}, "context must be at least 1, not -1"),
+        ({"characters": 0}, "characters must be at least 1"),
+        ({"width": 0}, "dim must be at least 1"),
+        ({"heads": 0}, "num_heads must be at least 1"),
+        ({"heads": 3}, "3 heads cannot share"),
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_sense_are_refused(gpt, option, error):
+    with pytest.raises(ValueError, match=error):
+        small(gpt, **option)
+
+
+def test_a_context_may_be_a_small_integer_of_numpy(gpt):
+    table = small(gpt, context=np.uint8(255)).model["decoder"].embed_positions
+    assert len(table.weight) == 257
 
 
 @pytest.mark.parametrize(("given", "error"), [([0, 7], IndexError), ([0.5], TypeError)])
