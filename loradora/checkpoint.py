@@ -304,14 +304,28 @@ def check(
     tensors = {k: e for k, e in file.tensors.items() if not _again(k, file.config, expected)}
     known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
     wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
+    wrong += _halves(tensors, expected)
     # tensors that fit no layer of the model have been listed
     wrong += _differences(file, scalings, whole=not wrong)
     for key, array in _values(source, tensors, constants).items():
         if not np.array_equal(array, constants[key].data, equal_nan=True):
-            wrong.append(f"{key} differs from the base's: it was trained on another base")
+            tied = ", or tied to a module that trains whole, as it is not here"
+            tied = tied if file.config.ensure_weight_tying else ""
+            wrong.append(f"{key} differs from the base's: it was trained on another base{tied}")
     arrays = _values(source, tensors, expected)
     _refuse(source, wrong, arrays, allow_nan)
     return arrays
+
+
+def _halves(given: Container[str], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return in words which names are missing, of tensors that are there under another one."""
+    there = {p: key for key, p in expected.items() if key in given}
+    return [
+        f"{key} is tied to {there[p]} here, so both must be there; PEFT ties them only in a model of "
+        "transformers: if one is to keep the value of the base, set ensure_weight_tying=False"
+        for key, p in expected.items()
+        if key not in given and p in there
+    ]
 
 
 def _kind(config: LoraConfig) -> dict[str, Any]:

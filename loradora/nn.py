@@ -183,7 +183,8 @@ class Module:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
-        PyTorch lists a shared parameter under each of its names; so may ``state``, with one value.
+        PyTorch lists a shared parameter under each of its names, and some files have it under any one of
+        them.  So may ``state``, with one value.
 
         Raises
         ------
@@ -197,14 +198,14 @@ class Module:
         """Return every parameter with its value in ``state``; errors are those of load_state_dict."""
         given = {name: as_array(value, name) for name, value in state.items()}
         wrong = misfits(self.expected(state), given)
-        first = {p: name for name, p in self.named_parameters()}
+        names = self._names_in(given)
         wrong += [
-            f"{name} and {first[p]} differ, and are one tensor here"
+            f"{name} and {names[p]} differ, and are one tensor here"
             for name, p in named_tensors(self)
-            if name in given and first[p] in given and not same_values(given[name], given[first[p]])
+            if name in given and not same_values(given[name], given[names[p]])
         ]
         found = []
-        for name, p in self.named_parameters() if not wrong else ():
+        for p, name in names.items() if not wrong else ():
             with np.errstate(over="ignore", under="ignore"):
                 value = given[name].astype(p.dtype)
             if np.isfinite(given[name]).all() and not np.isfinite(value).all():
@@ -215,9 +216,18 @@ class Module:
         return found
 
     def expected(self, given: Container[str] = ()) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every parameter by name, a shared one also by those of its names given."""
-        first = dict(self.named_parameters())
-        return {n: p.shape for n, p in named_tensors(self) if first.get(n) is p or n in given}
+        """Return the shape of every parameter by name; a shared one by those of its names that are given.
+
+        If none is given, it is its first.
+        """
+        names = self._names_in(given)
+        return {n: p.shape for n, p in named_tensors(self) if n == names[p] or n in given}
+
+    def _names_in(self, given: Container[str]) -> dict[Tensor, str]:
+        """Return the name of every parameter: the first of its names that is given, else its first."""
+        names = {p: name for name, p in self.named_parameters()}
+        there = [(p, name) for name, p in named_tensors(self) if name in given]
+        return names | dict(reversed(there))
 
     # -- looks
 

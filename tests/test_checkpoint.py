@@ -1554,6 +1554,14 @@ def test_a_checkpoint_of_pytorch_lists_a_shared_tensor_under_both_names(tmp_path
     np.savez(tmp_path / "net.npz", **both)
     ld.load_model(tmp_path / "net.npz", net)
     assert_array_equal(net[0].weight.data, both["0.weight"])
+    np.savez(
+        tmp_path / "second.npz", **{"tied.weight": both["0.weight"] - 5, "0.bias": both["0.bias"]}
+    )
+    ld.load_model(tmp_path / "second.npz", net)
+    assert_array_equal(net[0].weight.data, both["0.weight"] - 5)
+    np.savez(tmp_path / "nan.npz", **{name: p * np.nan for name, p in both.items()})
+    ld.load_model(tmp_path / "nan.npz", net, allow_nan=True)
+    assert np.isnan(net[0].weight.data).all()
     net.load_state_dict({name: value for name, value in both.items() if name.startswith("0")})
     with pytest.raises(ValueError, match="unexpected else"):
         net.load_state_dict(both | {"else": np.zeros(1)})

@@ -358,6 +358,34 @@ def test_two_values_for_a_tied_table_are_refused(base):
         assert_array_equal(model.state_dict()[name], value)
 
 
+def test_a_tied_table_that_is_missing_under_one_name_is_not_guessed(base):
+    """From PEFT, for a model that is not one of transformers, it is a table that is not tied any more."""
+    model = whole(base, ["embed_tokens"])
+    state = ld.get_peft_model_state_dict(model)
+    state.pop("base_model.model.lm_head.weight")
+    words = (
+        r"missing lm_head\.weight \(7, 4\); lm_head\.weight is tied to .*embed_tokens\.weight here"
+    )
+    with pytest.raises(ld.CheckpointError, match=words):
+        ld.set_peft_model_state_dict(model, state)
+
+
+def test_a_tied_table_may_hold_nan(base):
+    model = whole(base, ["embed_tokens"])
+    state = ld.get_peft_model_state_dict(model)
+    state = {name: np.full_like(a, np.nan) for name, a in state.items()}
+    ld.set_peft_model_state_dict(model, state, allow_nan=True)
+    assert np.isnan(model.base_model.lm_head.weight.data).all()
+
+
+def test_a_tied_table_does_not_fit_a_base_in_which_it_is_not_tied(base, gpt, tmp_path):
+    whole(base, ["embed_tokens"]).save_adapter(tmp_path / "adapter.npz")
+    untied = small(gpt)
+    untied.lm_head.weight = mg.Tensor(base.lm_head.weight.data, requires_grad=True)
+    with pytest.raises(ld.CheckpointError, match=r"lm_head\.weight differs .* tied to a module"):
+        ld.PeftModel.from_pretrained(untied, tmp_path / "adapter.npz")
+
+
 def test_a_tied_table_acts_beside_another_adapter(base):
     model = whole(base, ["embed_tokens"])
     y = model(ids(2, 3)).data

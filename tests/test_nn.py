@@ -210,6 +210,25 @@ def test_a_shared_parameter_may_be_given_under_each_of_its_names_with_one_value(
         block.load_state_dict(state)
 
 
+@pytest.mark.parametrize("names", ["", "0", "1", "2", "01", "02", "12", "012"])
+def test_a_shared_parameter_is_complete_under_any_of_its_names(names):
+    """safetensors of PyTorch keep one of them, not always the first."""
+    model = ld.Sequential(*(ld.Linear(2, 2, bias=False, rng=0) for _ in range(3)))
+    for layer in model:
+        layer.weight = model[0].weight
+    state = {f"{i}.weight": np.full((2, 2), np.nan) for i in names}
+    if names:
+        model.load_state_dict(state)
+        assert_array_equal(model[2].weight.data, np.full((2, 2), np.nan))
+        for i in names[1:]:
+            words = rf"{i}\.weight and {names[0]}\.weight differ, and are one"
+            with pytest.raises(ValueError, match=words):
+                model.load_state_dict(state | {f"{i}.weight": np.ones((2, 2))})
+    else:
+        with pytest.raises(ValueError, match=r"fit: missing 0\.weight \(2, 2\)$"):
+            model.load_state_dict(state)
+
+
 def test_children_are_the_modules_held_directly_a_shared_one_once():
     block = Block()
     block.again = block.heads[0]

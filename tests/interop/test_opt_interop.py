@@ -20,7 +20,7 @@ NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
 torch = pytest.importorskip("torch", reason=NEEDED)
 peft = pytest.importorskip("peft", reason=NEEDED)
 transformers = pytest.importorskip("transformers", reason=NEEDED)
-pytest.importorskip("safetensors", reason=NEEDED)
+safetensors = pytest.importorskip("safetensors.torch", reason=NEEDED)
 twins = pytest.importorskip("twins", reason=NEEDED)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -159,6 +159,14 @@ def test_a_folder_of_transformers_is_read(tmp_path: Path) -> None:
     net, ours = opt(), gpt()
     net.save_pretrained(tmp_path)
     ld.load_model(tmp_path / "model.safetensors", ours)
+    agree(logits(ours), logits(net))
+
+
+def test_a_file_with_the_table_under_the_name_of_the_head_is_read(tmp_path: Path) -> None:
+    net, ours, file = opt(), gpt(), tmp_path / "model.safetensors"
+    safetensors.save_model(net, str(file))
+    assert "model.decoder.embed_tokens.weight" not in safetensors.load_file(file)
+    ld.load_model(file, ours)
     agree(logits(ours), logits(net))
 
 
