@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-import warnings
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loradora.init import SCHEMES, Scheme
-from loradora.nn import check_finite, check_positive, short
+from loradora.nn import check_finite, check_positive, short, warn
 from loradora.patterns import LEADING, NUMBER, TRAILING, PatternError, compiled
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -350,7 +349,7 @@ class LoraConfig:
         known = cls.__dataclass_fields__
         unknown = sorted(set(values) - set(known))
         if unknown:
-            warnings.warn(f"unknown keys in the adapter config: {short(unknown)}", stacklevel=2)
+            warn(f"unknown keys in the adapter config: {short(unknown)}")
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def save_pretrained(self, directory: str | Path) -> None:

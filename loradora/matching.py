@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from loradora.attention import Embedding
 from loradora.config import LoraConfig, listed
-from loradora.nn import Linear, Module, check_formula, short
+from loradora.nn import Linear, Module, check_formula, short, warn
 from loradora.patterns import (
     ANY_NUMBER,
     LEADING,
@@ -74,7 +73,7 @@ def match(model: Module, config: LoraConfig) -> Match:
             targets.setdefault(id(layer), path)
     if config.exclude_modules and not any(map(rules.excluded, modules)):
         excluded = short(config.exclude_modules)
-        warnings.warn(f"exclude_modules={excluded} excludes nothing", stacklevel=3)
+        warn(f"exclude_modules={excluded} excludes nothing")
     return Match(targets, whole, rules.options(dict.fromkeys(targets.values())))
 
 
@@ -167,10 +166,9 @@ def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
 def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
     tied = {} if config.ensure_weight_tying else _tied_to(model, found.whole)
     if tied:
-        warnings.warn(
+        warn(
             f"{', '.join(tied)} shares a tensor with a module that trains whole, and keeps the values of "
-            "the base: ensure_weight_tying=True has both train as one",
-            stacklevel=4,
+            "the base: ensure_weight_tying=True has both train as one"
         )
 
 

@@ -6,10 +6,12 @@ their path as in PyTorch (``layers.0.weight``), so that checkpoints of both side
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import reprlib
 import sys
+import warnings
 from collections import UserDict, UserList, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
@@ -508,6 +510,14 @@ def short(value: Any) -> str:
     except ValueError:  # an integer of more than 4300 digits
         text = f"an {type(value).__name__} of very many digits"
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def warn(message: str) -> None:
+    """Give a UserWarning for the line that called into this package, however deep one is in it."""
+    package, level, frame = __name__.partition(".")[0], 1, inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_integer(**values: Any) -> None:

@@ -322,8 +322,10 @@ def test_a_tied_table_trains_as_one_if_that_is_asked_for(base, names):
 
 
 def test_a_table_that_is_not_to_stay_tied_leaves_the_head_as_it_is_and_says_so(base):
-    with pytest.warns(UserWarning, match=r"^lm_head shares a tensor .* ensure_weight_tying=True"):
+    words = r"^lm_head shares a tensor .* ensure_weight_tying=True"
+    with pytest.warns(UserWarning, match=words) as found:
         model = whole(base, ["embed_tokens"], tying=False)
+    assert [w.filename for w in found] == [__file__]
     inside = model.base_model
     assert_array_equal(inside.lm_head.weight.data, base.lm_head.weight.data)
     assert inside.model["decoder"].embed_tokens.weight is not inside.lm_head.weight

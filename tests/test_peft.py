@@ -5,6 +5,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import logging
 import pickle
 import re
@@ -372,6 +373,28 @@ def test_a_name_that_matches_nothing_is_refused_and_nothing_is_changed(options, 
 def test_an_exclusion_that_excludes_nothing_warns():
     with pytest.warns(UserWarning, match=r"exclude_modules=\['k'\] excludes nothing"):
         adapted(exclude_modules=["k"])
+
+
+def test_a_warning_points_to_the_line_that_made_the_adapter(tmp_path):
+    unused = config(exclude_modules=["k"])
+    model = adapted()
+    model.save_adapter(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as content:
+        arrays = dict(content)
+    text = json.loads(arrays["adapter_config.json"].tobytes()) | {"new": 1}
+    arrays["adapter_config.json"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    np.savez(tmp_path / "newer.npz", **arrays)
+    for attempt in (
+        lambda: ld.get_peft_model(Net(), unused),
+        lambda: ld.PeftModel(Net(), unused),
+        lambda: model.add_adapter("other", unused),
+        lambda: ld.LoraConfig.from_dict(text),
+        lambda: model.load_adapter(tmp_path / "newer.npz", "newer"),
+        lambda: ld.PeftModel.from_pretrained(Net(), tmp_path / "newer.npz"),
+    ):
+        with pytest.warns(UserWarning, match=r"excludes nothing|unknown keys") as found:
+            attempt()
+        assert [w.filename for w in found] == [__file__]
 
 
 def test_a_match_says_what_each_layer_gets_and_an_adapter_relies_on_it():
