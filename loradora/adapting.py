@@ -7,6 +7,7 @@ Everything else is shared with the base.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from loradora import checkpoint
 from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
-from loradora.matching import Match, match_tensors
+from loradora.matching import Match, exact_names, match_tensors
 from loradora.nn import (
     Dropout,
     Linear,
@@ -109,9 +110,9 @@ class Adapter:
             for name, p in self.model.named_parameters()
             if p.requires_grad or id(p) in own | whole
         }
-        if config.ensure_weight_tying:  # PEFT's files have a tied tensor under each of its names
+        if config.ensure_weight_tying:  # in a model of transformers, PEFT writes each of its names
             self.saved |= {name: p for name, p in named_tensors(self.model) if id(p) in whole}
-        self.trained = [p for p in dict.fromkeys(self.saved.values()) if p.requires_grad]
+        self.trained = [p for p in self.saved.values() if p.requires_grad]
         # how it was made, which a file brings back: see lost_in_a_file
         self._tensors = dict(self.model.named_parameters())
         in_file = {id(p) for p in self.saved.values()}
@@ -200,8 +201,14 @@ class Adapter:
         return {key: p.data for key, p in self.saved.items()}
 
     def to_save(self, name: str) -> checkpoint.Saved:
-        """Return what goes into its files; ValueError as for :meth:`arrays`."""
-        return checkpoint.Saved(self.config, self.arrays(name), self.scalings())
+        """Return what goes into its files; ValueError as for :meth:`arrays`.
+
+        The config names each layer where it said "all-linear", which means others to PEFT.
+        """
+        config, arrays, scalings = self.config, self.arrays(name), self.scalings()
+        if config.target_modules == "all-linear":
+            config = dataclasses.replace(config, target_modules=exact_names(scalings))
+        return checkpoint.Saved(config, arrays, scalings)
 
     def check_peft_can_read(self, name: str) -> None:
         """Raise ValueError if PEFT would take its files for those of another function."""

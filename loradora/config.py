@@ -55,8 +55,10 @@ class LoraConfig:
         The Linear layers to adapt: a list of names, each matching whole trailing parts
         of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
         path; or "all-linear", in any case, which leaves out an output layer whose weight is the table of
-        an Embedding, as in PEFT.  An expression whose search could take long is refused, here
-        and in all options that take one: see :mod:`loradora.patterns`.
+        an Embedding.  (PEFT leaves out the output layer of a model of transformers, tied or not, and
+        adapts a tied one of any other model.  So a file names the layers one by one.)  An expression
+        whose search could take long is refused, here and in all options that take one: see
+        :mod:`loradora.patterns`.
     exclude_modules
         Layers not to adapt, in the same forms.
     lora_dropout

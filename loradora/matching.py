@@ -468,9 +468,15 @@ def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
 
 def exactly(ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return the options of a config that adapts the layers at these paths alone, with these ranks."""
-    r, pattern = max(ranks.values()), "|".join(map(re.escape, ranks))
+    r = max(ranks.values())
     return {
         "r": r,
-        "target_modules": pattern if len(pattern) <= MOST_LETTERS else list(ranks),
+        "target_modules": exact_names(ranks),
         "rank_pattern": {f"^{re.escape(path)}": n for path, n in ranks.items() if n != r},
     }
+
+
+def exact_names(paths: Collection[str]) -> str | list[str]:
+    """Return the ``target_modules`` that name these paths alone."""
+    pattern = "|".join(map(re.escape, paths))
+    return pattern if len(pattern) <= MOST_LETTERS else list(paths)

@@ -207,6 +207,26 @@ def test_the_head_is_adapted_if_it_is_named_and_merging_unties_it(base, use_dora
         base.load_state_dict(merged.state_dict())
 
 
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_a_file_names_the_layers_that_all_linear_has_found(gpt, form, tmp_path):
+    """PEFT would leave out the output layer of a transformers model, tied or not."""
+    base = small(gpt)
+    base.lm_head.weight = mg.Tensor(base.lm_head.weight.data + 1, requires_grad=True)
+    model = adapted(base, target_modules="all-linear")
+    assert paths(model)[-1] == "base_model.lm_head"
+    if form == "npz":
+        model.save_adapter(tmp_path / "adapter.npz")
+    else:
+        pytest.importorskip("safetensors")
+        model.save_pretrained(tmp_path / "adapter.npz")
+    again = ld.PeftModel.from_pretrained(base, tmp_path / "adapter.npz")
+    assert_array_equal(again(ids(2, 3)).data, model(ids(2, 3)).data)
+    named = again.peft_config["default"].target_modules
+    for path in paths(model):
+        assert re.fullmatch(named, path.removeprefix("base_model."))
+    assert model.peft_config["default"].target_modules == "all-linear"
+
+
 @both_targets
 @both_methods
 def test_an_adapter_starts_as_the_base_and_leaves_it_as_it_was(base, use_dora, target_modules):

@@ -47,7 +47,7 @@ def gpt(dtype: str = "float32") -> Any:
     return importlib.import_module("gpt").GPT(**SIZES, rng=0, dtype=dtype)
 
 
-def opt(dtype: str = "float32") -> Any:
+def opt(dtype: str = "float32", tied: bool = True) -> Any:
     """Return an OPT of the form of our GPT, with weights that are anywhere."""
     config = transformers.OPTConfig(
         vocab_size=SIZES["characters"],
@@ -60,7 +60,7 @@ def opt(dtype: str = "float32") -> Any:
         activation_function="relu",
         do_layer_norm_before=True,
         enable_bias=True,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         dropout=0.0,
         attention_dropout=0.0,
         layerdrop=0.0,
@@ -80,6 +80,8 @@ def opt(dtype: str = "float32") -> Any:
 def twin(theirs: Any) -> Any:
     """Return the GPT with the weights of ``theirs``."""
     ours = gpt(str(theirs.dtype).removeprefix("torch."))
+    if not theirs.config.tie_word_embeddings:
+        ours.lm_head.weight = mg.Tensor(ours.lm_head.weight.data, requires_grad=True)
     ours.load_state_dict(twins.state(theirs))
     return ours
 
@@ -299,6 +301,24 @@ def test_options_mean_the_same(name: str, use_dora: bool, tmp_path: Path) -> Non
     agree(logits(ours), logits(there))
     agree(logits(here), logits(theirs))
     assert twins.on_disk(tmp_path / "ours").keys() == twins.on_disk(tmp_path / "theirs").keys()
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+def test_all_linear_of_a_net_that_is_not_tied_travels_to_peft(
+    use_dora: bool, tmp_path: Path
+) -> None:
+    """It has the output layer here, and not in PEFT, which reads the names of the layers in the file."""
+    net = opt(tied=False)
+    options = {"target_modules": "all-linear", "use_dora": use_dora}
+    ours = adapt(twin(net), **options)
+    training(ours, 3)
+    ours.save_pretrained(str(tmp_path))
+    there = twins.load(net, tmp_path)
+    agree(logits(ours), logits(there))
+    named = {name for name, _ in there.named_parameters() if "lm_head.lora" in name}
+    assert len(named) == 2 + use_dora
+    theirs = adapt(opt(tied=False), **options)
+    assert not any("lm_head.lora" in name for name, _ in theirs.named_parameters())
 
 
 # -------------------------------------------------------------------------------------- the tied table
