@@ -111,8 +111,13 @@ def check_names(model: Module, config: LoraConfig, found: Match) -> None:
     Raises
     ------
     ValueError
-        For a pattern or a module to save that matches nothing, or a target all of whose layers
-        train whole.
+        For a pattern or a module to save that matches nothing, a target all of whose layers
+        train whole, or a layer to adapt that is to stay tied to another module.
+
+    Warns
+    -----
+    UserWarning
+        If a module that trains whole does not stay tied to another one.
     """
     rules, paths = Rules(config), list(_inside(model))
     _check_patterns(rules, found)
@@ -159,12 +164,24 @@ def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
         for path in paths
     ]
     if both or not found.targets:
+        by_name = _parts_of(model, _named_whole(model, rules))
         both = both or named
-        raise ValueError(f"{', '.join(both)}: named by both target_modules and modules_to_save")
+        asked = [path for path in both if id(linears[path]) in by_name]
+        if asked:
+            raise ValueError(
+                f"{', '.join(asked)}: named by both target_modules and modules_to_save"
+            )
+        raise ValueError(
+            f"{', '.join(both)}: a target, and tied to a module of modules_to_save (ensure_weight_tying)"
+        )
 
 
 def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
-    tied = {} if config.ensure_weight_tying else _tied_to(model, found.whole)
+    """Refuse to break a tie that is to be kept, and tell of one that is broken."""
+    if config.ensure_weight_tying:
+        _check_tied_targets(model, found)
+        return
+    tied = _tied_to(model, found.whole)
     if tied:
         warn(
             f"{', '.join(tied)} shares a tensor with a module that trains whole, and keeps the values of "
@@ -172,12 +189,35 @@ def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
         )
 
 
+def _check_tied_targets(model: Module, found: Match) -> None:
+    """Raise ValueError if a layer to adapt has its weight from another module, which would not change."""
+    modules = dict(model.named_modules())
+    holders: dict[Tensor, dict[int, str]] = {}
+    for path, module in modules.items():
+        for _, part in module.named_parts():
+            if isinstance(part, Tensor):
+                holders.setdefault(part, {})[id(module)] = path or "the model"
+    for key, path in found.targets.items():
+        weight = cast(Linear, modules[path]).weight
+        others = [other for i, other in holders[weight].items() if i != key]
+        if others:
+            raise ValueError(
+                f"ensure_weight_tying: {path} shares its weight with {', '.join(others)}, and an adapter "
+                f"would act on {path} alone: leave it out of target_modules, or set "
+                "ensure_weight_tying=False"
+            )
+
+
+def _named_whole(model: Module, rules: Rules) -> set[int]:
+    return {id(m) for path, m in _inside(model).items() if rules.saved_whole(path)}
+
+
 def _trained_whole(model: Module, rules: Rules) -> set[int]:
     """Return the ids of the modules that train whole: those named, and with weight tying their likes."""
-    whole = {id(m) for path, m in _inside(model).items() if rules.saved_whole(path)}
+    whole = _named_whole(model, rules)
     tied = _tied_to(model, whole) if rules.config.ensure_weight_tying else {}
     for path, module in tied.items():
-        if module is model or any(module.children()):
+        if any(module.children()):
             raise ValueError(
                 f"ensure_weight_tying: {path} shares a tensor with a module that trains whole, and holds "
                 "other modules, which would train, too: put the tensor into a Module of its own"

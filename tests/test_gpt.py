@@ -207,6 +207,54 @@ def test_the_head_is_adapted_if_it_is_named_and_merging_unties_it(base, use_dora
         base.load_state_dict(merged.state_dict())
 
 
+@both_methods
+def test_a_head_is_not_adapted_if_it_is_to_stay_tied(base, use_dora):
+    with pytest.raises(
+        ValueError,
+        match=r"^ensure_weight_tying: lm_head shares its weight with model\.decoder\.embed_",
+    ):
+        adapted(
+            base, target_modules=["q_proj", "lm_head"], ensure_weight_tying=True, use_dora=use_dora
+        )
+
+
+def test_a_layer_is_not_adapted_if_it_is_to_stay_tied_to_another_that_is():
+    twins = ld.Sequential(ld.Linear(3, 3), ld.Linear(3, 3))
+    twins[1].weight = twins[0].weight
+    assert paths(adapted(twins, target_modules=["0", "1"])) == ["base_model.0", "base_model.1"]
+    for targets in ["0", "1"], ["1"]:
+        with pytest.raises(ValueError, match=r"ensure_weight_tying: . shares its weight with ., "):
+            adapted(twins, target_modules=targets, ensure_weight_tying=True)
+    twins[1].weight = mg.Tensor(twins[0].weight.data)
+    twins[1].bias = twins[0].bias  # which no adapter changes
+    adapted(twins, target_modules=["0", "1"], ensure_weight_tying=True)
+
+
+def test_a_layer_that_is_drawn_in_by_its_tie_is_no_target(base):
+    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    words = "lm_head: a target, and tied to a module of modules_to_save (ensure_weight_tying)"
+    model = adapted(base, target_modules=".*(q_proj|lm_head)", **options)
+    assert paths(model) == [block(i, "self_attn.q_proj") for i in range(2)]
+    for targets in ["q_proj", "lm_head"], ["lm_head"], "lm_head":
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            adapted(base, target_modules=targets, **options)
+    both = r"^lm_head: named by both target_modules and modules_to_save$"
+    with pytest.raises(ValueError, match=both):
+        adapted(base, target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+
+
+def test_all_linear_leaves_out_a_layer_that_is_drawn_in_by_its_tie():
+    model = ld.Sequential(*(ld.Linear(3, 3, bias=False) for _ in range(3)))
+    model[2].weight = model[0].weight
+    model = adapted(
+        model, target_modules="all-linear", modules_to_save=["0"], ensure_weight_tying=True
+    )
+    assert paths(model) == ["base_model.1"]
+    inside = model.base_model
+    assert inside[0].weight is inside[2].weight
+    assert inside[0].weight.requires_grad
+
+
 @pytest.mark.parametrize("form", ["npz", "folder"])
 def test_a_file_names_the_layers_that_all_linear_has_found(gpt, form, tmp_path):
     """PEFT would leave out the output layer of a transformers model, tied or not."""
@@ -420,6 +468,15 @@ def test_a_tied_table_acts_beside_another_adapter(base):
 def test_a_tie_with_a_module_that_holds_others_is_refused(base):
     base.spare = base.lm_head.weight
     with pytest.raises(ValueError, match="ensure_weight_tying: the model shares a tensor"):
+        whole(base, ["embed_tokens"])
+
+
+def test_so_is_a_tie_with_a_module_inside_that_holds_others(base):
+    base.spare = ld.Sequential(ld.Linear(2, 2))
+    base.spare.table = base.lm_head.weight
+    with pytest.raises(
+        ValueError, match=r"ensure_weight_tying: spare shares a tensor .* holds other"
+    ):
         whole(base, ["embed_tokens"])
 
 
