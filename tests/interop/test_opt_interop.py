@@ -388,3 +388,46 @@ def test_a_head_that_is_adapted_travels_both_ways(use_dora: bool, tmp_path: Path
     agree(logits(ours), logits(there))
     agree(logits(here), logits(theirs))
     agree(logits(here.merge_and_unload()), logits(theirs))
+
+
+class TheirTies(torch.nn.Module):
+    """A net with a tied table that is no model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.q = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4)
+        self.head = torch.nn.Linear(4, 5, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: Any) -> Any:
+        return self.head(self.q(self.emb(ids)))
+
+
+class OurTies(ld.Module):
+    def __init__(self) -> None:
+        self.emb, self.q = ld.Embedding(5, 4), ld.Linear(4, 4)
+        self.head = ld.Linear(4, 5, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: Any) -> mg.Tensor:
+        return self.head(self.q(self.emb(ids)))
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no:UserWarning")
+def test_peft_unties_a_table_in_what_is_no_model_of_transformers(tmp_path: Path) -> None:
+    """So a file that is to be tied, and has one name of the table, is refused: it says what to set."""
+    net, ours = TheirTies(), OurTies()
+    ours.load_state_dict(twins.state(net))
+    options = {"r": 2, "target_modules": ["q"], "modules_to_save": ["emb"]}
+    theirs = twins.adapt(net, **options, ensure_weight_tying=True)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p) if p.requires_grad else 0)
+    theirs.save_pretrained(str(tmp_path))
+    with pytest.raises(ld.CheckpointError, match=r"head\.weight is tied to emb\.weight here"):
+        ld.PeftModel.from_pretrained(ours, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ensure_weight_tying": False}))
+    ids, here = texts()[0] % 5, twins.load(ours, tmp_path)
+    with torch.no_grad():
+        agree(here(ids).data, theirs(torch.tensor(ids)).numpy())
