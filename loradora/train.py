@@ -15,7 +15,7 @@ from loradora.nn import Module, Rng, check_positive, generator
 from loradora.optim import Optimizer, Schedule, check_bound, clip_grad_norm_, constant
 from minigrad.ops import check_labels, no_classes
 from minigrad.scopes import at_once
-from minigrad.tensor import as_reals
+from minigrad.tensor import as_array, as_reals
 
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
@@ -198,6 +198,7 @@ def fit(
     True
     """
     check_positive(steps=steps, batch_size=batch_size)
+    steps, batch_size = int(steps), int(batch_size)  # NumPy's may be of eight bits
     _check_start(start, steps, rng)
     _check_parts(optimizer, schedule, loss)
     _check_clip(clip_grad_norm)
@@ -323,7 +324,7 @@ def _numbers(name: str, given: Any) -> Array:
     """Return ``given`` as an array of real numbers; an error begins with its name."""
     try:
         # here Tensors may lie in a list: they are data, whose gradients nobody asks for
-        return as_reals(np.asarray(given) if isinstance(given, (list, tuple)) else given)
+        return as_reals(as_array(given) if isinstance(given, (list, tuple)) else given)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 
@@ -441,6 +442,7 @@ def evaluate(
         they do not fit the logits, or ``batch_size`` is no integer of at least 1.
     """
     check_positive(batch_size=batch_size)
+    batch_size = int(batch_size)  # one of NumPy's may be of eight bits
     x, labels = _examples(x, labels)
     hint = "evaluate counts right classes"
     _check_classes(labels, hint)
@@ -512,6 +514,7 @@ def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Ar
     1.0
     """
     check_positive(length=length, stride=stride)
+    length, stride = int(length), int(stride)  # NumPy's may be of eight bits
     ids = _text(ids)
     if len(ids) <= length:
         raise ValueError(

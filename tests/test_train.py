@@ -419,6 +419,21 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("integer", [np.int8, np.uint8])
+def test_numbers_of_eight_bits_are_as_good_as_others(integer):
+    ids = np.arange(400) % 7
+    n, two = integer(100), integer(2)
+    expected = ld.windows(ids, 100, 2)
+    for found, array in zip(ld.windows(ids, n, two), expected):
+        assert np.array_equal(found, array)
+    x, labels = np.random.default_rng(0).normal(size=(300, 4)), np.arange(300) % 3
+    model = ld.MLP([4, 3], rng=0)
+    assert ld.evaluate(model, x, labels, n) == ld.evaluate(model, x, labels, 100)
+    optimizer = ld.SGD(model.parameters(), lr=0.1)
+    how = {"optimizer": optimizer, "steps": integer(120), "batch_size": n, "rng": 0}
+    assert [step.step for step in ld.fit(model, x, labels, **how)] == list(range(1, 121))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_fit_refuses(name):
     wrong, message = REFUSED[name]
@@ -532,7 +547,7 @@ def test_what_holds_no_real_numbers_is_refused_by_its_name(name, place):
 def test_ragged_lists_are_refused_by_their_name(place):
     model = base()
     given = {"x": X, "labels": LABELS, place: [[1, 2], [3]]}
-    with pytest.raises(ValueError, match=f"{place}: .*inhomogeneous"):
+    with pytest.raises(ValueError, match=f"{place}: lists in a list, .*must be equally long"):
         ld.fit(model, **given, optimizer=ld.SGD(model.parameters()), steps=1, rng=0)
 
 
