@@ -193,14 +193,14 @@ def where(condition: Array, a: Array, b: Array) -> Array:
 def _keep(g: Array, mask: Array) -> Array:
     """Return g where ``mask`` holds, 0 elsewhere: where(mask, g, 0).
 
-    A product g∘mask is not that: ∞·0 is NaN.  And np.where takes as long as eight products.  So here g is
-    taken bit by bit: AND keeps a bit beside −1, in which all bits are set, and clears it beside 0.
+    A product g∘mask is not that: ∞·0 is NaN.  And np.where takes as long as eight products.  So here the
+    bits of g are taken for those of an integer: 1 times it has the same bits, and 0 times it has none.
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
         shape = g.shape if g.shape == mask.shape else np.broadcast(g, mask).shape
         kept = np.empty_like(g if g.shape == shape else mask, g.dtype, shape=shape)
         integers = f"i{g.itemsize}"
-        np.bitwise_and(g.view(integers), -mask.view(np.int8), out=kept.view(integers))
+        np.multiply(g.view(integers), mask.view(np.int8), out=kept.view(integers))
         return kept
     return where.of(mask, g, 0)
 
