@@ -810,7 +810,7 @@ def _below_largest(x: Array, axis: int, where: Array | None = None) -> Array:
     """
     x = wide(x)
     z = x if where is None else _chosen(x, where)
-    largest = z.max(axis=axis, keepdims=True, initial=_lowest(z.dtype))
+    largest = extreme(np.maximum, z, _axes(z, axis), True, _lowest(z.dtype))
     return np.asarray(np.subtract(z, largest, out=None if where is None else z))
 
 

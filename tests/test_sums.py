@@ -54,3 +54,24 @@ def test_an_extreme_is_the_largest_or_the_smallest_over_the_axes(shape):
         for choose, in_numpy in [(np.maximum, np.max), (np.minimum, np.min)]:
             found = np.asarray(sums.extreme(choose, a, axes, keepdims))
             assert_array_equal(found, in_numpy(a, axes, keepdims=keepdims), strict=True)
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 24, 31, 64])
+def test_an_extreme_of_short_rows_knows_nan_infinities_and_where_to_start(n):
+    """NaN is the extreme of its row wherever it stands, and ``initial`` counts as one more entry."""
+    a = np.random.default_rng(0).normal(size=(20_000 // n + 1, n)).astype(np.float32)
+    a[range(n), range(n)] = np.nan
+    a[n : 2 * n, 0] = np.inf
+    a[2 * n] = -np.inf
+    for choose in (np.maximum, np.minimum):
+        assert_array_equal(sums.extreme(choose, a, (1,)), choose.reduce(a, 1), strict=True)
+        for initial in (-1.0, 1.0):
+            found = sums.extreme(choose, a, (1,), False, initial)
+            assert_array_equal(found, choose(choose.reduce(a, 1), np.float32(initial)), strict=True)
+
+
+def test_an_extreme_of_nothing_is_where_it_starts_or_an_error():
+    nothing = np.zeros((3, 0), np.float32)
+    assert_array_equal(sums.extreme(np.maximum, nothing, (1,), False, -5), np.full(3, -5, "f"))
+    with pytest.raises(ValueError, match="no identity"):
+        sums.extreme(np.maximum, nothing, (1,))
