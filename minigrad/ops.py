@@ -751,12 +751,15 @@ def _inner(a: Array, b: Array, axis: Axis) -> Array:
 
 
 def _inverse_spread(d: Array, axis: Axis, eps: float) -> Array:
-    """Return 1/√(v + eps) for the deviations d, whose squares have the mean v."""
-    if not (isinstance(eps, (int, float, np.integer, np.floating)) and 0 <= eps < math.inf):
+    """Return 1/√(v + eps) for the deviations d, whose squares have the mean v; NaN if they overflow."""
+    number = isinstance(eps, (int, float, np.integer, np.floating)) and not isinstance(eps, bool)
+    if not (number and 0 <= eps < math.inf):
         raise ValueError(
             f"eps is a number that is added to a variance, finite and >= 0, not {eps!r}"
         )
-    return (_inner(d, d, axis) / _count(d, axis) + float(eps)) ** -0.5
+    v = _inner(d, d, axis) / _count(d, axis)
+    v = v + (v - v)  # NaN for ∞, whose inverse would be 0, as if y were a constant
+    return (v + float(eps)) ** -0.5
 
 
 def _layer_norm_vjp(g: Array, x: Array, axis: Axis, eps: float) -> Array:
@@ -782,7 +785,7 @@ def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
     A layer goes on with ``affine(layer_norm(x), weight, bias)``.
 
     Where x does not vary, the result is 0, or NaN if ``eps`` is 0.  A row with an infinity or a NaN in it
-    becomes NaN.  (Both is so in PyTorch, too.)
+    becomes NaN.  (Both is so in PyTorch, too.)  So does a row whose squares overflow.
 
     Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450, eq. 3.
 

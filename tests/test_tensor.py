@@ -931,7 +931,7 @@ BAD = {
             ValueError,
             f"layer_norm .*eps is .*finite and >= 0, not {eps!r}",
         )
-        for eps in (-1e-5, math.inf, math.nan, None, "1e-5")
+        for eps in (-1e-5, math.inf, math.nan, None, "1e-5", True)
     },
     "a mask that does not broadcast": (
         lambda: mg.softmax(W, where=[True, False]),
