@@ -105,10 +105,16 @@ def test_links_lead_somewhere(page):
         assert (ROOT / target).exists(), target
 
 
+def section(title):
+    """Return the part of the README under this heading."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
 def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
     """Every number of the table, and the sentence on DoRA, from the JSON file that the command writes."""
     runs = json.loads((ROOT / "examples" / "figures" / "finetune_digits.json").read_text())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = section("What it prints")
     accuracy = {}
     for method, title in {
         "frozen": "frozen base",
@@ -146,7 +152,7 @@ def spread(accuracies):
 def test_the_losses_in_the_readme_are_those_of_the_run_beside_the_figure():
     """Both tables of the lesson on attention, and the sentence on what q and v alone reach."""
     runs = json.loads((ROOT / "examples" / "figures" / "10_change_author.json").read_text())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = section("A small GPT changes its author")
     losses = {}
     for method in dict.fromkeys(row["method"] for row in runs):
         rows = [row for row in runs if row["method"] == method]
@@ -174,7 +180,7 @@ def test_the_losses_in_the_readme_are_those_of_the_run_beside_the_figure():
 def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
     name = "10_change_author_ablation.json"
     runs = json.loads((ROOT / "examples" / "figures" / name).read_text())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = section("A small GPT changes its author")
     losses = []
     for method in dict.fromkeys(row["method"] for row in runs):
         rows = [row for row in runs if row["method"] == method]
