@@ -17,7 +17,14 @@ companion.check_minigrad()  # before anything imports minigrad
 
 from loradora import analysis, by_hand
 from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
-from loradora.attention import DecoderLayer, Embedding, LayerNorm, MultiHeadAttention
+from loradora.attention import (
+    DecoderLayer,
+    Embedding,
+    LayerNorm,
+    MultiHeadAttention,
+    attention_weights,
+    causal_mask,
+)
 from loradora.checkpoint import CheckpointError, load_model, save_model
 from loradora.config import LoraConfig
 from loradora.memory import keep_freed_memory
@@ -64,7 +71,9 @@ __all__ = [
     "Sigmoid",
     "Tanh",
     "analysis",
+    "attention_weights",
     "by_hand",
+    "causal_mask",
     "clip_grad_norm_",
     "cosine_decay",
     "evaluate",

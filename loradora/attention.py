@@ -1,14 +1,14 @@
 r"""Attention: how the tokens of a text look at one another.  LoRA was made for its projections.
 
-A transformer holds a vector for each of the T tokens of a text: x, of shape (T, width).  Attention lets
-them exchange what they know.  From its vector each token computes three shorter ones, of d numbers:
+A transformer holds a vector x for each of the T tokens of a text: together the rows of X, (T, width).
+Attention lets them exchange what they know.  From its vector each token computes three shorter ones, of
+d numbers (and adds a bias to each, which is left out here):
 
-    q = Wq x    the query: what it looks for
-    k = Wk x    the key: what it can be found by
-    v = Wv x    the value: what it tells those who find it
+    q = Wq x    the query: what it looks for              Q = X Wqᵀ   (T, d)
+    k = Wk x    the key: what it can be found by          K = X Wkᵀ   (T, d)
+    v = Wv x    the value: what it tells who finds it     V = X Wvᵀ   (T, d)
 
-With the rows of Q, K and V, all (T, d), for the tokens, attention is three lines (Vaswani et al.,
-arXiv:1706.03762, eq. 1):
+Attention is three lines (Vaswani et al., arXiv:1706.03762, eq. 1):
 
     S = Q Kᵀ/√d      (T, T)   S[i, j]: how well what i looks for fits what j can be found by
     P = softmax(S)   (T, T)   row i is how i divides its attention: no entry below 0, their sum is 1
@@ -21,17 +21,23 @@ A model that is to guess the next token must not see it.  A *mask* says who may 
 False, P is 0.  The causal one is True on and below the diagonal: i looks at j ≤ i.  (In PyTorch, True
 means the same for ``scaled_dot_product_attention``, but "may not" for ``nn.MultiheadAttention``.)
 
+Nothing in these lines knows the order of the tokens: without a mask, shuffling the rows of X shuffles
+those of Y alike.  So a model first adds to each token a vector for its place.
+
 One such triple is a *head*.  H heads work side by side, each with its own d = width/H rows of Wq, Wk and
 Wv, so that one head may look for the last vowel while another looks for who is speaking.  What they
 return is laid side by side and mixed by a fourth matrix, Wo.
 
-Nothing here has a derivative of its own.  What the engine makes of the three lines, read from the last to
-the first, is
+Nothing here has a derivative of its own.  A bar marks the gradient of a loss, V̄ that by V.  What the
+engine makes of the three lines, read from the last to the first, is
 
     V̄ = Pᵀ Ȳ
     P̄ = Ȳ Vᵀ
     S̄ = P∘(P̄ − Σ P∘P̄)         the sums go over each row; where P is 0, so is S̄
     Q̄ = S̄ K/√d,   K̄ = S̄ᵀ Q/√d
+
+and for the projections W̄q = Q̄ᵀ X, and so on.  A LoRA W0 + s B A of Wq takes B̄ = s W̄q Aᵀ and Ā = s Bᵀ W̄q
+from it (:mod:`loradora.adapters`).
 
 The parameters have the names that they have in OPT (Zhang et al., arXiv:2205.01068), so that its
 checkpoints fit.  ``target_modules=["q_proj", "v_proj"]`` is what LoRA's authors recommend (§7.1).
@@ -81,9 +87,9 @@ def causal_mask(length: int) -> Array:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -> Tensor:
-    """Return P = softmax(Q Kᵀ/√d), of shape (…, T, S), for q (…, T, d) and k (…, S, d).
+    """Return P = softmax(Q Kᵀ/√d), of shape (…, T, N), for q (…, T, d) and k (…, N, d).
 
-    Here T tokens look at S others; in a text that looks at itself, S = T.
+    Here T tokens look at N others; in a text that looks at itself, N = T.
 
     Parameters
     ----------
@@ -117,21 +123,21 @@ def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -
 
 
 def _shape_of_weights(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[int, ...]:
-    """Return (…, T, S) for the shapes (…, T, d) and (…, S, d)."""
+    """Return (…, T, N) for the shapes (…, T, d) and (…, N, d)."""
     if min(len(q), len(k)) >= 2 and q[-1] == k[-1] > 0:
         with contextlib.suppress(ValueError):
             return (*np.broadcast_shapes(q[:-2], k[:-2]), q[-2], k[-2])
     raise ValueError(
-        f"expected q (..., T, d) and k (..., S, d) for a d of at least 1, got {q} and {k}"
+        f"expected q (..., T, d) and k (..., N, d) for a d of at least 1, got {q} and {k}"
     )
 
 
 def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Return an array of bools, checked to broadcast to this shape, that of (…, T, S)."""
+    """Return an array of bools, checked to broadcast to this shape, that of (…, T, N)."""
     given = as_array(mask, "mask")
     expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
     if given.dtype != bool:
-        raise TypeError(f"{expected}, not {given.dtype}")
+        raise TypeError(f"{expected}, not {given.dtype}: one of 1 and 0 is made so by mask == 1")
     try:
         fits = np.broadcast_shapes(given.shape, shape) == shape
     except ValueError:
@@ -164,7 +170,7 @@ class MultiHeadAttention(Module):
     num_heads
         How many heads share it; each has d = embed_dim/num_heads numbers.
     dropout
-        The rate at which a token that is looked at is missed in training, in [0, 1).
+        The share of P that is set to 0 in training, in [0, 1): tokens that are overlooked by chance.
     bias
         Whether the four projections add one.
     rng
@@ -209,8 +215,8 @@ class MultiHeadAttention(Module):
             The tokens, (…, T, embed_dim).  An array takes the dtype of the layer.
         mask
             Who may look at whom, as for :func:`attention_weights`: bools that broadcast to
-            (…, heads, T, T).  For N texts, one for each text is (N, 1, T, T), and one for each head
-            (1, heads, T, T).
+            (…, heads, T, T).  For N texts, one for each text is (N, 1, T, T), or (N, 1, 1, T) if it only
+            says which tokens are there, and one for each head (1, heads, T, T).
 
         Raises
         ------
@@ -302,7 +308,9 @@ class Embedding(Module):
             ids = ids.astype(np.intp)  # an empty list is one of floats to NumPy
         large = ids.dtype == object and all(type(i) is int for i in ids.flat)  # and in no table
         if ids.dtype.kind not in "iu" and not large:
-            raise TypeError(f"ids are integers, in an array or a list, not {ids.dtype}")
+            raise TypeError(
+                f"ids are integers, in an array or a list, not {ids.dtype}; a Tensor has none"
+            )
         wrong = outside(ids, n)
         if wrong is not None:
             raise IndexError(f"id {short(wrong)} is out of range for {n} embeddings")

@@ -708,7 +708,7 @@ def warmup(share: float, then: Schedule = linear_decay) -> Schedule:
     """
     check_finite(share=share)
     if not 0 <= share < 1:
-        raise ValueError(f"share must lie in [0, 1), not {share!r}")
+        raise ValueError(f"share must lie in [0, 1), not {share!r}: of n steps, k are k/n")
     if not callable(then):
         raise TypeError(f"then must be a function, such as linear_decay, not {then!r}")
     return partial(_warmed_up, share, then)  # which can be pickled; a closure cannot

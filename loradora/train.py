@@ -316,7 +316,8 @@ def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
             f"expected inputs (N, ...) and labels (N, ...), got {x.shape} and {labels.shape}"
         )
     if len(x) != len(labels) or len(x) == 0:
-        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}")
+        flat = ": labels keep the shape (N, ...)" if len(x) and len(labels) % len(x) == 0 else ""
+        raise ValueError(f"expected as many labels as inputs, got {len(labels)} for {len(x)}{flat}")
     return x, labels
 
 
@@ -527,10 +528,10 @@ def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Ar
 
 def _text(ids: Any) -> Array:
     """Return the ids of a text as an array, (T,), of at least one."""
-    if isinstance(ids, (str, bytes)):
-        raise TypeError(
-            f"ids are integers, not a {type(ids).__name__}: give each character a number first"
-        )
+    kind = np.asarray(ids).dtype.kind if isinstance(ids, (list, tuple)) else ""
+    if isinstance(ids, (str, bytes)) or kind in ("U", "S"):
+        what = "text" if kind else type(ids).__name__
+        raise TypeError(f"ids are integers, not a {what}: give each character a number first")
     array = _numbers("ids", ids)
     if array.ndim != 1:
         raise ValueError(f"expected the ids of one text, (T,), got {array.shape}")

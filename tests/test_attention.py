@@ -533,7 +533,7 @@ def test_queries_and_keys_are_broadcast_and_so_is_the_mask(of_q, of_k):
 
 @pytest.mark.parametrize(("of_q", "of_k"), MISFITS, ids=str)
 def test_queries_and_keys_that_do_not_fit_each_other_are_refused(of_q, of_k):
-    words = re.escape(f"(..., S, d) for a d of at least 1, got {of_q} and {of_k}")
+    words = re.escape(f"(..., N, d) for a d of at least 1, got {of_q} and {of_k}")
     with pytest.raises(ValueError, match=rf"^expected q \(\.\.\., T, d\) and k {words}$"):
         attention_weights(mg.Tensor(np.ones(of_q)), mg.Tensor(np.ones(of_k)), [[True]])
 

@@ -19,7 +19,9 @@ def sources(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "examples")
     import sources
 
-    for file in sources.SUMS:
+    (tmp_path / "text").mkdir()
+    texts = [f"text/{name}.txt.gz" for name in sources.TEXTS]
+    for file in [*sources.SUMS, *texts, "austen_gpt.npz"]:
         (tmp_path / file).write_bytes((ROOT / "examples" / "data" / file).read_bytes())
     monkeypatch.setattr(sources, "DATA", tmp_path)
     return sources
@@ -48,13 +50,23 @@ def test_without_pytorch_and_peft_the_maker_of_golden_cases_names_the_extra(monk
 def test_both_files_are_checked_and_it_is_said_what_to_get(sources, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     run(sources, monkeypatch)
-    optdigits, mnist = capsys.readouterr().out.splitlines()
+    optdigits, mnist, texts = capsys.readouterr().out.splitlines()
+    assert texts == "text: 7 texts and austen_gpt.npz, their sums are right"
     assert optdigits.startswith("optdigits.npz: its sum is right.")
     assert "pip install scikit-learn, or download optdigits.tes" in optdigits
     assert mnist.startswith("mnist10k.npz: its sum is right.")
     assert "download train-images-idx3-ubyte.gz" in mnist
     with pytest.raises(SystemExit, match=r"nothing to make optdigits.npz from; pip install scikit"):
         run(sources, monkeypatch, "--write")
+
+
+def test_another_text_and_another_net_are_noticed(sources, monkeypatch):
+    with gzip.open(sources.DATA / "text" / "emma.txt.gz", "wt") as file:
+        file.write("Emma Woodhouse, handsome, clever, and rich")
+    with (sources.DATA / "austen_gpt.npz").open("ab") as file:
+        file.write(b".")
+    with pytest.raises(SystemExit, match=r"results were computed from: emma, austen_gpt\.npz"):
+        run(sources, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["mnist10k.npz", "optdigits.npz"])
