@@ -182,7 +182,7 @@ def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
     runs = json.loads((ROOT / "examples" / "figures" / name).read_text())
     text = section("A small GPT changes its author")
     losses = []
-    for method in dict.fromkeys(row["method"] for row in runs):
+    for method in dict.fromkeys(row["method"] for row in runs if row["trainable"]):
         rows = [row for row in runs if row["method"] == method]
         layers, rank = re.fullmatch(r"LoRA (.*), r=(\d+)", method).groups()
         (cells,) = re.findall(rf"^\| {layers} \| {rank} \|(.*)\|$", text, re.MULTILINE)
