@@ -195,6 +195,9 @@ def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
     assert losses == sorted(losses, reverse=True)  # more matrices at a lower rank do better
 
 
+GPT = "LoRA on q, v", "DoRA on q, v", "LoRA on all linear"
+
+
 def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
     file = ROOT / "tests" / "benchmarks" / "results" / "xeon_2_cores.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -206,6 +209,9 @@ def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
         return [float(n) for n in re.findall(r"([\d.]+) ±", line)]
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    gpt = [numbers("A training step of a small GPT", f"{of} ")[-1] for of in GPT]
+    assert gpt[0] == pytest.approx(0.9, abs=0.05)
+    assert gpt[1:] == pytest.approx([1, 1], abs=0.05)
     rows = re.findall(r"^\| ([\d×-]+), (\d+), (\d+) \|(.*)\|$", text, re.MULTILINE)
     assert len(rows) == 6
     for sizes, batch, r, cells in rows:
