@@ -5,8 +5,8 @@ one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (h
 ``config`` (the options), ``matching`` (which layers they name), ``reaching`` (who else knows a layer),
 ``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting``
 (one adapter on one model), ``peft`` (adapted models, merging), ``optim`` and ``train`` (training),
-``analysis`` (what an adapter did), ``memory`` (what a script may ask for).  ``companion`` looks first
-whether minigrad is the one that belongs here.
+``moments`` (an optimizer's state, to go on in PyTorch), ``analysis`` (what an adapter did), ``memory``
+(what a script may ask for).  ``companion`` looks first whether minigrad is the one that belongs here.
 """
 
 import typing
@@ -25,9 +25,16 @@ from loradora.attention import (
     attention_weights,
     causal_mask,
 )
-from loradora.checkpoint import CheckpointError, load_model, save_model
+from loradora.checkpoint import (
+    CheckpointError,
+    load_model,
+    load_optimizer,
+    save_model,
+    save_optimizer,
+)
 from loradora.config import LoraConfig
 from loradora.memory import keep_freed_memory
+from loradora.moments import optimizer_from_torch, optimizer_to_torch
 from loradora.nn import GELU, MLP, Dropout, Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
 from loradora.optim import (
     SGD,
@@ -83,8 +90,12 @@ __all__ = [
     "keep_freed_memory",
     "linear_decay",
     "load_model",
+    "load_optimizer",
     "lora_plus",
+    "optimizer_from_torch",
+    "optimizer_to_torch",
     "save_model",
+    "save_optimizer",
     "set_peft_model_state_dict",
     "warmup",
     "windows",

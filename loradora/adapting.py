@@ -242,6 +242,26 @@ class Adapter:
             )
         all_or_none([setting_data(p, arrays[key]) for key, p in self.saved.items()])
 
+    def torch_names(self, adapter_name: str) -> dict[Tensor, str]:
+        """Return what PEFT's model calls each tensor of the view, while the adapter has this name there.
+
+        PEFT keeps what several adapters have of their own, such as A, in a dict by their names.
+        """
+        modules = dict(self.model.named_modules())
+        places = {} if own_formula(self.layer) else IN_PEFT
+        found = {}
+        for name, p in self.model.named_parameters():
+            path, _, last = name.rpartition(".")
+            if isinstance(modules.get(path), LowRankLinear):
+                name = name.removesuffix(last) + places.get(last, f"{last}.{{}}").format(
+                    adapter_name
+                )
+            for whole in self._whole:
+                if name.startswith(f"{whole}."):
+                    name = f"{whole}.modules_to_save.{adapter_name}{name.removeprefix(whole)}"
+            found[p] = checkpoint.PREFIX + name
+        return found
+
     def parts(self) -> dict[str, Module]:
         """Return what acts in the place of modules of the base, by path."""
         return {**self._whole, **self.layers()}
@@ -279,7 +299,15 @@ def _beside_base(layer: LowRankLinear) -> list[Tensor]:
     return [p for name, p in layer.named_parameters() if not name.startswith("base_layer.")]
 
 
-#: How PEFT's files call the tensors of an adapted layer.
+#: How PEFT's models call the tensors of an adapted layer, with the adapter's name in the braces.
+IN_PEFT = {
+    "A": "lora_A.{}.weight",
+    "B": "lora_B.{}.weight",
+    "B_bias": "lora_B.{}.bias",
+    "m": "lora_magnitude_vector.{}.weight",
+}
+
+#: And how its files call them.
 PEFT_NAMES = {
     "A": "lora_A.weight",
     "B": "lora_B.weight",

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loradora import formats, saving
+from loradora import formats, moments, saving
 from loradora.config import LoraConfig, of_trained
 from loradora.formats import Arrays, Described, Entry
 from loradora.nn import Module, misfits, named_tensors, short
+from loradora.optim import Optimizer
 from minigrad import Tensor
 from minigrad.tensor import as_array
 
@@ -96,14 +97,19 @@ def save_model(file: str | Path, model: Module) -> None:
     ImportError
         Without safetensors, naming the extra and the alternative.
     """
-    path, arrays = Path(file), {name: p.data for name, p in model.named_parameters()}
+    _save(file, {name: p.data for name, p in model.named_parameters()}, "save_model()")
+
+
+def _save(file: str | Path, arrays: Arrays, function: str) -> None:
+    """Write arrays by name into a file, of which the suffix says the format."""
+    path = Path(file)
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
     with _reported("cannot write", path):
         if path.suffix == ".npz":
             data = formats.npz(arrays)
         else:
-            data = formats.safetensors(arrays, "save_model() also writes .npz, without it")
+            data = formats.safetensors(arrays, f"{function} also writes .npz, without it")
     _write({path: data})
 
 
@@ -149,6 +155,46 @@ def _refuse(source: str | Path, wrong: list[str], arrays: Arrays, allow_nan: boo
         wrong = [*wrong, f"NaN or infinity in {', '.join(bad)} (see allow_nan)"]
     if wrong:
         raise CheckpointError(f"{source}: {'; '.join(wrong)}")
+
+
+# ----------------------------------------------------------------------------- optimizers
+
+
+def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
+    """Write what ``optimizer`` remembers of ``model`` into an ``.npz`` or a ``.safetensors`` file.
+
+    With the adapter, or the model, this is all that an interrupted training needs, here or in PyTorch:
+    parameters have the names of PyTorch's ``named_parameters()``, of PEFT's for an adapted model, and the
+    arrays are called ``state.<name>.exp_avg`` and so on (:mod:`loradora.moments`).
+
+    Raises
+    ------
+    CheckpointError, ImportError
+        As :func:`save_model`.
+    TypeError, ValueError
+        For what is no optimizer or no model, and for a parameter that the model has not.
+    """
+    _save(file, moments.flat(moments.remembered(optimizer, model)), "save_optimizer()")
+
+
+def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
+    """Let ``optimizer`` go on where the one was that a file of :func:`save_optimizer` is about.
+
+    Raises
+    ------
+    CheckpointError
+        Listing all that does not fit: parameters that only one side trains, shapes, moments of another
+        optimizer, NaN, a dtype that would lose digits, options that are not ours or differ in what is
+        one group here.  Nothing is changed.
+    TypeError, ValueError
+        As :func:`save_optimizer`.
+    """
+    path = Path(file)
+    moments.names_of(optimizer, model)  # who errs there has not given a bad file
+    entries, _ = _entries(path, _read(path))
+    with _reported(str(path)):
+        arrays = {name: entry.read() for name, entry in entries.items()}
+        moments.recall(optimizer, model, moments.from_flat(arrays))
 
 
 # ----------------------------------------------------------------------------- adapters

@@ -147,6 +147,10 @@ class Module:
                 seen.add(p)
                 yield name, p
 
+    def torch_names(self) -> dict[Tensor, str]:
+        """Return what PyTorch's ``named_parameters`` calls each parameter of the same model there."""
+        return {p: name for name, p in self.named_parameters()}
+
     def parameters(self) -> list[Tensor]:
         """Return every parameter once."""
         return [p for _, p in self.named_parameters()]

@@ -8,7 +8,7 @@ where the parameter is float16.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from itertools import repeat
 from numbers import Real
@@ -306,28 +306,39 @@ class Optimizer:
             lose digits, NaN, the state of another optimizer.  Nothing is changed.
         """
         given = {name: np.asarray(value) for name, value in state.items()}
-        expected = self._expected(given)
-        wrong = [f"missing {name}" for name in expected if name not in given]
-        wrong += [w for n, array in given.items() if (w := _misfit(n, array, expected.get(n)))]
-        if wrong:
-            raise ValueError(f"the state does not fit this optimizer: {'; '.join(wrong)}")
-        values = {name: given[name].astype(like.dtype) for name, like in expected.items()}
+        check_fit(self.misfits(given))
+        values = {
+            name: given[name].astype(like.dtype) for name, like in self._expected(given).items()
+        }
         options = [
             {n: checked_option(n, values[f"param_groups.{k}.{n}"].tolist()) for n in self._defaults}
             for k in range(len(self.param_groups))
         ]
 
-        states = {p: _below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
+        states = {p: below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
         changes: list[Change] = [(self, "_state", {p: s for p, s in states.items() if s})]
         for group, new in zip(self.param_groups, options, strict=True):
             changes.append((group, "_entries", group._entries | new))
         all_or_none(changes)
 
+    def misfits(self, given: Mapping[str, Array], names: Sequence[str] = ()) -> list[str]:
+        """Return in words what is wrong with a state; its parameters may have names to call them by."""
+        expected = self._expected(given)
+        named = {f"state.{i}.": f"{name}." for i, name in enumerate(names)}
+
+        def label(key: str) -> str:
+            number = key[: key.find(".", len("state.")) + 1]
+            return named.get(number, number) + key.removeprefix(number)
+
+        wrong = [f"missing {label(key)}" for key in expected if key not in given]
+        found = [(label(key), array, expected.get(key)) for key, array in given.items()]
+        return wrong + [words for entry in found if (words := _misfit(*entry))]
+
     def _expected(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Return arrays like those of a state with moments for the same parameters as ``given``."""
         expected = self._options()
         for i, p in enumerate(self._parameters()):
-            if _below(f"state.{i}.", given):
+            if below(f"state.{i}.", given):
                 fresh = self._fresh(p.shape, _state_dtype(p))
                 expected |= {f"state.{i}.{name}": np.asarray(e) for name, e in fresh.items()}
         return expected
@@ -391,9 +402,15 @@ def _state_dtype(p: Tensor) -> np.dtype[Any]:
     return np.dtype(np.float32) if p.dtype.itemsize == 2 else p.dtype
 
 
-def _below(path: str, named: Mapping[str, Array]) -> dict[str, Array]:
+def below(path: str, named: Mapping[str, Array]) -> dict[str, Array]:
     """Return the entries below a path, by the rest of their names."""
     return {n.removeprefix(path): value for n, value in named.items() if n.startswith(path)}
+
+
+def check_fit(wrong: Sequence[str]) -> None:
+    """Raise ValueError if anything is wrong with a state."""
+    if wrong:
+        raise ValueError(f"the state does not fit this optimizer: {'; '.join(wrong)}")
 
 
 def _misfit(name: str, array: Array, like: Array | None) -> str | None:

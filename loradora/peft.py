@@ -125,6 +125,14 @@ class PeftModel(Module):
         """Yield the view that acts now; the others are not part of the model while they do not act."""
         yield "base_model", self.base_model
 
+    def torch_names(self) -> dict[Tensor, str]:
+        """Return what PEFT's model calls each tensor, those of all adapters included."""
+        names = {p: checkpoint.PREFIX + name for name, p in self._plain.named_parameters()}
+        for adapter_name, adapter in self._adapters.items():
+            found = adapter.torch_names(adapter_name).items()
+            names |= {p: name for p, name in found if p not in names or ".base_layer." in name}
+        return names
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base with the active adapter computes."""
         return self.base_model(*args, **kwargs)

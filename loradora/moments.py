@@ -1,0 +1,347 @@
+"""What an optimizer remembers, under PyTorch's names: so a training goes on there, and comes back.
+
+``Optimizer.state_dict`` numbers the parameters, and so does ``torch.optim``, but each in its own order:
+a bias that trains beside A comes before it in PEFT, and after it here.  To take one number for another
+is an error at best.  At worst, two matrices of one shape change places.  So here a parameter goes by its
+name: that of PyTorch's ``named_parameters()``, and for an adapted model that of PEFT's.
+
+Moments and options have the same names on both sides, and the formulas are the same.  What only PyTorch
+has (AMSGrad, Nesterov's momentum, decay in SGD) is refused where it is switched on: to go on without it
+would be another training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from loradora.nn import Module
+from loradora.optim import Optimizer, check_fit
+from minigrad import Tensor
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class Remembered(NamedTuple):
+    """What is remembered of one parameter.
+
+    Attributes
+    ----------
+    moments
+        ``exp_avg``, ``exp_avg_sq`` and ``step``, or ``momentum_buffer``; empty before its first step.
+    options
+        ``lr`` and so on: those of its group.
+    """
+
+    moments: dict[str, Array]
+    options: dict[str, Any]
+
+
+#: An optimizer's state: by the names of the parameters.
+Named: TypeAlias = dict[str, Remembered]
+
+
+# ----------------------------------------------------------------------------- here
+
+
+def remembered(optimizer: Optimizer, model: Module) -> Named:
+    """Return what ``optimizer`` remembers of the parameters of ``model``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no optimizer or no model, and for a parameter that the model has not.
+    """
+    names = names_of(optimizer, model)
+    return {
+        names[p]: Remembered(
+            {name: np.array(value) for name, value in optimizer.state.get(p, {}).items()},
+            {option: value for option, value in group.items() if option != "params"},
+        )
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
+    """Let ``optimizer`` go on from a state of the same parameters, options included.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`remembered`.  And ValueError listing all that does not fit: what
+        :meth:`Optimizer.load_state_dict` refuses, parameters that only one side trains, options that
+        are not ours, or that differ within what is one group here.  Nothing is changed.
+    """
+    names = names_of(optimizer, model)
+    ours = set(names.values())
+    # of a frozen parameter nothing need be known, nor of one there that has not been moved
+    wrong = [
+        f"missing {name}" for p, name in names.items() if p.requires_grad and name not in state
+    ]
+    wrong += [f"unexpected {name}" for name, s in state.items() if s.moments and name not in ours]
+
+    numbered = {k: v for k, v in optimizer.state_dict().items() if k.startswith("param_groups.")}
+    for k, group in enumerate(optimizer.param_groups):
+        there = {names[p]: state[names[p]].options for p in group["params"] if names[p] in state}
+        options, problems = _shared(there, set(group) - {"params"}, "here")
+        numbered |= {f"param_groups.{k}.{name}": np.asarray(v) for name, v in options.items()}
+        wrong += problems + _only_there(there, group)
+    for i, name in enumerate(names.values()):
+        for moment, value in state[name].moments.items() if name in state else ():
+            numbered[f"state.{i}.{moment}"] = value
+    check_fit(wrong + optimizer.misfits(numbered, list(names.values())))
+    optimizer.load_state_dict(numbered)
+
+
+def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
+    """Return the name of each parameter of ``optimizer``, in its order."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
+    if not isinstance(model, Module):
+        raise TypeError(f"expected the model that is trained, not a {type(model).__name__}")
+    known, names = model.torch_names(), {}
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if p not in known:
+            raise ValueError(
+                f"the optimizer has a parameter of shape {p.shape} that this model has not: it was built "
+                "from another model, or before get_peft_model"
+            )
+        names[p] = known[p]
+    return names
+
+
+# ----------------------------------------------------------------------------- options
+
+#: Options that only PyTorch has, and the value with which its formula is ours.
+AS_HERE = {
+    "amsgrad": False,
+    "dampening": 0,
+    "decoupled_weight_decay": True,
+    "maximize": False,
+    "nesterov": False,
+    "weight_decay": 0,  # of SGD
+}
+
+#: Those that say how PyTorch computes, and not what.
+HOW = {"capturable", "differentiable", "foreach", "fused", "initial_lr", "param_names", "params"}
+
+
+def _shared(
+    given: Mapping[str, Mapping[str, Any]], wanted: set[str], where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the options that all these parameters share, and in words which are missing or differ."""
+    shared: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for option in sorted(wanted):
+        for name, options in given.items():
+            if option not in options:
+                wrong.setdefault(option, f"missing {option} of {name}")
+            elif shared.setdefault(option, options[option]) != options[option]:
+                first, value = next(iter(given)), shared[option]
+                differ = f"{option} is {value} for {first} and {options[option]} for {name}"
+                wrong.setdefault(option, f"{differ}, which are one group {where}")
+    return shared, list(wrong.values())
+
+
+def _only_there(given: Mapping[str, Mapping[str, Any]], ours: Container[str]) -> list[str]:
+    """Return in words which of PyTorch's options make its formula another one than ours."""
+    found: dict[str, str] = {}
+    for name, options in given.items():
+        for option, value in options.items():
+            known = option in ours or option in HOW or value in (None, AS_HERE.get(option))
+            # without decay, Adam is AdamW
+            if not known and (option != "decoupled_weight_decay" or options.get("weight_decay")):
+                found.setdefault(f"{option}={value}", name)
+    return [f"there is no {option} here, as {name} has it" for option, name in found.items()]
+
+
+# ----------------------------------------------------------------------------- in a file
+
+
+def flat(state: Named) -> dict[str, Array]:
+    """Return a state as arrays: ``state.<name>.exp_avg``, …, ``param_groups.<name>.lr``, ….
+
+    PyTorch calls this form flattened (``flatten_optimizer_state_dict``, in
+    ``torch.distributed.checkpoint.state_dict``).  As there, ``step`` is a float32.
+    """
+    arrays = {}
+    for name, (moments, options) in state.items():
+        for moment, value in moments.items():
+            dtype = np.float32 if moment == "step" else value.dtype
+            arrays[f"state.{name}.{moment}"] = value.astype(dtype)
+        arrays |= {f"param_groups.{name}.{o}": np.array(value) for o, value in options.items()}
+    return arrays
+
+
+def from_flat(arrays: Mapping[str, Array]) -> Named:
+    """Return the state that :func:`flat` has made arrays of; ValueError for any other name."""
+    state: Named = {}
+    for key, array in arrays.items():
+        kind, _, rest = key.partition(".")
+        name, _, last = rest.rpartition(".")
+        if kind not in ("state", "param_groups") or not name:
+            raise ValueError(f"{key} is nothing of an optimizer's state by name")
+        entry = state.setdefault(name, Remembered({}, {}))
+        if kind == "state":
+            entry.moments[last] = _counted(last, array)
+        else:
+            entry.options[last] = _plain(array)
+    return state
+
+
+def _plain(value: Any) -> Any:
+    """Return an option as numbers of Python's, if it is an array or a tensor of them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _counted(moment: str, array: Array) -> Array:
+    """Return ``step``, which PyTorch counts in floats, as an integer, if it is one."""
+    if moment != "step" or array.dtype.kind != "f" or array.shape != ():
+        return array
+    return array.astype(np.int64) if float(array).is_integer() and array < 2**53 else array
+
+
+# ----------------------------------------------------------------------------- in torch.optim
+
+
+def optimizer_to_torch(
+    optimizer: Optimizer,
+    model: Module,
+    there: Mapping[str, Any],
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return the state of a PyTorch optimizer that goes on where this one is.
+
+    Needs PyTorch (extra ``interop``).  The parameters are matched by name, whatever their order and their
+    groups are there.
+
+    Parameters
+    ----------
+    optimizer
+        An AdamW or SGD of this library.
+    model
+        The model whose parameters it trains.
+    there
+        What ``state_dict()`` of the PyTorch optimizer returns.  It tells its groups, and may be fresh.
+    names
+        The names of its parameters in its order, as ``[name for name, p in named_parameters()]``.  They
+        are not needed if it was itself given names: ``torch.optim.AdamW(theirs.named_parameters())``.
+
+    Returns
+    -------
+    dict
+        For its ``load_state_dict``.  Options that only PyTorch has, such as ``fused``, are those of
+        ``there``.
+
+    Raises
+    ------
+    ImportError
+        Without PyTorch, naming the extra.
+    TypeError, ValueError
+        For anything else than such a state, without names, for a parameter that it has not, and for
+        options that only one side has.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "optimizer_to_torch() needs PyTorch (extra 'interop'): pip install torch; save_optimizer() "
+            "writes a file without it"
+        ) from error
+    called, state = _called(there, names), remembered(optimizer, model)
+    trained = {name for p, name in names_of(optimizer, model).items() if p.requires_grad}
+    wrong = [f"missing {name}" for name in sorted(trained - {*called.values()})]
+    moments: dict[Any, dict[str, Any]] = {}
+    groups = []
+    for group in there["param_groups"]:
+        here = {called[n]: state[called[n]].options for n in group["params"] if called[n] in state}
+        wanted = {option for options in here.values() for option in options}
+        options, problems = _shared(here, wanted, "there")
+        given = {name: {o: _plain(value) for o, value in group.items()} for name in here}
+        wrong += problems + _only_there(given, options)
+        wrong += [f"{option} is no option there" for option in sorted(wanted - set(group))]
+        begun = {"initial_lr": options["lr"]} if "initial_lr" in group and options else {}
+        groups.append({**group, **options, **begun})
+        for number in group["params"]:
+            known = state.get(called[number], Remembered({}, {})).moments
+            moments[number] = {
+                moment: torch.tensor(float(value)) if moment == "step" else torch.from_numpy(value)
+                for moment, value in known.items()
+            }
+    if wrong:
+        raise ValueError(f"the state does not fit that optimizer: {'; '.join(wrong)}")
+    return {"state": {n: m for n, m in moments.items() if m}, "param_groups": groups}
+
+
+def optimizer_from_torch(
+    optimizer: Optimizer,
+    model: Module,
+    there: Mapping[str, Any],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Let this optimizer go on where a PyTorch optimizer is: the way back of :func:`optimizer_to_torch`.
+
+    Parameters are as there.  The rate is the one that a schedule of PyTorch's began with, because a
+    schedule here multiplies it again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As there, and listing all that does not fit: shapes, moments of another optimizer, NaN, a dtype
+        that would lose digits, a parameter that only one side trains, options that differ in what is one
+        group here.  Nothing is changed.
+    """
+    called = _called(there, names)
+    state = {}
+    for group in there["param_groups"]:
+        options = {option: _plain(value) for option, value in group.items()}
+        if "initial_lr" in options:
+            options["lr"] = options["initial_lr"]
+        for number in group["params"]:
+            moments = there["state"].get(number, {}).items()
+            name = called[number]
+            state[name] = Remembered(
+                {m: _array(f"{name}.{m}", m, value) for m, value in moments if value is not None},
+                options,
+            )
+    recall(optimizer, model, state)
+
+
+def _array(label: str, moment: str, value: Any) -> Array:
+    """Return a tensor of PyTorch's as an array."""
+    try:
+        return _counted(moment, np.asarray(value))
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{label} must be a float32 or float64 tensor on the CPU: {error}"
+        ) from error
+
+
+def _called(there: Any, names: Sequence[str] | None) -> dict[Any, str]:
+    """Return the names of a PyTorch optimizer's parameters by what it calls them itself: by number.
+
+    In the form of ``torch.distributed.checkpoint`` it calls them by their names.
+    """
+    if not isinstance(there, Mapping) or not {"state", "param_groups"} <= set(there):
+        raise TypeError(
+            f"expected what state_dict() of a PyTorch optimizer returns, not a {type(there).__name__}"
+        )
+    numbers = [number for group in there["param_groups"] for number in group["params"]]
+    known = [name for group in there["param_groups"] for name in group.get("param_names", ())]
+    known = known or [number for number in numbers if isinstance(number, str)]
+    found = list(names) if names is not None else known
+    if not found and numbers:
+        raise ValueError(
+            "that optimizer does not know its parameters by name: give names=[...] in its order, or "
+            "make it from named_parameters()"
+        )
+    if len(found) != len(numbers) or len(set(found)) < len(found):
+        raise ValueError(
+            f"expected {len(numbers)} different names, one for each of its parameters, got {len(found)}"
+        )
+    return dict(zip(numbers, found, strict=True))
