@@ -181,10 +181,15 @@ def describe_safetensors(data: bytes) -> Described:
         kind, shape = tensor["dtype"], tuple(tensor["shape"])
         if kind not in _DTYPES or len(shape) > 32 or any(n >= 2**48 for n in shape):
             raise ValueError(f"{name} has dtype {kind} and shape {shape}")
-        content = partial(_widened if kind == "BF16" else bytes, tensor["data"])
+        content = partial(_widened if kind == "BF16" else _read_only, tensor["data"])
         entries[name] = Entry(shape, np.dtype(_DTYPES[kind]), content)
     (length,) = struct.unpack("<Q", data[:8])
     return entries, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+
+
+def _read_only(data: Any) -> Any:
+    """Return the bytes themselves, which nobody is to write to."""
+    return memoryview(data).toreadonly()
 
 
 def _widened(data: Any) -> Any:

@@ -164,8 +164,10 @@ class PeftModel(Module):
         """Return the view of the base alone, the one that is active, and that of each adapter."""
         return [self._plain, self._active, *(a.model for a in self._adapters.values())]
 
-    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, copy: bool = True) -> None:
         """Set the tensors of the adapter that acts now from ``state``; all of them or none.
+
+        They get copies, unless ``copy=False`` gives the arrays themselves away.
 
         Raises
         ------
@@ -173,7 +175,7 @@ class PeftModel(Module):
             As :meth:`Module.load_state_dict`, and if the state has another base: its values are shared by
             all adapters, and do not change.  Load them into the base first, then adapt it.
         """
-        fitted = self.fitted(state)
+        fitted = self.fitted(state, copy=copy)
         own = {id(p) for adapter in self._adapters.values() for p in adapter.saved.values()}
         frozen = [(p, value) for p, value in fitted if id(p) not in own]
         if not all(np.array_equal(p.data, value, equal_nan=True) for p, value in frozen):

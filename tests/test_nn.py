@@ -804,6 +804,21 @@ def test_the_layout_of_an_array_is_kept_because_sums_depend_on_it(tmp_path):
         assert model[0].weight.data.flags.f_contiguous
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_state_is_copied_unless_it_is_given_away(copied):
+    model = ld.Sequential(ld.Linear(3, 4, rng=0))
+    config = ld.LoraConfig(r=1, target_modules=["0"])
+    for each in (model, ld.get_peft_model(ld.Sequential(ld.Linear(3, 4, rng=0)), config, rng=0)):
+        state = each.state_dict()
+        each.load_state_dict(state, copy=copied)
+        for name, p in each.named_parameters():
+            if p.requires_grad:
+                assert (p.data is state[name]) is not copied
+    wide = {name: a.astype(np.float64) for name, a in model.state_dict().items()}
+    model.load_state_dict(wide, copy=copied)
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("rng", ["a", 1.0, -1, True, [None]])
 def test_what_is_no_source_of_randomness_is_refused_by_name(rng):
     base = ld.Linear(2, 1)
