@@ -16,7 +16,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +30,16 @@ from loradora.formats import Arrays, Described, Entry
 from loradora.nn import Module, misfits, named_tensors, short
 from loradora.optim import Optimizer
 from minigrad import Tensor
+from minigrad.engine import Outline
 from minigrad.tensor import as_array
 
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+
+#: What transformers calls a model's one file, or the index of its several ones.
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 #: What the weights in PEFT's folder note, so that a config that is not theirs is seen: the scaling of
 #: each layer, and the options that make an adapter what it is.  (In an .npz the config lies beside the
@@ -114,25 +118,115 @@ def _save(file: str | Path, arrays: Arrays, function: str) -> None:
 
 
 def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> None:
-    """Set the parameters of ``model`` from an ``.npz`` file, or a ``.safetensors`` file from PyTorch.
+    """Set the parameters of ``model`` from an ``.npz`` file, or from ``.safetensors`` files of PyTorch.
 
-    Each takes the dtype that it has in ``model``, in which it must be finite, unless ``allow_nan``.
+    A large model lies in several of these, its shards.  Then give the index beside them, say
+    ``model.safetensors.index.json``: its ``weight_map`` names the shard of each tensor.  One shard is
+    read after the other, and let go before the next.  So the memory needed is that of the old arrays,
+    the new arrays, and one or two shards.  A single file is read as a model of one shard.
+
+    Each parameter takes the dtype that it has in ``model``, in which it must be finite, unless
+    ``allow_nan``.  A tensor that several modules share may have any of its names, or all.
 
     Raises
     ------
     CheckpointError
-        Listing everything that is missing, unexpected, misshapen or not finite, and for a PeftModel of
-        another base; nothing is changed.
+        Listing everything that is missing, unexpected, misshapen or not finite, every shard that is
+        missing or damaged, and every tensor in another shard than the index says.  Also for an index
+        that is not valid, or names a pickle or a file elsewhere, and for a PeftModel of another base.
+        Nothing is changed.
+
+    Notes
+    -----
+    Shards and their index are described by Hugging Face: "Sharded checkpoints" in the guide to big
+    models of transformers, and ``save_torch_state_dict`` of huggingface_hub.
     """
     path = Path(file)
-    entries, _ = _entries(path, _read(path))
-    expected = model.expected(entries)
-    parameters = {name: p for name, p in named_tensors(model) if name in expected}
-    wrong = misfits(expected, entries)
-    arrays = _values(path, entries, parameters)
+    with _reported("cannot read", path):
+        if path.is_dir():
+            raise ValueError(f"it is a folder: give the file in it, {INDEX} or {MODEL}")
+    index = _index(path) if path.suffix == ".json" else {}
+    parameters = dict(named_tensors(model))
+    held: dict[str, dict[str, Outline]] = {}
+    arrays: Arrays = {}
+    wrong: list[str] = []
+    for shard in dict.fromkeys(index.values()) or [path.name]:
+        try:
+            held[shard], fitting = _shard(path.parent / shard, parameters)
+            arrays |= fitting
+        except CheckpointError as error:
+            if not index:
+                raise
+            wrong.append(str(error))
+        with _reported(str(path)):
+            formats.check_number(range(sum(map(len, held.values()))))
+    wrong += _misplaced(index, held) if index else []
+    wrong += _misnamed(model, held, index.keys())
     _refuse(path, wrong, arrays, allow_nan)
     with _reported(str(path)):
-        model.load_state_dict(arrays)
+        model.load_state_dict(arrays, copy=False)
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Return which file in the same folder holds each tensor, as an index says."""
+    places = _parsed(path.parent, path.name, _read(path, MOST_BYTES)).get("weight_map")
+    with _reported(f"{path.name} in {path.parent}"):
+        if not isinstance(places, dict) or not places:
+            raise ValueError("it has no weight_map, from the names of tensors to those of files")
+        formats.check_number(places)
+        "".join(places).encode()  # half a pair of surrogates is in no tensor's name
+        pickles = [name for name in places.values() if str(name).endswith(".bin")]
+        if pickles:
+            raise ValueError(
+                f"{short(pickles[0])} is a pickle, which can run any code and is never read here: "
+                "safetensors.torch and save_pretrained() of transformers write .safetensors"
+            )
+        strange = [name for name in places.values() if not _is_shard(name)]
+        if strange:
+            raise ValueError(
+                f"it names {short(strange[0])}, which is no .safetensors file beside it"
+            )
+    return places
+
+
+def _is_shard(name: object) -> bool:
+    """Whether an index may give tensors to a file of this name: it leads nowhere else."""
+    return isinstance(name, str) and _is_plain(name) and Path(name).suffix == ".safetensors"
+
+
+def _shard(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Outline], Arrays]:
+    """Return the outlines of all arrays in a file, and those arrays that are expected and fit.
+
+    Nothing of this refers to the bytes of the file, which are gone when it is returned.
+    """
+    entries, _ = _entries(path, _read(path))
+    outlines = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
+    return outlines, _values(path, entries, expected)
+
+
+def _misplaced(index: Mapping[str, str], held: Mapping[str, Collection[str]]) -> list[str]:
+    """Return in words which tensors do not lie in the shards where the index has them."""
+    lacking = [
+        f"{shard} lacks {name}, which the index gives to it"
+        for name, shard in index.items()
+        if shard in held and name not in held[shard]
+    ]
+    return lacking + [
+        f"{name} is in {shard}, but the index gives it to {index.get(name, 'no file')}"
+        for shard, names in held.items()
+        for name in names
+        if index.get(name) != shard
+    ]
+
+
+def _misnamed(
+    model: Module, held: Mapping[str, Mapping[str, Outline]], listed: Iterable[str]
+) -> list[str]:
+    """Return in words what does not fit the model; what an index lists is not missing once more."""
+    found = {name: outline for outlines in held.values() for name, outline in outlines.items()}
+    lost = set(listed) - found.keys()
+    expected = model.expected({*found, *lost})
+    return misfits({name: expected[name] for name in expected if name not in lost}, found)
 
 
 def _values(
@@ -422,11 +516,15 @@ def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` can name an adapter, that is a folder inside the given one."""
-    forbidden = set("/\\:\0")
-    plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & forbidden
-    plain = plain and not name.startswith(saving.PREFIX)
-    if not plain or len(name.encode(errors="replace")) > 255 or not name.isprintable():
+    if not _is_plain(name) or name.startswith(saving.PREFIX):
         raise ValueError(f"an adapter's name becomes a folder: it cannot be {name!r}")
+
+
+def _is_plain(name: object) -> bool:
+    """Whether ``name`` can be that of a file or folder inside a given one, on every system."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        return False
+    return len(name.encode(errors="replace")) <= 255 and name.isprintable()
 
 
 def save_config(folder: Path, config: LoraConfig) -> None:

@@ -2,11 +2,11 @@
 
     python tests/fuzz_adapter_files.py --count 20000
 
-Valid files (``.npz``, PEFT's folder if safetensors is installed, models, and configs alone) are
-changed a little: bytes flipped, removed, repeated or moved, values in the JSON replaced, tensors renamed,
-reshaped or retyped, headers and directories made to lie.  Where a checksum or a length would betray the
-change at once, it is made to fit again, so that the damage reaches what is inside.  Then come the files
-of ``hostile_files.py``, which somebody made on purpose.
+Valid files (``.npz``, PEFT's folder if safetensors is installed, models, one of them in shards, and
+configs alone) are changed a little: bytes flipped, removed, repeated or moved, values in the JSON
+replaced, tensors renamed, reshaped or retyped, headers and directories made to lie.  Where a checksum or
+a length would betray the change at once, it is made to fit again, so that the damage reaches what is
+inside.  Then come the files of ``hostile_files.py``, which somebody made on purpose.
 The suite tries those, and four hundred at random.
 
 A clear error is a ``CheckpointError`` of less than 10,000 characters.  A sound model computes what the
@@ -51,6 +51,7 @@ from hostile_files import (
 import loradora as ld
 
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+INDEX, SHARDS = "model.safetensors.index.json", ("one.safetensors", "two.safetensors")
 SECONDS, TIMES, MEGABYTES = 2, 20, 30
 
 
@@ -106,7 +107,31 @@ def valid_files(folder):
         ld.save_model(folder / f"valid{suffix}", Net())
         content = (folder / f"valid{suffix}").read_bytes()
         kinds[f"model{suffix}"].append({f"model{suffix}": content})
+    if len(suffixes) > 1:
+        kinds["index"] = kinds["shard"] = [in_shards(content)]
     return dict(kinds)
+
+
+def in_shards(content):
+    """Return a model in two files and their index, every other tensor in the second."""
+    arrays, places = arrays_in("model.safetensors", content), {}
+    files = {}
+    for i, shard in enumerate(SHARDS):
+        held = {name: arrays[name] for name in list(arrays)[i::2]}
+        places |= dict.fromkeys(held, shard)
+        files[shard] = safetensors_of(held)
+    return {INDEX: json.dumps({"metadata": {}, "weight_map": places}).encode(), **files}
+
+
+def safetensors_of(arrays):
+    """Return a file with float32 arrays, as the README of safetensors has it."""
+    header, body = {}, b""
+    for name, a in arrays.items():
+        offsets = [len(body), len(body) + a.nbytes]
+        header[name] = {"dtype": "F32", "shape": a.shape, "data_offsets": offsets}
+        body += a.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
 
 
 # ----------------------------------------------------------------------------- damage
@@ -180,10 +205,19 @@ def other_json(data, rng):
     for _ in range(rng.integers(1, 4)):
         key = rng.choice(list(values)) if values else "r"
         if rng.random() < 0.2:
-            values.pop(key)
+            values.pop(key, None)
         else:
             values[str(key)] = a_value(rng)
     return json.dumps(values).encode()
+
+
+def other_place(data, rng):
+    """Return an index that gives a tensor, or one that there is not, to another place."""
+    index = json.loads(data)
+    name = str(rng.choice(list(index["weight_map"]))) + "x" * int(rng.random() < 0.2)
+    places = [*SHARDS, f"../{SHARDS[0]}", "no.safetensors", INDEX, a_value(rng)]
+    index["weight_map"][name] = places[rng.integers(len(places))]
+    return json.dumps(index).encode()
 
 
 def lies_about(value, rng):
@@ -349,14 +383,16 @@ INSIDE = {
 }
 INSIDE |= {"config": INSIDE["json"]}
 INSIDE |= {"model.npz": INSIDE["npz"][4:], "model.safetensors": INSIDE["safetensors"]}
+INSIDE |= {"index": [other_json] * 4 + [other_place] * 8, "shard": INSIDE["safetensors"]}
+
+#: Which file is damaged, if it is not called as its kind.
+TARGETS = {"npz": "a.npz", "safetensors": WEIGHTS, "json": CONFIG, "config": CONFIG}
+TARGETS |= {"index": INDEX, "shard": SHARDS[0]}
 
 
 def damaged(kind, files, rng):
     """Return the files with one of them damaged."""
-    target = {"npz": "a.npz", "safetensors": WEIGHTS, "json": CONFIG, "config": CONFIG}.get(
-        kind, kind
-    )
-    ways = DAMAGE + INSIDE[kind]
+    ways, target = DAMAGE + INSIDE[kind], TARGETS.get(kind, kind)
     with np.errstate(all="ignore"):
         return files | {target: ways[rng.integers(len(ways))](files[target], rng)}
 
@@ -471,9 +507,10 @@ def check_function(model, files):
 
 
 def check_parameters(model, files):
-    """Raise unless the model has exactly the parameters in the file."""
-    ((name, content),) = files.items()
-    arrays, state = arrays_in(name, content), model.state_dict()
+    """Raise unless the model has exactly the parameters in the file, or in its shards."""
+    held = {name: content for name, content in files.items() if name != INDEX}
+    arrays = {k: a for name, content in held.items() for k, a in arrays_in(name, content).items()}
+    state = model.state_dict()
     assert arrays.keys() == state.keys()
     for key, array in arrays.items():
         np.testing.assert_array_equal(state[key], array.astype(np.float32))
@@ -543,7 +580,7 @@ def reader(files, net, folder):
         return lambda: ld.PeftModel.from_pretrained(net, folder), check_function
     if CONFIG in files:
         return lambda: ld.LoraConfig.from_pretrained(folder), lambda config, _: config.to_dict()
-    (name,) = files
+    name = INDEX if INDEX in files else next(iter(files))
     model = Net()  # another one: this one may change
 
     def load():

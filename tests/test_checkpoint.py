@@ -266,6 +266,296 @@ def test_a_model_that_does_not_fit_is_refused_and_stays(tmp_path):
     assert state_of(net) == before
 
 
+# ----------------------------------------------------------------------------- models in several files
+
+INDEX = "model.safetensors.index.json"
+ONE, TWO, THREE = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+#: Which file holds which tensor of ``base()``; the files are in no order, and nor are their tensors.
+PLACES = {
+    "layers.2.bias": THREE,
+    "layers.0.weight": ONE,
+    "layers.2.weight": ONE,
+    "layers.0.bias": TWO,
+}
+
+
+def sharded(folder, state=None, places=PLACES, index=None):
+    """Write a model in several files and their index; return the latter."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="shards are of its format")
+    state = base().state_dict() if state is None else state
+    for shard in set(places.values()):
+        held = {name: state[name] for name in places if places[name] == shard}
+        safetensors.save_file(held, folder / shard)
+    return indexed(folder, {"metadata": {"total_size": 1}, "weight_map": places | (index or {})})
+
+
+def indexed(folder, content):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / INDEX).write_bytes(text)
+    return folder / INDEX
+
+
+def refuse_model(file, *messages, net=None, **options):
+    """Loading is refused with these messages, in one error, and the model stays as it is."""
+    net = ld.MLP([3, 4, 2], rng=5) if net is None else net
+    before = state_of(net)
+    with pytest.raises(CheckpointError) as failure:
+        ld.load_model(file, net, **options)
+    for message in messages:
+        assert message in str(failure.value)
+    assert state_of(net) == before
+    return str(failure.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_model_in_several_files_is_read_by_their_index(dtype, tmp_path):
+    net = ld.MLP([3, 4, 2])
+    ld.load_model(sharded(tmp_path, base(dtype).state_dict()), net)
+    expected = {name: a.astype(np.float32) for name, a in base(dtype).state_dict().items()}
+    assert state_of(net) == {name: (a.dtype, a.tobytes()) for name, a in expected.items()}
+
+
+def test_bfloat16_shards_are_read(tmp_path):
+    file, net = sharded(tmp_path), ld.MLP([3, 4, 2])
+    replace_tensor(tmp_path / TWO, "layers.0.bias", "BF16", struct.pack("<4H", *[0x3FC0] * 4))
+    ld.load_model(file, net)
+    assert_array_equal(net.layers[0].bias.data, np.full(4, 1.5))
+
+
+def test_shards_and_their_index_may_be_links_as_in_the_cache_of_hugging_face(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    sharded(tmp_path)
+    for i, name in enumerate((INDEX, ONE, TWO, THREE)):
+        (tmp_path / name).rename(tmp_path / "blobs" / f"{i}")
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{i}")
+    net = ld.MLP([3, 4, 2])
+    ld.load_model(tmp_path / "snapshot" / INDEX, net)
+    assert state_of(net) == state_of(base())
+
+
+def test_a_tied_tensor_may_lie_in_one_shard_or_in_two(tmp_path):
+    net = ld.Sequential(ld.Linear(2, 2, rng=0), ld.ReLU())
+    net.tied = net[0]
+    values = {name: p.data + 1 for name, p in net[0].named_parameters()}
+    state = {f"{path}.{name}": a for path in ("0", "tied") for name, a in values.items()}
+    for places in (
+        {"tied.weight": ONE, "0.bias": TWO},
+        {"tied.weight": ONE, "0.weight": TWO, "0.bias": TWO, "tied.bias": THREE},
+    ):
+        net.load_state_dict({"0.weight": values["weight"] * 0, "0.bias": values["bias"] * 0})
+        ld.load_model(sharded(tmp_path, state, places), net)
+        assert_array_equal(net[0].weight.data, values["weight"])
+        assert_array_equal(net.tied.bias.data, values["bias"])
+    state["0.weight"] = state["0.weight"] + 1
+    file = sharded(tmp_path, state, places)
+    refuse_model(file, "tied.weight and 0.weight differ, and are one tensor here", net=net)
+
+
+def test_an_adapted_model_takes_its_shards_if_the_base_is_the_same(tmp_path):
+    model = trained("DoRA")
+    places = {name: (ONE, TWO)[i % 2] for i, name in enumerate(model.state_dict())}
+    file = sharded(tmp_path, model.state_dict(), places)
+    other = ld.get_peft_model(base(), model.peft_config["default"], rng=3)
+    ld.load_model(file, other)
+    assert state_of(other) == state_of(model)
+    foreign = ld.get_peft_model(ld.MLP([3, 4, 2], rng=9), model.peft_config["default"], rng=3)
+    refuse_model(file, "the state is that of another base", net=foreign)
+
+
+def test_nan_in_a_shard_is_refused_unless_asked_for(tmp_path):
+    state = base().state_dict()
+    state["layers.2.bias"] *= np.nan
+    file, net = sharded(tmp_path, state), ld.MLP([3, 4, 2])
+    refuse_model(file, "NaN or infinity in layers.2.bias (see allow_nan)")
+    ld.load_model(file, net, allow_nan=True)
+    assert np.isnan(net.layers[2].bias.data).all()
+
+
+def test_everything_that_is_wrong_with_shards_is_listed_at_once(tmp_path):
+    state = base().state_dict() | {"stray": np.zeros(7, np.float32)}
+    state["layers.2.weight"] = np.zeros((2, 5), np.float32)
+    state["layers.0.weight"] *= np.inf
+    state["mine"] = state.pop("layers.2.bias")
+    places = {"layers.2.weight": TWO, "layers.0.weight": TWO, "mine": TWO, "stray": THREE}
+    index = {"layers.0.bias": ONE, "lost": THREE, "stray": TWO}
+    file = sharded(tmp_path, state, places, index)
+    message = refuse_model(
+        file,
+        f"cannot read {tmp_path / ONE}: No such file",
+        f"{THREE} lacks lost, which the index gives to it",
+        f"{TWO} lacks stray, which the index gives to it",
+        f"stray is in {THREE}, but the index gives it to {TWO}",
+        "missing layers.2.bias (2,)",
+        "layers.2.weight has shape (2, 5), expected (2, 4)",
+        "unexpected mine (2,)",
+        "unexpected stray (7,)",
+        "NaN or infinity in layers.0.weight",
+    )
+    assert message.count("missing") == 1  # what is lacking in a shard has been named
+
+
+def edit_shard(name):
+    def change(folder, **arrays):
+        from safetensors.numpy import load_file, save_file
+
+        save_file({**load_file(folder / name), **arrays}, folder / name)
+
+    return change
+
+
+def with_a_second_copy(folder):
+    edit_shard(TWO)(folder, **{"layers.2.weight": np.zeros((2, 4), np.float32)})
+
+
+def with_an_unlisted_tensor(folder):
+    edit_shard(TWO)(folder, more=np.zeros(1, np.float32))
+
+
+def cut_off(folder):
+    (folder / TWO).write_bytes((folder / TWO).read_bytes()[:-1])
+
+
+def a_folder_for_a_shard(folder):
+    (folder / TWO).unlink()
+    (folder / TWO).mkdir()
+
+
+def a_link_to_nothing(folder):
+    (folder / TWO).unlink()
+    (folder / TWO).symlink_to("nowhere")
+
+
+def a_pickle_for_a_shard(folder):
+    (folder / TWO).write_bytes(pickle.dumps(Trap(folder / "trapped")))
+
+
+SHARDS = {
+    "two copies": (
+        with_a_second_copy,
+        f"layers.2.weight is in {TWO}, but the index gives it to {ONE}",
+    ),
+    "unlisted": (with_an_unlisted_tensor, f"more is in {TWO}, but the index gives it to no file"),
+    "cut off": (cut_off, f"{TWO} is not a valid safetensors file"),
+    "a folder": (a_folder_for_a_shard, f"{TWO}: Is a directory"),
+    "a link to nothing": (a_link_to_nothing, f"{TWO}: No such file"),
+    "a pickle": (a_pickle_for_a_shard, f"{TWO} is not a valid safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_shard_that_is_not_what_the_index_says_is_refused(name, tmp_path):
+    change, message = SHARDS[name]
+    file = sharded(tmp_path)
+    change(tmp_path)
+    refuse_model(file, message)
+    assert not (tmp_path / "trapped").exists()
+
+
+def placed(name):
+    return {"weight_map": PLACES | {"layers.0.bias": name}}
+
+
+BESIDE = "which is no .safetensors file beside it"
+INDICES = {
+    "no JSON": (b"{", f"{INDEX} in "),
+    "no text": (b"\xff\xfe", f"{INDEX} in "),
+    "a list": (b"[]", "expected an object, got list"),
+    "nothing": ({}, "it has no weight_map"),
+    "an empty map": ({"weight_map": {}}, "it has no weight_map"),
+    "a list for a map": ({"weight_map": [ONE]}, "it has no weight_map"),
+    "a map twice": (b'{"weight_map": {}, "weight_map": {}}', "a key occurs twice"),
+    "a name twice": (b'{"weight_map": {"a": "a.safetensors", "a": "b"}}', "a key occurs twice"),
+    "deep": (b'{"weight_map":' * 70_000, f"{INDEX} in "),
+    "long": (b" " * 2**20 + b"{}", "it is larger than 1048576 bytes"),
+    "half a character": (placed(ONE) | {"weight_map": {"\ud800": ONE}}, "surrogates not allowed"),
+    "many names": (
+        {"weight_map": {f"{i}": "m.safetensors" for i in range(10_001)}},
+        "there are 10001 arrays, and a file holds at most 10000",
+    ),
+    "a pickle": (placed("pytorch_model-00001-of-00002.bin"), "is a pickle, which can run any code"),
+    "a number": (placed(7), f"it names 7, {BESIDE}"),
+    "null": (placed(None), f"it names None, {BESIDE}"),
+    "a list of files": (placed([ONE, TWO]), BESIDE),
+    "another index": (placed(INDEX), BESIDE),
+    "an npz": (placed("a.npz"), BESIDE),
+    "no stem": (placed(".safetensors"), BESIDE),
+    "an empty name": (placed(""), BESIDE),
+    "a long name": (placed(f"{'a' * 300}.safetensors"), BESIDE),
+    "a line break": (placed("a\nb.safetensors"), BESIDE),
+} | {
+    f"outside: {name!r}": (placed(f"{name}.safetensors"), BESIDE)
+    for name in (
+        "../x",
+        "/x",
+        "a/b",
+        "a/../x",
+        "..\\x",
+        "C:x",
+        "C:\\x",
+        "x\0",
+        "\\\\host\\x",
+        "./x",
+    )
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_that_is_not_valid_is_refused(name, tmp_path):
+    content, message = INDICES[name]
+    sharded(tmp_path)
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / TWO).read_bytes())
+    (tmp_path / "inner").mkdir()
+    for i in (ONE, TWO, THREE):
+        (tmp_path / i).rename(tmp_path / "inner" / i)
+    assert len(refuse_model(indexed(tmp_path / "inner", content), message)) < 5000
+
+
+def test_shards_that_hold_more_arrays_than_any_file_are_refused(tmp_path, monkeypatch):
+    file = sharded(tmp_path)
+    monkeypatch.setattr(formats, "MOST_ARRAYS", 4)
+    ld.load_model(file, base())
+    with_an_unlisted_tensor(tmp_path)
+    refuse_model(file, "there are 5 arrays, and a file holds at most 4")
+
+
+def test_of_a_single_file_that_cannot_be_read_nothing_else_is_said(tmp_path):
+    message = refuse_model(tmp_path / "m.npz")
+    assert message == f"cannot read {tmp_path / 'm.npz'}: No such file or directory"
+
+
+def test_of_a_folder_the_file_is_to_be_named(tmp_path):
+    refuse_model(tmp_path, f"it is a folder: give the file in it, {INDEX} or model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_no_more_than_one_shard_is_held_beside_the_arrays(dtype, tmp_path):
+    """A shard is there twice while it is taken apart; then its bytes are dropped, and arrays made."""
+    net = ld.Sequential(*[ld.Linear(256, 256, bias=False, rng=0) for _ in range(8)])
+    places = {name: f"{name}.safetensors" for name in net.state_dict()}
+    state = {name: a.astype(dtype) for name, a in net.state_dict().items()}
+    file, shard = sharded(tmp_path, state, places), 256 * 256 * np.dtype(dtype).itemsize
+    array = 256 * 256 * 4
+
+    def peak(path):
+        tracemalloc.start()
+        try:
+            ld.load_model(path, net)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(file)  # what is imported at the first time
+    slack = array // 4
+    # seven arrays and the last shard twice, or eight arrays and its bytes
+    assert peak(file) < max(7 * array + 2 * shard, 8 * array + shard) + slack
+    # a model in one file is one shard
+    one = sharded(tmp_path, state, dict.fromkeys(places, ONE))
+    assert peak(one) < 8 * array + 8 * shard + slack
+    np.savez(tmp_path / "m.npz", **state)
+    assert peak(tmp_path / "m.npz") < 8 * array + 9 * shard + slack  # a member is unpacked
+
+
 # ----------------------------------------------------------------------------- saved is what ran
 
 
