@@ -12,6 +12,7 @@ the options that make an adapter what it is, and a config that says something el
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -132,9 +133,9 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     ------
     CheckpointError
         Listing everything that is missing, unexpected, misshapen or not finite, every shard that is
-        missing or damaged, and every tensor in another shard than the index says.  Also for an index
-        that is not valid, or names a pickle or a file elsewhere, and for a PeftModel of another base.
-        Nothing is changed.
+        missing or damaged, and every tensor in another shard than the index says; a prefix that all
+        names have, such as ``module.``, is named once.  Also for an index that is not valid, or names a
+        pickle or a file elsewhere, and for a PeftModel of another base.  Nothing is changed.
 
     Notes
     -----
@@ -224,9 +225,28 @@ def _misnamed(
 ) -> list[str]:
     """Return in words what does not fit the model; what an index lists is not missing once more."""
     found = {name: outline for outlines in held.values() for name, outline in outlines.items()}
-    lost = set(listed) - found.keys()
-    expected = model.expected({*found, *lost})
-    return misfits({name: expected[name] for name in expected if name not in lost}, found)
+    prefix = _extra_prefix(dict(named_tensors(model)), found)
+    bare = {name.removeprefix(prefix): outline for name, outline in found.items()}
+    lost = {name.removeprefix(prefix) for name in listed} - bare.keys()
+    expected = model.expected({*bare, *lost})
+    wrong = misfits({name: expected[name] for name in expected if name not in lost}, bare)
+    if prefix:
+        wrong.insert(
+            0,
+            f"all names begin with {prefix!r}, and none does here: load_state_dict() takes them after "
+            f"name.removeprefix({prefix!r}), or save what is inside, say net.module.state_dict()",
+        )
+    return wrong
+
+
+def _extra_prefix(expected: Container[str], found: Collection[str]) -> str:
+    """Return what all names begin with that would be expected without it, as DDP's do; or nothing."""
+    if any(name in expected for name in found):
+        return ""
+    steps = next(iter(found), "").split(".", 10)[:-1]  # no wrappers are nested deeper
+    prefixes = itertools.accumulate(f"{step}." for step in steps)
+    shared = itertools.takewhile(lambda p: all(name.startswith(p) for name in found), prefixes)
+    return next((p for p in shared if any(n.removeprefix(p) in expected for n in found)), "")
 
 
 def _values(

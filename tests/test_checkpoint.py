@@ -556,6 +556,63 @@ def test_no_more_than_one_shard_is_held_beside_the_arrays(dtype, tmp_path):
     assert peak(tmp_path / "m.npz") < 8 * array + 9 * shard + slack  # a member is unpacked
 
 
+# ----------------------------------------------------------------------------- names with a prefix
+
+
+def prefixed(prefix):
+    """Return the state of ``base()`` under other names, one of them a stray."""
+    state = {prefix + name: a for name, a in base().state_dict().items()}
+    return state | {f"{prefix}a.stray": state.pop(f"{prefix}layers.0.bias")}
+
+
+every_prefix = pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "base_model.model.", "layers.", "0."]
+)
+
+
+@every_prefix
+def test_a_prefix_that_all_names_have_is_named_once(prefix, tmp_path):
+    np.savez(tmp_path / "m.npz", **prefixed(prefix))
+    message = refuse_model(
+        tmp_path / "m.npz",
+        f"all names begin with {prefix!r}, and none does here",
+        "missing layers.0.bias (4,)",
+        "unexpected a.stray (4,)",
+    )
+    assert message.count("missing") == message.count("unexpected") == 1
+
+
+@every_prefix
+def test_a_prefix_that_all_names_in_shards_have_is_named_once(prefix, tmp_path):
+    state = prefixed(prefix)
+    places = {name: (ONE, TWO)[i % 2] for i, name in enumerate(state)}
+    message = refuse_model(
+        sharded(tmp_path, state, places, index={f"{prefix}layers.0.bias": ONE}),
+        f"all names begin with {prefix!r}, and none does here",
+        f"{ONE} lacks {prefix}layers.0.bias",
+    )
+    assert "missing" not in message
+
+
+@pytest.mark.parametrize("names", [["module.a.weight"], ["module.layers.0.weight", "other"], []])
+def test_other_names_are_listed(names, tmp_path):
+    np.savez(tmp_path / "m.npz", **{name: np.zeros((4, 3)) for name in names})
+    message = refuse_model(tmp_path / "m.npz", *(f"unexpected {name}" for name in names))
+    assert "begin with" not in message
+
+
+def test_a_name_that_another_one_ends_with_is_no_sign_of_a_prefix(tmp_path):
+    net = ld.Module()
+    net.a = ld.Linear(2, 2, rng=0)
+    net.a.a = ld.Linear(2, 2, rng=1)
+    ld.save_model(tmp_path / "m.npz", net)
+    ld.load_model(tmp_path / "m.npz", net)
+    np.savez(
+        tmp_path / "m.npz", **{name: net.state_dict()[name] for name in ("a.bias", "a.a.bias")}
+    )
+    assert "begin with" not in refuse_model(tmp_path / "m.npz", "missing a.weight", net=net)
+
+
 # ----------------------------------------------------------------------------- saved is what ran
 
 
