@@ -95,6 +95,10 @@ def save_model(file: str | Path, model: Module) -> None:
     The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).  Of a
     PeftModel this is what acts now: the base and the active adapters.  ``save_adapter`` keeps the others.
 
+    Names and shapes are those of PyTorch, so ``load_state_dict(safetensors.torch.load_file(file))``
+    takes such a file.  A tensor that several modules share is there once, under its first name, as in
+    all files of Hugging Face; ``safetensors.torch.load_model(net, file)`` finds its other names.
+
     Raises
     ------
     CheckpointError

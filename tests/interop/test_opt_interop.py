@@ -164,6 +164,14 @@ def test_a_folder_of_transformers_is_read(tmp_path: Path) -> None:
     agree(logits(ours), logits(net))
 
 
+def test_a_folder_of_transformers_with_shards_is_read(tmp_path: Path) -> None:
+    net, ours = opt(), gpt()
+    net.save_pretrained(tmp_path, max_shard_size=5_000)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    ld.load_model(tmp_path / "model.safetensors.index.json", ours)
+    agree(logits(ours), logits(net))
+
+
 def test_a_file_with_the_table_under_the_name_of_the_head_is_read(tmp_path: Path) -> None:
     net, ours, file = opt(), gpt(), tmp_path / "model.safetensors"
     safetensors.save_model(net, str(file))
