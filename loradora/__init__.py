@@ -3,10 +3,11 @@
 Read it in this order: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``norms`` (its
 one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (how A and B start),
 ``config`` (the options), ``matching`` (which layers they name), ``reaching`` (who else knows a layer),
-``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``checkpoint`` (files), ``adapting``
-(one adapter on one model), ``peft`` (adapted models, merging), ``optim`` and ``train`` (training),
-``moments`` (an optimizer's state, to go on in PyTorch), ``analysis`` (what an adapter did), ``memory``
-(what a script may ask for).  ``companion`` looks first whether minigrad is the one that belongs here.
+``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``files`` (what all files have in
+common), ``checkpoint`` (those of adapters), ``adapting`` (one adapter on one model), ``peft`` (adapted
+models, merging), ``optim`` and ``train`` (training), ``moments`` (an optimizer's state, by name),
+``model_files`` (models and states on disk), ``analysis`` (what an adapter did), ``memory`` (what a script
+may ask for).  ``companion`` looks first whether minigrad is the one that belongs here.
 """
 
 import typing
@@ -25,15 +26,10 @@ from loradora.attention import (
     attention_weights,
     causal_mask,
 )
-from loradora.checkpoint import (
-    CheckpointError,
-    load_model,
-    load_optimizer,
-    save_model,
-    save_optimizer,
-)
 from loradora.config import LoraConfig
+from loradora.files import CheckpointError
 from loradora.memory import keep_freed_memory
+from loradora.model_files import load_model, load_optimizer, save_model, save_optimizer
 from loradora.moments import optimizer_from_torch, optimizer_to_torch
 from loradora.nn import GELU, MLP, Dropout, Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
 from loradora.optim import (

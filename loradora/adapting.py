@@ -19,6 +19,7 @@ from loradora import checkpoint
 from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
+from loradora.files import CheckpointError
 from loradora.matching import Match, exact_names, match_tensors
 from loradora.nn import (
     Dropout,
@@ -237,7 +238,7 @@ class Adapter:
             if not same_values(arrays[key], arrays[names[p]])
         ]
         if apart:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{source}: {', '.join(apart)} differ, and are one tensor in the model"
             )
         all_or_none([setting_data(p, arrays[key]) for key, p in self.saved.items()])

@@ -186,14 +186,14 @@ class Module:
         """Return a copy of every parameter by name."""
         return {name: np.array(p.data) for name, p in self.named_parameters()}
 
-    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, copy: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, assign: bool = False) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
         PyTorch lists a shared parameter under each of its names, and some files have it under any one of
         them.  So may ``state``, with one value.
 
-        The parameters get copies, unless ``copy=False`` gives the arrays themselves away: then nobody
-        may write to them any more.  For a large model this halves the memory needed.
+        The parameters get copies.  With ``assign=True``, as in PyTorch, they get the arrays themselves
+        where the dtype is theirs, to which nobody may write any more.  That halves the memory needed.
 
         Raises
         ------
@@ -201,10 +201,10 @@ class Module:
             Listing every missing, unexpected, misshapen or non-float entry at once, every one that is
             too large for the dtype of its parameter, and values of a shared one that differ.
         """
-        all_or_none([setting_data(p, value) for p, value in self.fitted(state, copy=copy)])
+        all_or_none([setting_data(p, value) for p, value in self.fitted(state, assign=assign)])
 
     def fitted(
-        self, state: Mapping[str, npt.ArrayLike], *, copy: bool = True
+        self, state: Mapping[str, npt.ArrayLike], *, assign: bool = False
     ) -> list[tuple[Tensor, npt.NDArray[Any]]]:
         """Return every parameter with its value in ``state``; all is as in load_state_dict."""
         given = {name: as_array(value, name) for name, value in state.items()}
@@ -218,7 +218,7 @@ class Module:
         found = []
         for p, name in names.items() if not wrong else ():
             with np.errstate(over="ignore", under="ignore"):
-                value = given[name].astype(p.dtype, copy=copy)
+                value = given[name].astype(p.dtype, copy=not assign)
             if np.isfinite(given[name]).all() and not np.isfinite(value).all():
                 wrong.append(f"{name} has numbers that are too large for {p.dtype}")
             found.append((p, value))

@@ -29,6 +29,7 @@ from loradora.combining import (
     weighted_sum,
 )
 from loradora.config import LoraConfig, ReadOnly
+from loradora.files import CheckpointError
 from loradora.matching import check_names, match, named_as
 from loradora.nn import (
     Change,
@@ -164,10 +165,10 @@ class PeftModel(Module):
         """Return the view of the base alone, the one that is active, and that of each adapter."""
         return [self._plain, self._active, *(a.model for a in self._adapters.values())]
 
-    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, copy: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, assign: bool = False) -> None:
         """Set the tensors of the adapter that acts now from ``state``; all of them or none.
 
-        They get copies, unless ``copy=False`` gives the arrays themselves away.
+        They get copies, or the arrays themselves with ``assign=True`` (see :class:`Module`).
 
         Raises
         ------
@@ -175,7 +176,7 @@ class PeftModel(Module):
             As :meth:`Module.load_state_dict`, and if the state has another base: its values are shared by
             all adapters, and do not change.  Load them into the base first, then adapt it.
         """
-        fitted = self.fitted(state, copy=copy)
+        fitted = self.fitted(state, assign=assign)
         own = {id(p) for adapter in self._adapters.values() for p in adapter.saved.values()}
         frozen = [(p, value) for p, value in fitted if id(p) not in own]
         if not all(np.array_equal(p.data, value, equal_nan=True) for p, value in frozen):
@@ -586,7 +587,7 @@ class PeftModel(Module):
             )
             named = named_as(found, self._plain, quick)
         except ValueError as error:
-            raise checkpoint.CheckpointError(f"{source} does not fit the model: {error}") from error
+            raise CheckpointError(f"{source} does not fit the model: {error}") from error
         adapter.load(source, file, allow_nan)
         adapter.config = dataclasses.replace(named, init_lora_weights=config.init_lora_weights)
         self._keep(adapter_name, adapter)

@@ -23,7 +23,7 @@ from numpy.testing import assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora import CheckpointError, checkpoint, formats
+from loradora import CheckpointError, checkpoint, files, formats
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -1377,7 +1377,7 @@ def test_an_intact_file_of_the_same_make_is_read(tmp_path, safetensors):
     """What was falsified above is refused for its fault, not for the way it was written."""
     assemble(tmp_path / "t.safetensors", header(), np.array([1, 2], np.float32).tobytes())
     file = tmp_path / "t.safetensors"
-    entries, _ = checkpoint._entries(file, file.read_bytes())
+    entries, _ = files.described(file, file.read_bytes())
     assert_array_equal(entries["t"].read(), [1, 2])
 
 

@@ -810,12 +810,12 @@ def test_a_state_is_copied_unless_it_is_given_away(copied):
     config = ld.LoraConfig(r=1, target_modules=["0"])
     for each in (model, ld.get_peft_model(ld.Sequential(ld.Linear(3, 4, rng=0)), config, rng=0)):
         state = each.state_dict()
-        each.load_state_dict(state, copy=copied)
+        each.load_state_dict(state, assign=not copied)
         for name, p in each.named_parameters():
             if p.requires_grad:
                 assert (p.data is state[name]) is not copied
     wide = {name: a.astype(np.float64) for name, a in model.state_dict().items()}
-    model.load_state_dict(wide, copy=copied)
+    model.load_state_dict(wide, assign=not copied)
     assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
 
 

@@ -1,0 +1,239 @@
+"""Files of a model, and of what its optimizer remembers: ``.npz``, or PyTorch's ``.safetensors``.
+
+Names and shapes are PyTorch's, so these files go there, and come from there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Container, Iterable, Mapping
+from pathlib import Path
+
+from loradora import formats, moments
+from loradora.files import (
+    MOST_BYTES,
+    CheckpointError,
+    described,
+    fitting,
+    is_plain,
+    parsed,
+    read,
+    refuse,
+    reported,
+    write,
+)
+from loradora.formats import Arrays
+from loradora.nn import Module, misfits, named_tensors, short
+from loradora.optim import Optimizer
+from minigrad import Tensor
+from minigrad.engine import Outline
+
+#: What transformers calls a model's one file, or the index of its several ones.
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+# ----------------------------------------------------------------------------- models
+
+
+def save_model(file: str | Path, model: Module) -> None:
+    """Write the parameters of ``model`` by name into an ``.npz`` or a ``.safetensors`` file.
+
+    The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).  Of a
+    PeftModel this is what acts now: the base and the active adapters.  ``save_adapter`` keeps the others.
+
+    Names and shapes are those of PyTorch, so ``load_state_dict(safetensors.torch.load_file(file))``
+    takes such a file.  A tensor that several modules share is there once, under its first name, as in
+    all files of Hugging Face; ``safetensors.torch.load_model(net, file)`` finds its other names.
+
+    Raises
+    ------
+    CheckpointError
+        For another suffix, and if the disk refuses; an old file stays as it was.
+    ImportError
+        Without safetensors, naming the extra and the alternative.
+    """
+    _save(file, {name: p.data for name, p in model.named_parameters()}, "save_model()")
+
+
+def _save(file: str | Path, arrays: Arrays, function: str) -> None:
+    """Write arrays by name into a file, of which the suffix says the format."""
+    path = Path(file)
+    if path.suffix not in (".npz", ".safetensors"):
+        raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
+    with reported("cannot write", path):
+        if path.suffix == ".npz":
+            data = formats.npz(arrays)
+        else:
+            data = formats.safetensors(arrays, f"{function} also writes .npz, without it")
+    write({path: data})
+
+
+def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> None:
+    """Set the parameters of ``model`` from an ``.npz`` file, or from ``.safetensors`` files of PyTorch.
+
+    A large model lies in several of these, its shards.  Then give the index beside them, say
+    ``model.safetensors.index.json``: its ``weight_map`` names the shard of each tensor.  One shard is
+    read after the other, and let go before the next.  So the memory needed is that of the old arrays,
+    the new arrays, and one or two shards.  A single file is read as a model of one shard.
+
+    Each parameter takes the dtype that it has in ``model``, in which it must be finite, unless
+    ``allow_nan``.  A tensor that several modules share may have any of its names, or all.
+
+    Raises
+    ------
+    CheckpointError
+        Listing everything that is missing, unexpected, misshapen or not finite, every shard that is
+        missing or damaged, and every tensor in another shard than the index says; a prefix that all
+        names have, such as ``module.``, is named once.  Also for an index that is not valid, or names a
+        pickle or a file elsewhere, and for a PeftModel of another base.  Nothing is changed.
+
+    Notes
+    -----
+    Shards and their index are described by Hugging Face: "Sharded checkpoints" in the guide to big
+    models of transformers, and ``save_torch_state_dict`` of huggingface_hub.
+    """
+    path = Path(file)
+    with reported("cannot read", path):
+        if path.is_dir():
+            raise ValueError(f"it is a folder: give the file in it, {INDEX} or {MODEL}")
+    index = _index(path) if path.suffix == ".json" else {}
+    parameters = dict(named_tensors(model))
+    held: dict[str, dict[str, Outline]] = {}
+    arrays: Arrays = {}
+    wrong: list[str] = []
+    for shard in dict.fromkeys(index.values()) or [path.name]:
+        try:
+            held[shard], fitting = _shard(path.parent / shard, parameters)
+            arrays |= fitting
+        except CheckpointError as error:
+            if not index:
+                raise
+            wrong.append(str(error))
+        with reported(str(path)):
+            formats.check_number(range(sum(map(len, held.values()))))
+    wrong += _misplaced(index, held) if index else []
+    wrong += _misnamed(model, held, index.keys())
+    refuse(path, wrong, arrays, allow_nan)
+    with reported(str(path)):
+        model.load_state_dict(arrays, assign=True)
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Return which file in the same folder holds each tensor, as an index says."""
+    places = parsed(path.parent, path.name, read(path, MOST_BYTES)).get("weight_map")
+    with reported(f"{path.name} in {path.parent}"):
+        if not isinstance(places, dict) or not places:
+            raise ValueError("it has no weight_map, from the names of tensors to those of files")
+        formats.check_number(places)
+        "".join(places).encode()  # half a pair of surrogates is in no tensor's name
+        pickles = [name for name in places.values() if str(name).endswith(".bin")]
+        if pickles:
+            raise ValueError(
+                f"{short(pickles[0])} is a pickle, which can run any code and is never read here: "
+                "safetensors.torch and save_pretrained() of transformers write .safetensors"
+            )
+        strange = [name for name in places.values() if not _is_shard(name)]
+        if strange:
+            raise ValueError(
+                f"it names {short(strange[0])}, which is no .safetensors file beside it"
+            )
+    return places
+
+
+def _is_shard(name: object) -> bool:
+    """Whether an index may give tensors to a file of this name: it leads nowhere else."""
+    return isinstance(name, str) and is_plain(name) and Path(name).suffix == ".safetensors"
+
+
+def _shard(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Outline], Arrays]:
+    """Return the outlines of all arrays in a file, and those arrays that are expected and fit.
+
+    Nothing of this refers to the bytes of the file, which are gone when it is returned.
+    """
+    entries, _ = described(path, read(path))
+    outlines = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
+    return outlines, fitting(path, entries, expected)
+
+
+def _misplaced(index: Mapping[str, str], held: Mapping[str, Collection[str]]) -> list[str]:
+    """Return in words which tensors do not lie in the shards where the index has them."""
+    lacking = [
+        f"{shard} lacks {name}, which the index gives to it"
+        for name, shard in index.items()
+        if shard in held and name not in held[shard]
+    ]
+    return lacking + [
+        f"{name} is in {shard}, but the index gives it to {index.get(name, 'no file')}"
+        for shard, names in held.items()
+        for name in names
+        if index.get(name) != shard
+    ]
+
+
+def _misnamed(
+    model: Module, held: Mapping[str, Mapping[str, Outline]], listed: Iterable[str]
+) -> list[str]:
+    """Return in words what does not fit the model; what an index lists is not missing once more."""
+    found = {name: outline for outlines in held.values() for name, outline in outlines.items()}
+    prefix = _extra_prefix(dict(named_tensors(model)), found)
+    bare = {name.removeprefix(prefix): outline for name, outline in found.items()}
+    lost = {name.removeprefix(prefix) for name in listed} - bare.keys()
+    expected = model.expected({*bare, *lost})
+    wrong = misfits({name: expected[name] for name in expected if name not in lost}, bare)
+    if prefix:
+        wrong.insert(
+            0,
+            f"all names begin with {prefix!r}, and none does here: load_state_dict() takes them after "
+            f"name.removeprefix({prefix!r}), or save what is inside, say net.module.state_dict()",
+        )
+    return wrong
+
+
+def _extra_prefix(expected: Container[str], found: Collection[str]) -> str:
+    """Return what all names begin with that would be expected without it, as DDP's do; or nothing."""
+    if any(name in expected for name in found):
+        return ""
+    steps = next(iter(found), "").split(".", 10)[:-1]  # no wrappers are nested deeper
+    prefixes = itertools.accumulate(f"{step}." for step in steps)
+    shared = itertools.takewhile(lambda p: all(name.startswith(p) for name in found), prefixes)
+    return next((p for p in shared if any(n.removeprefix(p) in expected for n in found)), "")
+
+
+# ----------------------------------------------------------------------------- optimizers
+
+
+def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
+    """Write what ``optimizer`` remembers of ``model`` into an ``.npz`` or a ``.safetensors`` file.
+
+    With the adapter, or the model, this is all that an interrupted training needs, here or in PyTorch:
+    parameters have the names of PyTorch's ``named_parameters()``, of PEFT's for an adapted model, and the
+    arrays are called ``state.<name>.exp_avg`` and so on (:mod:`loradora.moments`).
+
+    Raises
+    ------
+    CheckpointError, ImportError
+        As :func:`save_model`.
+    TypeError, ValueError
+        For what is no optimizer or no model, and for a parameter that the model has not.
+    """
+    _save(file, moments.flat(moments.remembered(optimizer, model)), "save_optimizer()")
+
+
+def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
+    """Let ``optimizer`` go on where the one was that a file of :func:`save_optimizer` is about.
+
+    Raises
+    ------
+    CheckpointError
+        Listing all that does not fit: parameters that only one side trains, shapes, moments of another
+        optimizer, NaN, a dtype that would lose digits, options that are not ours or differ in what is
+        one group here.  Nothing is changed.
+    TypeError, ValueError
+        As :func:`save_optimizer`.
+    """
+    path = Path(file)
+    moments.names_of(optimizer, model)  # who errs there has not given a bad file
+    entries, _ = described(path, read(path))
+    with reported(str(path)):
+        arrays = {name: entry.read() for name, entry in entries.items()}
+        moments.recall(optimizer, model, moments.from_flat(arrays))
