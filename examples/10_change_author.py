@@ -26,7 +26,8 @@ parameters may be trained (arXiv:2106.09685, sec. 7.1).  Their answer: rather mo
 rank than one at a higher; and if it is two, Wq and Wv rather than Wq and Wk.  Hence the
 `target_modules=["q_proj", "v_proj"]` of so many scripts.  With `--ablation` you can ask this net.
 
-Read next: loradora/attention.py; then examples/gpt.py, the whole net, and examples/author.py.
+Read next: loradora/attention.py; then examples/gpt.py, the whole net, and examples/author.py; then
+11_outgrow.py.
 """
 
 # %%

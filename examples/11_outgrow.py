@@ -234,9 +234,9 @@ def travel():
 lacking = two_processes.lacking()
 if lacking:
     rows, gaps = [Row(**row) for row in json.loads(MEASURED.read_text())], None
-    print(f"Not installed: {', '.join(lacking)}.  So nothing travels in this run.")
-    print("In a checkout, this installs it:  pip install -e '.[interop]'")
-    print("What you would see, measured on two cores:\n")
+    print(f"Nothing travels in this run, without {' and '.join(lacking)}.")
+    print("For that (extra 'interop'): pip install torch peft safetensors")
+    print("This was measured on a machine with two cores that has them:\n")
 else:
     rows, gaps = travel()
     print(f"\n2. {options.steps} steps there in two processes, and here in one\n")
@@ -247,18 +247,18 @@ else:
 # takes longer than computing.
 
 # %%
-print("   method       trains  bytes/step     there      here  accuracy in %  difference")
+print("   method       trains  bytes/step     there      here  accuracy in % difference")
 for row in rows:
     right = f"{100 * row.accuracy_there:.1f} | {100 * row.accuracy_here:.1f}"
     print(
         f"   {row.method:8} {row.trainable:10,} {row.bytes_per_step:11,} {row.seconds_there:7.3f} s "
-        f"{row.seconds_here:7.3f} s {right:>14} {row.difference:11.0e}"
+        f"{row.seconds_here:7.3f} s {right:>14} {row.difference:10.0e}"
     )
 largest = max(row.difference / row.largest for row in rows)
 print(f"\n   The difference is the largest of two logits; in proportion {largest:.0e}.")
 if gaps:
     print(
-        f"   Interrupted, with {rest - third} of the steps there: {gaps[0]:.0e} from as many steps here,"
+        f"   Interrupted, {rest - third} steps there, the rest here: {gaps[0]:.0e} from all here,"
     )
     print(f"   and {gaps[1]:.1f} if what AdamW remembers is left behind.")
 if options.json:
@@ -345,6 +345,10 @@ def begun(name):
     return model, optimizer
 
 
+# %% [markdown]
+# Each line of the table is a formula, and what is really there.
+
+# %%
 outputs = sum(layer.out_features for layer in base.layers if isinstance(layer, ld.Linear))
 ranks = 3 * 16
 x, y = new.test.x[:SIZE], new.test.y[:SIZE]

@@ -195,30 +195,97 @@ def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
     assert losses == sorted(losses, reverse=True)  # more matrices at a lower rank do better
 
 
+def test_the_bytes_in_the_readme_are_those_of_the_run_beside_the_figures():
+    rows = json.loads((ROOT / "examples" / "figures" / "11_outgrow.json").read_text())
+    text = section("When one machine is not enough")
+    table = re.findall(r"^\| (full fine-tuning|(?:LoRA|DoRA) r=\d+) \|(.*)\|$", text, re.MULTILINE)
+    assert len(table) == 6
+    for title, cells in table:
+        name = "full" if title.startswith("full") else title.replace(" r=", "-")
+        (row,) = [row for row in rows if row["method"] == name]
+        right = [100 * row["accuracy_there"], 100 * row["accuracy_here"]]
+        assert [cell.strip() for cell in cells.split("|")] == [
+            f"{row['trainable']:,}",
+            f"{row['bytes_per_step']:,}",
+            f"{row['seconds_there']:.2f} s",
+            f"{row['seconds_here']:.2f} s",
+            *(f"{accuracy:.1f} %" for accuracy in right),
+            f"{row['difference']:.0e}",
+        ]
+        assert row["bytes_per_step"] == 4 * row["trainable"]
+        assert row["seconds_here"] < row["seconds_there"]
+    assert round(max(row["largest"] for row in rows)) == 18
+
+
+def test_what_the_lesson_says_of_seven_billion_parameters_follows_from_its_formulas():
+    """Llama 2: 32 layers of width 4,096, a gated net of 11,008, and 32,000 words, twice."""
+    layers, width, inner, words, r, tokens = 32, 4096, 11008, 32_000, 16, 2048
+    matrices = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
+    norms = (2 * layers + 1) * width
+    base = layers * sum(m * n for m, n in matrices) + 2 * words * width + norms
+    lora = layers * sum(r * (m + n) for m, n in matrices)
+    q_and_v = layers * 2 * r * 2 * width
+    outputs = sum(m for m, _ in matrices)
+    a_r = r * len(matrices)
+    text = " ".join((ROOT / "examples" / "11_outgrow.py").read_text(encoding="utf-8").split("\n# "))
+    text = " ".join(text.split())
+    for said in (
+        f"{base / 1e9:.2f} billion parameters in 16 bits are {2 * base / 1e9:.1f} GB",
+        f"has {lora / 1e6:.1f} million numbers",
+        f"that makes {16 * lora / 1e6:.0f} MB, and {4 * lora / 1e6:.0f} MB of gradients are sent",
+        f"{q_and_v / 1e6:.1f} million, {16 * q_and_v / 1e6:.0f} MB",
+        f"keeps {16 * base / 1e9:.0f} GB, and sends {4 * base / 1e9:.0f} GB",
+        f"give {outputs:,} numbers per token and layer, and LoRA {a_r} more",
+        f"{tokens:,} tokens through {layers} layers are "
+        f"{2 * tokens * layers * (outputs + a_r) / 1e9:.1f} GB",
+        f"which makes {34 * tokens * layers * width / 1e9:.1f} GB",
+        f"takes {2 * tokens * layers * width / 1e9:.2f} GB",
+    ):
+        assert said in text, said
+    minutes = 4 * base * tokens / 0.2e12 / 60
+    assert 4.5 < minutes < 5
+    assert "would take nearly five minutes" in text
+
+
+def test_what_the_lesson_says_of_speed_is_in_the_committed_run():
+    text = (ROOT / "examples" / "11_outgrow.py").read_text(encoding="utf-8")
+    text = " ".join(text.replace("\n# ", " ").split())
+    steps = 3 * 2 * 1024**3 + 2 * 2 * 1024**3  # forward, and back to all inputs but the first
+    ours = measured("A LoRA training step, ms", "1024×3, batch 1024, r 16 ")[0]
+    assert f"{steps / 1e9:.0f} billion multiplications and additions in {ours:.0f} ms" in text
+    assert f"{steps / 1e12 / (ours / 1e3):.1f} TFLOP/s on one core" in text
+    small = measured("A LoRA training step, ms", "784-256-128-10, batch 64, r 8 ")[0]
+    assert f"the first net, at {small:.1f} ms here" in text
+    ratio = measured("Training steps in proportion", "784-256-128-10, batch 64, r 8 ")[0]
+    assert f"takes PEFT {ratio:.1f} times as long as it takes here" in text
+    for row in ("4096×3, batch 64, r 8 ", "1024×3, batch 1024, r 16 "):  # the same, and level
+        assert measured("Training steps in proportion", row)[0] == pytest.approx(1, abs=0.03)
+
+
+def measured(title, first):
+    """Return the medians in a line of a table of the committed run."""
+    file = ROOT / "tests" / "benchmarks" / "results" / "xeon_2_cores.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(title))
+    line = next(line for line in lines[start:] if line.startswith(first))
+    return [float(n) for n in re.findall(r"([\d.]+) ±", line)]
+
+
 GPT = "LoRA on q, v", "DoRA on q, v", "LoRA on all linear"
 
 
 def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
-    file = ROOT / "tests" / "benchmarks" / "results" / "xeon_2_cores.txt"
-    lines = file.read_text(encoding="utf-8").splitlines()
-
-    def numbers(title, first):
-        """Return the medians in a line of a table."""
-        start = next(i for i, line in enumerate(lines) if line.startswith(title))
-        line = next(line for line in lines[start:] if line.startswith(first))
-        return [float(n) for n in re.findall(r"([\d.]+) ±", line)]
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    gpt = [numbers("A training step of a small GPT", f"{of} ")[-1] for of in GPT]
+    gpt = [measured("A training step of a small GPT", f"{of} ")[-1] for of in GPT]
     assert gpt[0] == pytest.approx(0.9, abs=0.05)
     assert gpt[1:] == pytest.approx([1, 1], abs=0.05)
     rows = re.findall(r"^\| ([\d×-]+), (\d+), (\d+) \|(.*)\|$", text, re.MULTILINE)
     assert len(rows) == 6
     for sizes, batch, r, cells in rows:
         lora, dora, *inference = (cell.strip() for cell in cells.split("|"))
-        found = numbers("Training steps in proportion", f"{sizes}, batch {batch}, r {r} ")
+        found = measured("Training steps in proportion", f"{sizes}, batch {batch}, r {r} ")
         assert [float(lora), float(dora)] == pytest.approx(found[:2], abs=0.051)
         other = {"784-256-128-10": "784-128-256-10"}.get(sizes, sizes)
         if inference[0]:
-            found = numbers("Inference in proportion", f"{other}, batch {batch} ")
+            found = measured("Inference in proportion", f"{other}, batch {batch} ")
             assert [float(x) for x in inference] == pytest.approx(found[2:], abs=0.051)

@@ -105,6 +105,14 @@ LESSONS = {
         r"LoRA_qv_r8\.npz +7\d kB",
         r"the same logits bit by bit: True",
     ],
+    "11_outgrow": [
+        r"(DoRA-\d+/adapter_model\.safetensors +[\d,]+ bytes|Nothing travels in this run)",
+        r"full +235,146 +940,584 +\d+\.\d{3} s",
+        r"DoRA-4 +6,642 +26,568 +\d+\.\d{3} s",
+        r"in proportion \de-0[5-9]",
+        r"base, 4 P +940,584 +9\d\d,\d{3}",
+        r"DoRA, activations, 4 N +3,344,000 +3,3\d\d,\d{3}",
+    ],
 }
 
 #: Prepended to a lesson: afterwards it says which modules from outside it has imported.
@@ -139,10 +147,11 @@ SHORT = {
     "07_magnitude_and_direction": ["--epochs", "1", "--steps", "16", "--runs", "1"],
     "09_lora_or_dora": ["--draws", "2", "--steps", "1"],
     "10_change_author": ["--target-modules", "q_proj", "--steps", "11"],
+    "11_outgrow": ["--ranks", "1", "--steps", "3"],
 }
 
 #: Options with which a lesson that takes a minute prints its point in less.  (CI runs it without, too.)
-QUICK = {"10_change_author": ["--steps", "11"]}
+QUICK = {"10_change_author": ["--steps", "11"], "11_outgrow": ["--ranks", "4"]}
 
 
 def run(*arguments, cwd, encoding="ascii"):
@@ -205,8 +214,8 @@ def test_a_lesson_runs_anywhere_prints_its_point_and_needs_only_numpy(name, tmp_
     assert result.stderr == ""
     check_output(name, result.stdout)
     allowed = {"digits", "loradora", "minigrad", "numpy", "plots", "terminal"}
-    allowed |= {"author", "gpt", "text"}
-    if name == "08_share_adapters":
+    allowed |= {"author", "gpt", "text", "two_processes"}
+    if name in ("08_share_adapters", "11_outgrow"):
         allowed.add("safetensors")  # PEFT's folder, if the extra is there
     assert set(json.loads(report.read_text())) <= allowed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imports.json"]
@@ -379,6 +388,10 @@ def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
         ("10_change_author", ["--text", "missing.txt"]),
         ("10_change_author", ["--text", "."]),
         ("10_change_author", ["--out", "/dev/null"]),
+        ("11_outgrow", ["--steps", "2"]),
+        ("11_outgrow", ["--ranks", "0"]),
+        ("11_outgrow", ["--out", "/dev/null"]),
+        ("11_outgrow", ["--json", "."]),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_a_line(lesson, arguments, tmp_path):

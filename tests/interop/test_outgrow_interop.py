@@ -361,13 +361,24 @@ def test_the_lesson_measures_what_it_says(tmp_path):
         assert row["accuracy_there"] == pytest.approx(row["accuracy_here"], abs=0.002)
         assert row["bytes_per_step"] == 4 * row["trainable"]
     assert (rows["full"]["bytes_per_step"], rows["DoRA-4"]["bytes_per_step"]) == (940_584, 26_568)
-    gaps = re.search(r"steps there: (\S+) from .*\n +and (\S+) if", ended.stdout)
+    gaps = re.search(r"steps there, .*: (\S+) from .*\n +and (\S+) if", ended.stdout)
     assert float(gaps[1]) < 1e-4 < 0.1 < float(gaps[2])
     for name, formula, measured in re.findall(
         r"(\w+), .* N? +([\d,]+) +([\d,]+)$", ended.stdout, re.M
     ):
         formula, measured = (int(n.replace(",", "")) for n in (formula, measured))
         assert formula <= measured <= 1.12 * formula, name
+
+
+def test_without_pytorch_the_lesson_says_how_to_get_it_and_what_it_shows(tmp_path):
+    absent = "import importlib.util as u; find = u.find_spec; "
+    absent += "u.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more); "
+    ended = lesson(cwd=tmp_path, before=absent)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "without torch.\n" in ended.stdout
+    assert "(extra 'interop'): pip install torch peft" in ended.stdout
+    assert re.search(r"DoRA-4 +6,642 +26,568", ended.stdout)
+    assert re.search(r"DoRA, activations, 4 N +3,344,000", ended.stdout)
 
 
 def test_the_lesson_keeps_its_files_and_refuses_to_write_over_them(tmp_path):
