@@ -25,6 +25,7 @@ from loradora import formats, saving
 from loradora.config import LoraConfig, of_trained
 from loradora.files import (
     MOST_BYTES,
+    PICKLE,
     CheckpointError,
     described,
     fitting,
@@ -43,7 +44,7 @@ from minigrad.tensor import as_array
 #: What PEFT puts before the path of every tensor.
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
+PICKLED = "adapter_model.bin"
 
 #: What the weights in PEFT's folder note, so that a config that is not theirs is seen: the scaling of
 #: each layer, and the options that make an adapter what it is.  (In an .npz the config lies beside the
@@ -138,9 +139,9 @@ def load(source: str | Path) -> AdapterFile:
     path = Path(source)
     with reported("cannot read", path):
         folder = path.is_dir()
-        if folder and (path / PICKLE).exists() and not (path / WEIGHTS).exists():
+        if folder and (path / PICKLED).exists() and not (path / WEIGHTS).exists():
             raise CheckpointError(
-                f"{path} holds {PICKLE}, a pickle, which can run any code and is never read here; PEFT "
+                f"{path} holds {PICKLED}, {PICKLE}; PEFT "
                 f"writes {WEIGHTS} when it loads the adapter and calls save_pretrained()"
             )
     if path.name in (CONFIG, WEIGHTS):

@@ -23,6 +23,10 @@ from minigrad import Tensor
 #: No config is larger, and no index.
 MOST_BYTES = 2**20
 
+#: What is said of a file of PyTorch's own kind, and how it is known.
+PICKLE = "a pickle, which can run any code and is never read here"
+PICKLES = ".bin", ".ckpt", ".pkl", ".pt", ".pth"
+
 
 class CheckpointError(ValueError):
     """A file that is missing, damaged, does not fit the model, or cannot be written."""
@@ -66,7 +70,8 @@ def described(path: Path, data: bytes) -> Described:
     if path.suffix == ".safetensors":
         with reported(f"{path} is not a valid safetensors file"):
             return formats.describe_safetensors(data)
-    with reported(f"{path} is not a valid .npz file"):
+    is_what = PICKLE if path.suffix in PICKLES else "not a valid .npz file"
+    with reported(f"{path} is {is_what}"):
         return formats.describe_npz(data)
 
 

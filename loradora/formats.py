@@ -127,7 +127,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Litera
 # ----------------------------------------------------------------------------- safetensors
 
 
-READING = "from_pretrained() reads .npz without it"
+READING = ".npz files are read without it"
 
 
 def library(otherwise: str) -> tuple[Any, Any]:

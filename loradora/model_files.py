@@ -12,6 +12,8 @@ from pathlib import Path
 from loradora import formats, moments
 from loradora.files import (
     MOST_BYTES,
+    PICKLE,
+    PICKLES,
     CheckpointError,
     described,
     fitting,
@@ -39,7 +41,8 @@ def save_model(file: str | Path, model: Module) -> None:
     """Write the parameters of ``model`` by name into an ``.npz`` or a ``.safetensors`` file.
 
     The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).  Of a
-    PeftModel this is what acts now: the base and the active adapters.  ``save_adapter`` keeps the others.
+    PeftModel this is what acts now: the base and the active adapters.  (``save_adapter`` keeps the
+    others, and what ``merge_and_unload()`` returns has the names of a plain net in PyTorch.)
 
     Names and shapes are those of PyTorch, so ``load_state_dict(safetensors.torch.load_file(file))``
     takes such a file.  A tensor that several modules share is there once, under its first name, as in
@@ -126,10 +129,10 @@ def _index(path: Path) -> dict[str, str]:
             raise ValueError("it has no weight_map, from the names of tensors to those of files")
         formats.check_number(places)
         "".join(places).encode()  # half a pair of surrogates is in no tensor's name
-        pickles = [name for name in places.values() if str(name).endswith(".bin")]
+        pickles = [name for name in places.values() if Path(str(name)).suffix in PICKLES]
         if pickles:
             raise ValueError(
-                f"{short(pickles[0])} is a pickle, which can run any code and is never read here: "
+                f"{short(pickles[0])} is {PICKLE}: "
                 "safetensors.torch and save_pretrained() of transformers write .safetensors"
             )
         strange = [name for name in places.values() if not _is_shard(name)]
@@ -206,8 +209,8 @@ def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
     """Write what ``optimizer`` remembers of ``model`` into an ``.npz`` or a ``.safetensors`` file.
 
     With the adapter, or the model, this is all that an interrupted training needs, here or in PyTorch:
-    parameters have the names of PyTorch's ``named_parameters()``, of PEFT's for an adapted model, and the
-    arrays are called ``state.<name>.exp_avg`` and so on (:mod:`loradora.moments`).
+    parameters have the names of PyTorch's ``named_parameters()``, of PEFT's for an adapted model.  The
+    arrays are called ``state.<name>.exp_avg`` and so on, and ``param_groups.<name>.lr`` and so on.
 
     Raises
     ------
@@ -220,7 +223,11 @@ def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
 
 
 def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
-    """Let ``optimizer`` go on where the one was that a file of :func:`save_optimizer` is about.
+    """Let ``optimizer`` go on where the one was that :func:`save_optimizer` has saved, or PyTorch.
+
+    In PyTorch, ``get_optimizer_state_dict`` of ``torch.distributed.checkpoint.state_dict`` returns such a
+    state with ``flatten_optimizer_state_dict=True``; what is in it but tensors and numbers is left out of
+    the file.  (``examples/torch_worker.py`` writes one by itself.)
 
     Raises
     ------

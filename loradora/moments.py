@@ -12,13 +12,13 @@ would be another training.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from loradora.nn import Module
+from loradora.nn import Module, short
 from loradora.optim import Optimizer, check_fit
 from minigrad import Tensor
 
@@ -40,6 +40,9 @@ class Remembered(NamedTuple):
     options: dict[str, Any]
 
 
+#: What is remembered of a parameter that an optimizer has not.
+UNKNOWN = Remembered({}, {})
+
 #: An optimizer's state: by the names of the parameters.
 Named: TypeAlias = dict[str, Remembered]
 
@@ -49,6 +52,8 @@ Named: TypeAlias = dict[str, Remembered]
 
 def remembered(optimizer: Optimizer, model: Module) -> Named:
     """Return what ``optimizer`` remembers of the parameters of ``model``.
+
+    Frozen ones that it has never moved are left out.
 
     Raises
     ------
@@ -63,6 +68,7 @@ def remembered(optimizer: Optimizer, model: Module) -> Named:
         )
         for group in optimizer.param_groups
         for p in group["params"]
+        if p.requires_grad or p in optimizer.state
     }
 
 
@@ -77,21 +83,17 @@ def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
         are not ours, or that differ within what is one group here.  Nothing is changed.
     """
     names = names_of(optimizer, model)
-    ours = set(names.values())
-    # of a frozen parameter nothing need be known, nor of one there that has not been moved
-    wrong = [
-        f"missing {name}" for p, name in names.items() if p.requires_grad and name not in state
-    ]
-    wrong += [f"unexpected {name}" for name, s in state.items() if s.moments and name not in ours]
-
+    trained = {name for p, name in names.items() if p.requires_grad}
+    wrong = _strangers(trained, state, names.values())
     numbered = {k: v for k, v in optimizer.state_dict().items() if k.startswith("param_groups.")}
     for k, group in enumerate(optimizer.param_groups):
-        there = {names[p]: state[names[p]].options for p in group["params"] if names[p] in state}
-        options, problems = _shared(there, set(group) - {"params"}, "here")
+        known = {names[p]: state[names[p]] for p in group["params"] if names[p] in state}
+        given = {name: remembered.options for name, remembered in known.items()}
+        options, problems = _shared(given, set(group) - {"params"}, "here")
         numbered |= {f"param_groups.{k}.{name}": np.asarray(v) for name, v in options.items()}
-        wrong += problems + _only_there(there, group)
+        wrong += problems or _only_there(given, group)
     for i, name in enumerate(names.values()):
-        for moment, value in state[name].moments.items() if name in state else ():
+        for moment, value in state.get(name, UNKNOWN).moments.items():
             numbered[f"state.{i}.{moment}"] = value
     check_fit(wrong + optimizer.misfits(numbered, list(names.values())))
     optimizer.load_state_dict(numbered)
@@ -102,7 +104,8 @@ def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
     if not isinstance(model, Module):
-        raise TypeError(f"expected the model that is trained, not a {type(model).__name__}")
+        kind = f"{type(model).__module__}.{type(model).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"expected the model that is trained here, not a {kind}")
     known, names = model.torch_names(), {}
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p not in known:
@@ -112,6 +115,18 @@ def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
             )
         names[p] = known[p]
     return names
+
+
+def _strangers(trained: Collection[str], given: Named, ours: Collection[str]) -> list[str]:
+    """Return in words which parameters only one side trains.
+
+    Of a frozen parameter nothing need be known, nor of one there that has not been moved.
+    """
+    missing = [name for name in trained if name not in given]
+    others = [name for name, known in given.items() if known.moments and name not in ours]
+    if missing and len(missing) == len(trained) and given:
+        return [f"all names differ: there is {next(iter(given))}, and here {min(trained)}"]
+    return [f"missing {n}" for n in sorted(missing)] + [f"unexpected {n}" for n in others]
 
 
 # ----------------------------------------------------------------------------- options
@@ -212,13 +227,15 @@ def _counted(moment: str, array: Array) -> Array:
 def optimizer_to_torch(
     optimizer: Optimizer,
     model: Module,
-    there: Mapping[str, Any],
+    state: Mapping[str, Any],
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the state of a PyTorch optimizer that goes on where this one is.
+    """Return the state with which a PyTorch optimizer goes on where this one is.
 
-    Needs PyTorch (extra ``interop``).  The parameters are matched by name, whatever their order and their
-    groups are there.
+    Needs PyTorch (extra ``interop``).  Parameters are matched by name, whatever their order and their
+    groups are there.  With ``theirs``, an optimizer of PyTorch or PEFT for the same model:
+
+        theirs.load_state_dict(optimizer_to_torch(optimizer, model, theirs.state_dict()))
 
     Parameters
     ----------
@@ -226,25 +243,26 @@ def optimizer_to_torch(
         An AdamW or SGD of this library.
     model
         The model whose parameters it trains.
-    there
-        What ``state_dict()`` of the PyTorch optimizer returns.  It tells its groups, and may be fresh.
+    state
+        What ``theirs.state_dict()`` returns.  It tells which groups there are, and may be fresh.
     names
-        The names of its parameters in its order, as ``[name for name, p in named_parameters()]``.  They
-        are not needed if it was itself given names: ``torch.optim.AdamW(theirs.named_parameters())``.
+        The names of its parameters in its order.  They are not needed if it was made of names and
+        parameters: ``torch.optim.AdamW([(n, p) for n, p in net.named_parameters() if p.requires_grad])``.
 
     Returns
     -------
     dict
-        For its ``load_state_dict``.  Options that only PyTorch has, such as ``fused``, are those of
-        ``there``.
+        ``state`` with our moments and options in it; what only PyTorch has, such as ``fused``, stays.
 
     Raises
     ------
     ImportError
         Without PyTorch, naming the extra.
-    TypeError, ValueError
-        For anything else than such a state, without names, for a parameter that it has not, and for
-        options that only one side has.
+    TypeError
+        If ``state`` is no such state, or ``optimizer`` and ``model`` are not ours.
+    ValueError
+        If it does not know its parameters by name, if it lacks one that is trained here, if it is of
+        another kind of optimizer, or if its options are such that its formula is another one.
     """
     try:
         import torch
@@ -253,63 +271,66 @@ def optimizer_to_torch(
             "optimizer_to_torch() needs PyTorch (extra 'interop'): pip install torch; save_optimizer() "
             "writes a file without it"
         ) from error
-    called, state = _called(there, names), remembered(optimizer, model)
+    called, known = _called(state, names), remembered(optimizer, model)
+    there = dict.fromkeys(called.values(), UNKNOWN)
     trained = {name for p, name in names_of(optimizer, model).items() if p.requires_grad}
-    wrong = [f"missing {name}" for name in sorted(trained - {*called.values()})]
-    moments: dict[Any, dict[str, Any]] = {}
+    wrong = _strangers(trained, there, trained)
     groups = []
-    for group in there["param_groups"]:
-        here = {called[n]: state[called[n]].options for n in group["params"] if called[n] in state}
-        wanted = {option for options in here.values() for option in options}
-        options, problems = _shared(here, wanted, "there")
-        given = {name: {o: _plain(value) for o, value in group.items()} for name in here}
-        wrong += problems + _only_there(given, options)
-        wrong += [f"{option} is no option there" for option in sorted(wanted - set(group))]
+    for group in state["param_groups"]:
+        ours = {called[n]: known[called[n]].options for n in group["params"] if called[n] in known}
+        options, problems = _shared(ours, set().union(*ours.values()), "there")
+        lacking = sorted(set(options) - set(group))
+        if lacking:
+            problems = [f"it is of no {type(optimizer).__name__}: it has no {', '.join(lacking)}"]
+        given = {name: {o: _plain(value) for o, value in group.items()} for name in ours}
+        wrong += problems or _only_there(given, options)
         begun = {"initial_lr": options["lr"]} if "initial_lr" in group and options else {}
         groups.append({**group, **options, **begun})
-        for number in group["params"]:
-            known = state.get(called[number], Remembered({}, {})).moments
-            moments[number] = {
-                moment: torch.tensor(float(value)) if moment == "step" else torch.from_numpy(value)
-                for moment, value in known.items()
-            }
     if wrong:
         raise ValueError(f"the state does not fit that optimizer: {'; '.join(wrong)}")
-    return {"state": {n: m for n, m in moments.items() if m}, "param_groups": groups}
+    moments = {
+        number: {
+            moment: torch.tensor(float(value)) if moment == "step" else torch.from_numpy(value)
+            for moment, value in known[name].moments.items()
+        }
+        for number, name in called.items()
+        if name in known and known[name].moments
+    }
+    return {"state": moments, "param_groups": groups}
 
 
 def optimizer_from_torch(
     optimizer: Optimizer,
     model: Module,
-    there: Mapping[str, Any],
+    state: Mapping[str, Any],
     names: Sequence[str] | None = None,
 ) -> None:
     """Let this optimizer go on where a PyTorch optimizer is: the way back of :func:`optimizer_to_torch`.
 
-    Parameters are as there.  The rate is the one that a schedule of PyTorch's began with, because a
-    schedule here multiplies it again.
+    The parameters are those of that function.  If a scheduler of PyTorch's has changed a rate, its
+    ``initial_lr`` is taken: here it is ``fit`` that multiplies the rate by a schedule's factor.
 
     Raises
     ------
     TypeError, ValueError
-        As there, and listing all that does not fit: shapes, moments of another optimizer, NaN, a dtype
-        that would lose digits, a parameter that only one side trains, options that differ in what is one
-        group here.  Nothing is changed.
+        As there, and for shapes that differ, moments of another optimizer, NaN, a dtype that would lose
+        digits, a parameter that only one side trains, and options that differ in what is one group here.
+        All that is wrong is listed, and nothing is changed.
     """
-    called = _called(there, names)
-    state = {}
-    for group in there["param_groups"]:
+    called = _called(state, names)
+    given = {}
+    for group in state["param_groups"]:
         options = {option: _plain(value) for option, value in group.items()}
         if "initial_lr" in options:
             options["lr"] = options["initial_lr"]
         for number in group["params"]:
-            moments = there["state"].get(number, {}).items()
+            moments = state["state"].get(number, {}).items()
             name = called[number]
-            state[name] = Remembered(
+            given[name] = Remembered(
                 {m: _array(f"{name}.{m}", m, value) for m, value in moments if value is not None},
                 options,
             )
-    recall(optimizer, model, state)
+    recall(optimizer, model, given)
 
 
 def _array(label: str, moment: str, value: Any) -> Array:
@@ -322,23 +343,29 @@ def _array(label: str, moment: str, value: Any) -> Array:
         ) from error
 
 
-def _called(there: Any, names: Sequence[str] | None) -> dict[Any, str]:
+def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
     """Return the names of a PyTorch optimizer's parameters by what it calls them itself: by number.
 
     In the form of ``torch.distributed.checkpoint`` it calls them by their names.
     """
-    if not isinstance(there, Mapping) or not {"state", "param_groups"} <= set(there):
+    if not isinstance(state, Mapping):
         raise TypeError(
-            f"expected what state_dict() of a PyTorch optimizer returns, not a {type(there).__name__}"
+            f"expected what state_dict() of a PyTorch optimizer returns, not a {type(state).__name__}"
         )
-    numbers = [number for group in there["param_groups"] for number in group["params"]]
-    known = [name for group in there["param_groups"] for name in group.get("param_names", ())]
+    if not {"state", "param_groups"} <= set(state):
+        raise TypeError(
+            "expected what state_dict() of a PyTorch optimizer returns, with the keys 'state' and "
+            f"'param_groups', not {short(list(state))}"
+        )
+    groups = state["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    known = [name for group in groups for name in group.get("param_names", ())]
     known = known or [number for number in numbers if isinstance(number, str)]
     found = list(names) if names is not None else known
     if not found and numbers:
         raise ValueError(
             "that optimizer does not know its parameters by name: give names=[...] in its order, or "
-            "make it from named_parameters()"
+            "make it from pairs of names and parameters"
         )
     if len(found) != len(numbers) or len(set(found)) < len(found):
         raise ValueError(

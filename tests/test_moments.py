@@ -127,6 +127,8 @@ def test_a_formula_of_ones_own_has_names_of_its_own(file):
     first = model.trainable_parameters()
     model.add_adapter("two", config, layer=Scaled, rng=2)
     model.set_adapter("two")
+    for p in first:
+        p.requires_grad = True
     optimizer = train(model, ld.SGD([*first, *model.trainable_parameters()], momentum=0.5))
     names = list(moments.remembered(optimizer, model))
     assert len(set(names)) == len(names) == 12
@@ -296,7 +298,7 @@ def test_an_optimizer_of_another_model_is_refused(function, tmp_path):
             function(file, optimizer, model)
     with pytest.raises(TypeError, match="expected an optimizer"):
         function(file, net, net)
-    with pytest.raises(TypeError, match="expected the model that is trained, not a list"):
+    with pytest.raises(TypeError, match="expected the model that is trained here, not a list"):
         function(file, optimizer, net.parameters())
 
 
@@ -339,6 +341,29 @@ def test_a_nested_state_is_read_by_the_names_that_are_given():
         with pytest.raises(TypeError, match="expected what state_dict"):
             ld.optimizer_from_torch(again, model, thing, names)
     same(again, optimizer)
+
+
+def test_names_that_all_differ_are_said_once():
+    """As those of a net that DistributedDataParallel wraps."""
+    model = base()
+    optimizer = train(model, ld.AdamW(model.parameters()))
+    names = [f"module.{name}" for name, _ in model.named_parameters()]
+    message = r"all names differ: there is module\.layers\.0\.weight, and here layers\.0\.bias$"
+    with pytest.raises(ValueError, match=message):
+        ld.optimizer_from_torch(optimizer, model, nested(optimizer, names), names)
+
+
+def test_a_pickle_is_called_one(tmp_path):
+    (tmp_path / "optimizer.pt").write_bytes(b"PK\3\4 and so on")
+    model = base()
+    for load in (
+        lambda: ld.load_model(tmp_path / "optimizer.pt", model),
+        lambda: ld.load_optimizer(tmp_path / "optimizer.pt", ld.SGD(model.parameters()), model),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"optimizer\.pt is a pickle, which can run any code"
+        ):
+            load()
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch):
