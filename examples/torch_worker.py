@@ -5,7 +5,8 @@
 The folder holds a job, as ``two_processes.py`` writes it: ``job.json``, the base and the data as
 ``.safetensors``, and for each run an adapter as PEFT saves it, perhaps with the state of its optimizer.
 Each process takes its share of every batch.  ``DistributedDataParallel`` replaces the gradients by their
-mean over all processes, so that each makes the same step.  Nothing else travels.
+mean over all processes, so that each makes the same step.  Nothing else travels, because each process
+reads the base and the adapter for itself.
 
 At the end the first process writes the folder ``there``: a folder for each run, and a report.  It appears
 as a whole or not at all, and nothing else in the folder is touched.
@@ -13,6 +14,7 @@ as a whole or not at all, and nothing else in the folder is touched.
 Nothing of minigrad or loradora is imported: whoever goes on there needs PyTorch and PEFT alone.
 """
 
+import argparse
 import datetime
 import hashlib
 import json
@@ -64,7 +66,8 @@ def train(
 ) -> dict[str, float]:
     """Take a step for each batch, of which each process has its share; return what was measured."""
     rank, processes = dist.get_rank(), dist.get_world_size()
-    parallel = DistributedDataParallel(model)
+    # by default the first process sends its whole model to the others, lest theirs differ
+    parallel = DistributedDataParallel(model, init_sync=False)
     sent: list[int] = []
 
     def counted(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -189,6 +192,8 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        parser = argparse.ArgumentParser(description="One of several processes; see torchrun.")
+        parser.add_argument("folder", type=Path, help="where the job is")
+        main(parser.parse_args().folder)
     except EXPECTED as error:
         sys.exit(f"torch_worker.py: error: {' '.join(str(error).split())}")

@@ -218,6 +218,21 @@ def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
         As :func:`save_model`.
     TypeError, ValueError
         For what is no optimizer or no model, and for a parameter that the model has not.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import loradora as ld
+    >>> model = ld.Linear(2, 1, rng=0)
+    >>> optimizer = ld.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> model([1.0, 2.0]).sum().backward()
+    >>> optimizer.step()
+    >>> file = Path(tempfile.mkdtemp()) / "optimizer.npz"
+    >>> save_optimizer(file, optimizer, model)
+    >>> again = ld.SGD(model.parameters())
+    >>> load_optimizer(file, again, model)
+    >>> again.param_groups[0]
+    Group(2 parameters, lr=0.1, momentum=0.9)
     """
     _save(file, moments.flat(moments.remembered(optimizer, model)), "save_optimizer()")
 

@@ -53,6 +53,8 @@ def test_code_runs_and_gives_the_answers_in_its_comments(code, tmp_path, monkeyp
 
     A comment after a call that prints is what it prints.
     """
+    for module in re.findall(r"^import (torch|peft)$", code, re.MULTILINE):
+        pytest.importorskip(module, reason="needs the extra `interop`: pip install -e '.[interop]'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minigrad.ops.OPS", dict(__import__("minigrad").OPS))
     lines = code.splitlines()
@@ -214,7 +216,8 @@ def test_the_bytes_in_the_readme_are_those_of_the_run_beside_the_figures():
         ]
         assert row["bytes_per_step"] == 4 * row["trainable"]
         assert row["seconds_here"] < row["seconds_there"]
-    assert round(max(row["largest"] for row in rows)) == 18
+    largest = max(row["largest"] for row in rows)
+    assert f"the largest logit is {largest:.0f}." in text
 
 
 def test_what_the_lesson_says_of_seven_billion_parameters_follows_from_its_formulas():
