@@ -82,7 +82,9 @@ class Adapter:
         self.layer = _class_for(config, layer)
         self.autocast_adapter_dtype = autocast_adapter_dtype
         cast = {} if autocast_adapter_dtype else {"autocast_adapter_dtype": False}
-        paths = {id(module): path for path, module in base.named_modules()}
+        paths: dict[int, str] = {}
+        for path, module in base.named_modules():
+            paths.setdefault(id(module), path)
         copies: dict[int, Any] | None = {} if config.ensure_weight_tying else None
         self._whole: dict[str, Module] = {}
 
@@ -257,10 +259,10 @@ class Adapter:
                 name = name.removesuffix(last) + places.get(last, f"{last}.{{}}").format(
                     adapter_name
                 )
-            for whole in self._whole:
-                if name.startswith(f"{whole}."):
-                    name = f"{whole}.modules_to_save.{adapter_name}{name.removeprefix(whole)}"
             found[p] = checkpoint.PREFIX + name
+        for path, module in self._whole.items():
+            for name, p in module.named_parameters():
+                found[p] = f"{checkpoint.PREFIX}{path}.modules_to_save.{adapter_name}.{name}"
         return found
 
     def parts(self) -> dict[str, Module]:

@@ -23,8 +23,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 Arrays = dict[str, Array]
 
-#: A file holds no more.  (The adapters of a model have two or three for each layer.)
-MOST_ARRAYS = 10_000
+#: A file holds no more.  (An adapter has two or three for each layer, and its optimizer up to 21.)
+MOST_ARRAYS = 30_000
 
 
 class Entry(NamedTuple):
@@ -194,4 +194,6 @@ def _read_only(data: Any) -> Any:
 
 def _widened(data: Any) -> Any:
     """Return bfloat16 as float32, of which it is the upper half."""
-    return np.frombuffer(data, "<u2").astype("<u4") << 16
+    wide = np.frombuffer(data, "<u2").astype("<u4")
+    wide <<= 16
+    return wide

@@ -8,6 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from loradora import formats, moments
 from loradora.files import (
@@ -24,7 +28,7 @@ from loradora.files import (
     reported,
     write,
 )
-from loradora.formats import Arrays
+from loradora.formats import Arrays, Entry
 from loradora.nn import Module, misfits, named_tensors, short
 from loradora.optim import Optimizer
 from minigrad import Tensor
@@ -254,8 +258,20 @@ def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
         As :func:`save_optimizer`.
     """
     path = Path(file)
-    moments.names_of(optimizer, model)  # who errs there has not given a bad file
+    # who errs here has not given a bad file
+    shapes = {name: p.shape for p, name in moments.names_of(optimizer, model).items()}
     entries, _ = described(path, read(path))
     with reported(str(path)):
-        arrays = {name: entry.read() for name, entry in entries.items()}
+        arrays = {key: _read_if_small(key, entry, shapes) for key, entry in entries.items()}
         moments.recall(optimizer, model, moments.from_flat(arrays))
+
+
+def _read_if_small(
+    key: str, entry: Entry, shapes: Mapping[str, tuple[int, ...]]
+) -> npt.NDArray[Any]:
+    """Return an array of an optimizer's state, or if it cannot fit, an empty one that looks like it."""
+    name = key.partition(".")[2].rpartition(".")[0]
+    of_numbers = entry.dtype.kind in "biuf"
+    if of_numbers and entry.shape in ((), (2,), shapes.get(name)):
+        return entry.read()
+    return np.broadcast_to(np.zeros((), entry.dtype if of_numbers else "U1"), entry.shape)

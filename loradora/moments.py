@@ -83,8 +83,7 @@ def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
         are not ours, or that differ within what is one group here.  Nothing is changed.
     """
     names = names_of(optimizer, model)
-    trained = {name for p, name in names.items() if p.requires_grad}
-    wrong = _strangers(trained, state, names.values())
+    wrong = _strangers(state, remembered(optimizer, model), names.values())
     numbered = {k: v for k, v in optimizer.state_dict().items() if k.startswith("param_groups.")}
     for k, group in enumerate(optimizer.param_groups):
         known = {names[p]: state[names[p]] for p in group["params"] if names[p] in state}
@@ -111,22 +110,25 @@ def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
         if p not in known:
             raise ValueError(
                 f"the optimizer has a parameter of shape {p.shape} that this model has not: it was built "
-                "from another model, or before get_peft_model"
+                "from another model, before get_peft_model, or with an adapter that is gone"
             )
         names[p] = known[p]
     return names
 
 
-def _strangers(trained: Collection[str], given: Named, ours: Collection[str]) -> list[str]:
-    """Return in words which parameters only one side trains.
+def _strangers(given: Named, known: Named, names: Collection[str]) -> list[str]:
+    """Return in words which parameters only one side trains; ``names`` are those of all here.
 
-    Of a frozen parameter nothing need be known, nor of one there that has not been moved.
+    Of a parameter that has neither a gradient nor moments nothing need be known on the other side.
     """
-    missing = [name for name in trained if name not in given]
-    others = [name for name, known in given.items() if known.moments and name not in ours]
-    if missing and len(missing) == len(trained) and given:
-        return [f"all names differ: there is {next(iter(given))}, and here {min(trained)}"]
-    return [f"missing {n}" for n in sorted(missing)] + [f"unexpected {n}" for n in others]
+    missing = [name for name in known if name not in given]
+    unexpected = [name for name, entry in given.items() if entry.moments and name not in names]
+    if missing and given and len(missing) == len(known):
+        return [
+            f"all names differ: there is {next(iter(given))}, and here {missing[0]} (names=[...] can "
+            "tell what they are called here)"
+        ]
+    return [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in unexpected]
 
 
 # ----------------------------------------------------------------------------- options
@@ -141,8 +143,9 @@ AS_HERE = {
     "weight_decay": 0,  # of SGD
 }
 
-#: Those that say how PyTorch computes, and not what.
-HOW = {"capturable", "differentiable", "foreach", "fused", "initial_lr", "param_names", "params"}
+#: Those that say how PyTorch computes, and not what; and notes of its schedules.
+HOW = {"capturable", "differentiable", "foreach", "fused", "name", "param_names", "params"}
+HOW |= {"base_momentum", "initial_lr", "max_lr", "max_momentum", "min_lr", "swa_lr"}
 
 
 def _shared(
@@ -170,7 +173,7 @@ def _only_there(given: Mapping[str, Mapping[str, Any]], ours: Container[str]) ->
             known = option in ours or option in HOW or value in (None, AS_HERE.get(option))
             # without decay, Adam is AdamW
             if not known and (option != "decoupled_weight_decay" or options.get("weight_decay")):
-                found.setdefault(f"{option}={value}", name)
+                found.setdefault(f"{option}={str(value)[:100]}", name)
     return [f"there is no {option} here, as {name} has it" for option, name in found.items()]
 
 
@@ -181,7 +184,8 @@ def flat(state: Named) -> dict[str, Array]:
     """Return a state as arrays: ``state.<name>.exp_avg``, …, ``param_groups.<name>.lr``, ….
 
     PyTorch calls this form flattened (``flatten_optimizer_state_dict``, in
-    ``torch.distributed.checkpoint.state_dict``).  As there, ``step`` is a float32.
+    ``torch.distributed.checkpoint.state_dict``), and has the options that are its own there, too.  As in
+    PyTorch, ``step`` is a float32.
     """
     arrays = {}
     for name, (moments, options) in state.items():
@@ -204,8 +208,15 @@ def from_flat(arrays: Mapping[str, Array]) -> Named:
         if kind == "state":
             entry.moments[last] = _counted(last, array)
         else:
+            if array.size > 2:
+                raise ValueError(f"{key} is no option: it has the shape {array.shape}")
             entry.options[last] = _plain(array)
-    return state
+    return {name: Remembered(m, _begun(options)) for name, (m, options) in state.items()}
+
+
+def _begun(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the rate that a schedule of PyTorch's began with, if there was one."""
+    return {**options, "lr": options["initial_lr"]} if "initial_lr" in options else {**options}
 
 
 def _plain(value: Any) -> Any:
@@ -272,20 +283,20 @@ def optimizer_to_torch(
             "writes a file without it"
         ) from error
     called, known = _called(state, names), remembered(optimizer, model)
-    there = dict.fromkeys(called.values(), UNKNOWN)
-    trained = {name for p, name in names_of(optimizer, model).items() if p.requires_grad}
-    wrong = _strangers(trained, there, trained)
+    there = {name: Remembered(state["state"].get(n, {}), {}) for n, name in called.items()}
+    wrong = _strangers(there, known, known) + _misshapen(there, known)
     groups = []
     for group in state["param_groups"]:
         ours = {called[n]: known[called[n]].options for n in group["params"] if called[n] in known}
         options, problems = _shared(ours, set().union(*ours.values()), "there")
+        merged = {**group, **options}
+        if "initial_lr" in merged and options:
+            merged["initial_lr"] = options["lr"]
         lacking = sorted(set(options) - set(group))
         if lacking:
             problems = [f"it is of no {type(optimizer).__name__}: it has no {', '.join(lacking)}"]
-        given = {name: {o: _plain(value) for o, value in group.items()} for name in ours}
-        wrong += problems or _only_there(given, options)
-        begun = {"initial_lr": options["lr"]} if "initial_lr" in group and options else {}
-        groups.append({**group, **options, **begun})
+        wrong += problems or _only_there(dict.fromkeys(ours, _options(merged)), options)
+        groups.append(merged)
     if wrong:
         raise ValueError(f"the state does not fit that optimizer: {'; '.join(wrong)}")
     moments = {
@@ -320,9 +331,7 @@ def optimizer_from_torch(
     called = _called(state, names)
     given = {}
     for group in state["param_groups"]:
-        options = {option: _plain(value) for option, value in group.items()}
-        if "initial_lr" in options:
-            options["lr"] = options["initial_lr"]
+        options = _begun(_options(group))
         for number in group["params"]:
             moments = state["state"].get(number, {}).items()
             name = called[number]
@@ -331,6 +340,31 @@ def optimizer_from_torch(
                 options,
             )
     recall(optimizer, model, given)
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group of PyTorch's, with a word for what would be missing otherwise.
+
+    RAdam's are AdamW's but for ``amsgrad``.  Of old, Adam and AdamW did not say how they decay.
+    """
+    options = {name: _plain(value) for name, value in group.items()}
+    if "betas" in options:
+        options.setdefault("amsgrad", "unknown")
+        options.setdefault("decoupled_weight_decay", "unknown")
+    return options
+
+
+def _misshapen(there: Named, known: Named) -> list[str]:
+    """Return in words which parameters have been moved there, and have another shape."""
+    shapes = [
+        (f"{name}.{moment}", tuple(value.shape), known[name].moments[moment].shape)
+        for name, (moments, _) in there.items()
+        for moment, value in moments.items()
+        if name in known and moment in known[name].moments and hasattr(value, "shape")
+    ]
+    return [
+        f"{name} has the shape {old}, and {new} here" for name, old, new in shapes if old != new
+    ]
 
 
 def _array(label: str, moment: str, value: Any) -> Array:
@@ -357,11 +391,24 @@ def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
             "expected what state_dict() of a PyTorch optimizer returns, with the keys 'state' and "
             f"'param_groups', not {short(list(state))}"
         )
-    groups = state["param_groups"]
+    groups, moments = state["param_groups"], state["state"]
+    well_formed = isinstance(groups, (list, tuple)) and isinstance(moments, Mapping)
+    if not well_formed or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise TypeError(
+            "expected a list of groups with 'params', and moments by number, in a state"
+        )
+    if not all(isinstance(remembered, Mapping) for remembered in moments.values()):
+        raise TypeError("the moments of a parameter in a state are a dict by their names")
     numbers = [number for group in groups for number in group["params"]]
     known = [name for group in groups for name in group.get("param_names", ())]
     known = known or [number for number in numbers if isinstance(number, str)]
     found = list(names) if names is not None else known
+    if sorted(found) == sorted(known) and found != known:
+        first = next(i for i, name in enumerate(known) if name != found[i])
+        raise ValueError(
+            f"names are in another order than those that the state has: {found[first]!r} stands in the "
+            f"place of {known[first]!r}"
+        )
     if not found and numbers:
         raise ValueError(
             "that optimizer does not know its parameters by name: give names=[...] in its order, or "

@@ -315,8 +315,9 @@ class Optimizer:
             for k in range(len(self.param_groups))
         ]
 
-        states = {p: below(f"state.{i}.", values) for i, p in enumerate(self._parameters())}
-        changes: list[Change] = [(self, "_state", {p: s for p, s in states.items() if s})]
+        moments = _by_number(values)
+        states = {p: moments[i] for i, p in enumerate(self._parameters()) if i in moments}
+        changes: list[Change] = [(self, "_state", states)]
         for group, new in zip(self.param_groups, options, strict=True):
             changes.append((group, "_entries", group._entries | new))
         all_or_none(changes)
@@ -337,8 +338,9 @@ class Optimizer:
     def _expected(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Return arrays like those of a state with moments for the same parameters as ``given``."""
         expected = self._options()
+        moments = _by_number(given)
         for i, p in enumerate(self._parameters()):
-            if below(f"state.{i}.", given):
+            if i in moments:
                 fresh = self._fresh(p.shape, _state_dtype(p))
                 expected |= {f"state.{i}.{name}": np.asarray(e) for name, e in fresh.items()}
         return expected
@@ -402,9 +404,15 @@ def _state_dtype(p: Tensor) -> np.dtype[Any]:
     return np.dtype(np.float32) if p.dtype.itemsize == 2 else p.dtype
 
 
-def below(path: str, named: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the entries below a path, by the rest of their names."""
-    return {n.removeprefix(path): value for n, value in named.items() if n.startswith(path)}
+def _by_number(named: Mapping[str, Array]) -> dict[int, dict[str, Array]]:
+    """Return the entries ``state.<number>.<moment>`` by number, and then by moment."""
+    found: dict[int, dict[str, Array]] = {}
+    for key, value in named.items():
+        kind, _, rest = key.partition(".")
+        number, _, moment = rest.partition(".")
+        if kind == "state" and number.isdecimal():
+            found.setdefault(int(number), {})[moment] = value
+    return found
 
 
 def check_fit(wrong: Sequence[str]) -> None:

@@ -470,8 +470,8 @@ INDICES = {
     "long": (b" " * 2**20 + b"{}", "it is larger than 1048576 bytes"),
     "half a character": (placed(ONE) | {"weight_map": {"\ud800": ONE}}, "surrogates not allowed"),
     "many names": (
-        {"weight_map": {f"{i}": "m.safetensors" for i in range(10_001)}},
-        "there are 10001 arrays, and a file holds at most 10000",
+        {"weight_map": {f"{i}": "m.safetensors" for i in range(30_001)}},
+        "there are 30001 arrays, and a file holds at most 30000",
     ),
     "a pickle": (placed("pytorch_model-00001-of-00002.bin"), "is a pickle, which can run any code"),
     "a number": (placed(7), f"it names 7, {BESIDE}"),

@@ -1,11 +1,13 @@
 """An optimizer's state by name: as a file, whole or refused, whatever the order of the parameters."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import loradora as ld
 import minigrad as mg
-from loradora import CheckpointError, moments
+from loradora import CheckpointError, files, moments
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 3)).astype(np.float32), RNG.integers(2, size=8)
@@ -319,6 +321,7 @@ def nested(optimizer, names):
         for i, p in enumerate(optimizer.param_groups[0]["params"])
     }
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    options |= {"amsgrad": False, "decoupled_weight_decay": True}
     return {"state": state, "param_groups": [{**options, "params": list(range(len(names)))}]}
 
 
@@ -343,12 +346,143 @@ def test_a_nested_state_is_read_by_the_names_that_are_given():
     same(again, optimizer)
 
 
+def test_names_in_another_order_than_those_of_the_state_are_refused():
+    """All four matrices could change places without a word, because they have one shape."""
+    model = base((4, 4, 4))
+    optimizer = train_on_zeros(model, ld.AdamW(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    state, before = nested(optimizer, names), optimizer.state_dict()
+    state["param_groups"][0]["param_names"] = names
+    message = r"'layers\.2\.weight' stands in the place of 'layers\.0\.weight'"
+    with pytest.raises(ValueError, match=message):
+        ld.optimizer_from_torch(optimizer, model, state, names[2:] + names[:2])
+    np.testing.assert_equal(optimizer.state_dict(), before)
+    ld.optimizer_from_torch(optimizer, model, state, names)
+
+
+def train_on_zeros(model, optimizer):
+    for p in model.parameters():
+        p.grad = np.ones_like(p.data)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "decoupled_weight_decay"])
+def test_a_state_that_does_not_say_its_formula_is_refused(option):
+    """RAdam has AdamW's options but for one; of old, Adam's were all of AdamW's."""
+    model = base()
+    optimizer = train(model, ld.AdamW(model.parameters()))
+    names = [name for name, _ in model.named_parameters()]
+    state = nested(optimizer, names)
+    del state["param_groups"][0][option]
+    with pytest.raises(ValueError, match=f"there is no {option}=unknown here"):
+        ld.optimizer_from_torch(optimizer, model, state, names)
+    if option == "decoupled_weight_decay":
+        state["param_groups"][0]["weight_decay"] = 0
+        ld.optimizer_from_torch(optimizer, model, state, names)
+
+
+def test_no_momentum_yet_is_no_momentum():
+    """PyTorch has written None for it."""
+    model = base()
+    optimizer = ld.SGD(model.parameters(), momentum=0.5)
+    names = [name for name, _ in model.named_parameters()]
+    state = {i: {"momentum_buffer": None} for i in range(4)}
+    group = {"lr": 0.1, "momentum": 0.5, "params": [0, 1, 2, 3]}
+    ld.optimizer_from_torch(optimizer, model, {"state": state, "param_groups": [group]}, names)
+    assert optimizer.state == {}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"state": None, "param_groups": []},
+        {"state": {}, "param_groups": None},
+        {"state": {}, "param_groups": [{}]},
+        {"state": {}, "param_groups": [3]},
+        {"state": {0: 5}, "param_groups": [{"params": [0]}]},
+    ],
+)
+def test_what_is_no_state_is_a_type_error(state):
+    model = ld.Linear(2, 1, bias=False)
+    with pytest.raises(TypeError, match="in a state"):
+        ld.optimizer_from_torch(ld.SGD(model.parameters()), model, state, ["weight"])
+
+
+def test_the_rate_is_the_one_that_a_schedule_began_with_in_a_file_too(tmp_path):
+    model, file = base(), tmp_path / "optimizer.npz"
+    optimizer = train(model, ld.SGD(model.parameters(), lr=0.1))
+    ld.save_optimizer(file, optimizer, model)
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    names = [name for name, _ in model.named_parameters()]
+    np.savez(file, **arrays, **{f"param_groups.{name}.initial_lr": np.array(0.8) for name in names})
+    ld.load_optimizer(file, optimizer, model)
+    assert optimizer.param_groups[0]["lr"] == 0.8
+
+
+def test_a_step_is_a_float_in_the_file_as_in_pytorch(file):
+    model = base()
+    ld.save_optimizer(file, train(model, ld.AdamW(model.parameters())), model)
+    entries, _ = files.described(file, file.read_bytes())
+    assert {e.dtype for key, e in entries.items() if key.endswith(".step")} == {np.dtype("f4")}
+
+
+def test_moments_of_what_is_frozen_now_are_not_lost(tmp_path):
+    model, file = base(), tmp_path / "optimizer.npz"
+    optimizer = train(model, ld.AdamW(model.parameters()))
+    model.layers[0].requires_grad_(False)
+    ld.save_optimizer(file, optimizer, model)
+    again = ld.AdamW(model.parameters())
+    ld.load_optimizer(file, again, model)
+    same(again, optimizer)
+    few = ld.AdamW(model.layers[2].parameters())
+    refused(file, few, model, r"unexpected layers\.0\.weight")
+    ld.save_optimizer(file, few, model)
+    refused(file, optimizer, model, r"missing layers\.0\.weight")
+
+
+def test_a_small_file_costs_little(tmp_path):
+    """What cannot fit is not unpacked."""
+    model, file = base(), tmp_path / "optimizer.npz"
+    optimizer = train(model, ld.AdamW(model.parameters()))
+    ld.save_optimizer(file, optimizer, model)
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    large = np.zeros(10_000_000)
+    name = "layers.0.weight"
+    for key, message in {
+        "state.elsewhere.exp_avg": "unexpected elsewhere",
+        f"state.{name}.exp_avg": rf"{name}\.exp_avg is float64 of shape \(10000000,\)",
+        f"param_groups.{name}.lr": rf"param_groups\.{name}\.lr is no option: it has the shape",
+        f"state.{name}.step": rf"{name}\.step is float64 of shape",
+    }.items():
+        np.savez_compressed(file, **(arrays | {key: large}))
+        tracemalloc.start()
+        refused(file, optimizer, model, message)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()
+
+
+def test_a_model_of_many_tensors_has_room(tmp_path):
+    """DoRA on seven matrices of 80 blocks, with the moments and options of each."""
+    model = ld.Module()
+    model.tensors = [mg.Tensor([1.0], requires_grad=True) for _ in range(80 * 7 * 3)]
+    optimizer = train_on_zeros(model, ld.AdamW(model.parameters()))
+    ld.save_optimizer(tmp_path / "optimizer.npz", optimizer, model)
+    again = ld.AdamW(model.parameters())
+    ld.load_optimizer(tmp_path / "optimizer.npz", again, model)
+    same(again, optimizer)
+
+
 def test_names_that_all_differ_are_said_once():
     """As those of a net that DistributedDataParallel wraps."""
     model = base()
     optimizer = train(model, ld.AdamW(model.parameters()))
     names = [f"module.{name}" for name, _ in model.named_parameters()]
-    message = r"all names differ: there is module\.layers\.0\.weight, and here layers\.0\.bias$"
+    message = (
+        r"all names differ: there is module\.layers\.0\.weight, and here layers\.0\.weight \(names"
+    )
     with pytest.raises(ValueError, match=message):
         ld.optimizer_from_torch(optimizer, model, nested(optimizer, names), names)
 

@@ -212,6 +212,8 @@ REFUSED = {
     ),
     "SGD": (lambda p: torch.optim.SGD(p, momentum=0.9), "missing betas of"),
     "RMSprop": (lambda p: torch.optim.RMSprop(p), "missing betas of"),
+    "RAdam": (lambda p: torch.optim.RAdam(p), "no amsgrad=unknown here"),
+    "NAdam": (lambda p: torch.optim.NAdam(p), "no momentum_decay=0.004 here"),
 }
 
 
@@ -237,6 +239,116 @@ def test_another_sgd_is_refused(options, tmp_path):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"no {name}={value} here"):
         ld.optimizer_from_torch(here.optimizer, here.model, there.optimizer.state_dict())
+
+
+@pytest.mark.parametrize(("ours", "theirs", "fits"), [(0.5, 0, False), (0, 0.5, True)])
+def test_the_decay_that_counts_there_is_ours(ours, theirs, fits, tmp_path):
+    """Adam would take our decay for a part of the gradient."""
+    here, there = (Training(m, "AdamW") for m in start("LoRA", "float32", tmp_path))
+    here.optimizer.param_groups[0]["weight_decay"] = ours
+    adam = torch.optim.Adam(there.optimizer.param_groups[0]["params"], weight_decay=theirs)
+    if fits:
+        state = ld.optimizer_to_torch(here.optimizer, here.model, adam.state_dict(), there.names)
+        assert state["param_groups"][0]["weight_decay"] == ours
+    else:
+        with pytest.raises(ValueError, match="no decoupled_weight_decay=False here"):
+            ld.optimizer_to_torch(here.optimizer, here.model, adam.state_dict(), there.names)
+
+
+def test_moments_that_would_be_lost_there_are_named(tmp_path):
+    """What only the other side has trained keeps what is remembered of it, or the state is refused."""
+    here, there = (Training(m, "AdamW") for m in start("LoRA", "float32", tmp_path))
+    head = "base_model.model.layers.4.weight"
+    there.model.get_parameter(head).requires_grad_(True)
+    wide = Training(there.model, "AdamW").go_on(2, "float32").optimizer.state_dict()
+    with pytest.raises(ValueError, match=f"unexpected {head}"):
+        ld.optimizer_to_torch(here.go_on(2, "float32").optimizer, here.model, wide)
+
+    A = "base_model.model.layers.0.lora_A.default.weight"
+    named = [(n, p) for n, p in there.model.named_parameters() if p.requires_grad and n != A]
+    for _ in range(2):  # trained here, or frozen by now
+        state = torch.optim.AdamW(named).state_dict()
+        with pytest.raises(ValueError, match=f"missing {A}"):
+            ld.optimizer_to_torch(here.optimizer, here.model, state)
+        here.model.requires_grad_(False)
+
+
+def test_moments_of_another_shape_are_refused_before_they_go(tmp_path):
+    here = Training(start("LoRA", "float32", tmp_path)[0], "AdamW").go_on(1, "float32")
+    options = twins.KINDS["LoRA"] | {"r": 5}
+    there = Training(twins.adapt(twins.net(), **options), "AdamW").go_on(1, "float32")
+    with pytest.raises(
+        ValueError, match=r"lora_A.*exp_avg has the shape \(5, 7\), and \(3, 7\) here"
+    ):
+        ld.optimizer_to_torch(here.optimizer, here.model, there.optimizer.state_dict())
+
+
+def test_a_step_there_does_not_change_what_is_here(tmp_path):
+    here, there = (Training(m, "AdamW") for m in start("DoRA", "float32", tmp_path))
+    hand_over(here.go_on(2, "float32"), there, tmp_path)
+    before = here.optimizer.state_dict()
+    there.go_on(3, "float32")
+    np.testing.assert_equal(here.optimizer.state_dict(), before)
+    hand_over(there, here, tmp_path)
+    before = here.optimizer.state_dict()
+    there.go_on(3, "float32")
+    np.testing.assert_equal(here.optimizer.state_dict(), before)
+
+
+def test_options_may_be_tensors(tmp_path):
+    here, there = (Training(m, "AdamW") for m in start("LoRA", "float64", tmp_path))
+    trained = [(n, p) for n, p in there.model.named_parameters() if p.requires_grad]
+    rate, *betas = (torch.tensor(value, dtype=torch.float64) for value in (0.02, 0.5, 0.75))
+    there.optimizer = torch.optim.AdamW(trained, lr=rate, betas=tuple(betas), foreach=False)
+    hand_over(there.go_on(3, "float64"), here, tmp_path)
+    group = here.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (0.02, (0.5, 0.75))
+    twins.agree(
+        twins.trained(here.go_on(3, "float64").model),
+        twins.trained(there.go_on(3, "float64").model),
+    )
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "modules_to_save, bias all", "lora_bias"])
+def test_another_name_of_the_adapter_is_a_part_of_the_names(kind, tmp_path):
+    net, options = twins.net(), twins.COMMON | twins.KINDS[kind]
+    theirs = twins.peft.get_peft_model(net, twins.peft.LoraConfig(**options), adapter_name="new")
+    ours = ld.get_peft_model(twins.twin(twins.net()), ld.LoraConfig(**options), "new", rng=0)
+    names = {name for name, p in theirs.named_parameters() if p.requires_grad}
+    assert {name for p, name in ours.torch_names().items() if p.requires_grad} == names
+
+
+def test_unfrozen_weights_of_the_base_have_pefts_names(tmp_path):
+    ours, theirs = start("DoRA", "float32", tmp_path)
+    ours.requires_grad_(True)
+    assert set(ours.torch_names().values()) == {name for name, _ in theirs.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20, cycle_momentum=False),
+        lambda o: torch.optim.swa_utils.SWALR(o, 0.05),
+        lambda o: o.param_groups[0].update(name="decay"),
+    ],
+)
+def test_what_schedules_write_into_a_group_is_no_other_formula(make, tmp_path):
+    here, there = (Training(m, "AdamW") for m in start("LoRA", "float32", tmp_path))
+    make(there.optimizer)
+    hand_over(there.go_on(2, "float32"), here, tmp_path)
+    hand_over(here.go_on(2, "float32"), there, tmp_path)
+
+
+def test_a_state_by_name_needs_no_other_names(tmp_path):
+    """An optimizer that knows no names, asked by PyTorch's own function, which does."""
+    here, there = (Training(m, "AdamW", named=False) for m in start("LoRA", "float32", tmp_path))
+    there.go_on(2, "float32")
+    state = distributed.get_optimizer_state_dict(there.model, there.optimizer)
+    assert "param_names" not in state["param_groups"][0]
+    ld.optimizer_from_torch(here.optimizer, here.model, state)
+    other = Training(here.model, "AdamW")
+    ld.optimizer_from_torch(other.optimizer, here.model, there.optimizer.state_dict(), there.names)
+    twins.agree(remembered(here), remembered(other), tolerance=0)
 
 
 def test_adam_without_decay_is_adamw(tmp_path):
