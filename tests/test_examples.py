@@ -106,10 +106,10 @@ LESSONS = {
         r"the same logits bit by bit: True",
     ],
     "11_outgrow": [
-        r"(DoRA-\d+/adapter_model\.safetensors +[\d,]+ bytes|Nothing travels in this run)",
+        r"base\.npz +94\d,\d{3} bytes\n +DoRA-\d+\.npz +\d+,\d{3} bytes",
         r"full +235,146 +940,584 +\d+\.\d{3} s",
         r"DoRA-4 +6,642 +26,568 +\d+\.\d{3} s",
-        r"in proportion \de-0[5-9]",
+        r"of the largest logit it is \de-0[5-9]",
         r"base, 4 P +940,584 +9\d\d,\d{3}",
         r"DoRA, activations, 4 N +3,344,000 +3,3\d\d,\d{3}",
     ],

@@ -361,7 +361,7 @@ def test_the_lesson_measures_what_it_says(tmp_path):
         assert row["accuracy_there"] == pytest.approx(row["accuracy_here"], abs=0.002)
         assert row["bytes_per_step"] == 4 * row["trainable"]
     assert (rows["full"]["bytes_per_step"], rows["DoRA-4"]["bytes_per_step"]) == (940_584, 26_568)
-    gaps = re.search(r"steps there, .*: (\S+) from .*\n +and (\S+) if", ended.stdout)
+    gaps = re.search(r"there and \d here it is (\S+),\n +and (\S+) if", ended.stdout)
     assert float(gaps[1]) < 1e-4 < 0.1 < float(gaps[2])
     for name, formula, measured in re.findall(
         r"(\w+), .* N? +([\d,]+) +([\d,]+)$", ended.stdout, re.M
@@ -375,10 +375,15 @@ def test_without_pytorch_the_lesson_says_how_to_get_it_and_what_it_shows(tmp_pat
     absent += "u.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more); "
     ended = lesson(cwd=tmp_path, before=absent)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "without torch.\n" in ended.stdout
+    assert "To be measured, this needs torch\n" in ended.stdout
     assert "(extra 'interop'): pip install torch peft" in ended.stdout
     assert re.search(r"DoRA-4 +6,642 +26,568", ended.stdout)
     assert re.search(r"DoRA, activations, 4 N +3,344,000", ended.stdout)
+    for option in ("--json", "--out"):
+        ended = lesson(option, "there", cwd=tmp_path, before=absent)
+        assert ended.returncode == 2
+        assert "error: without torch nothing travels that --json, --out" in ended.stderr
+        assert not (tmp_path / "there").exists()
 
 
 def test_the_lesson_keeps_its_files_and_refuses_to_write_over_them(tmp_path):
