@@ -64,6 +64,8 @@ options = parser.parse_args()
 lacking = two_processes.lacking()
 if options.steps < 3 or not all(1 <= r <= 128 for r in options.ranks):
     parser.error("--steps is at least 3, and each of --ranks 1 to 128")
+if options.port is not None and not 1 <= options.port < 2**16:
+    parser.error(f"--port is 1 to {2**16 - 1}")
 if options.json:
     parser.expect_file("--json", options.json)
 if options.out:

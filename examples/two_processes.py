@@ -101,10 +101,15 @@ def train(folder: Path, processes: int = 2, port: int | None = None) -> dict[str
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port(port))),
-        *(str(WORKER), str(folder)),
+        *(str(WORKER), str(folder.resolve())),
     ]
+    results = folder / "there"
+    if results.exists():
+        raise RuntimeError(f"{results} is there already")
+    settings = {"OMP_NUM_THREADS": "1"}
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": ",".join(loopback[:1])}
+    if loopback:
+        settings["GLOO_SOCKET_IFNAME"] = loopback[0]
     with subprocess.Popen(
         command,
         env={**os.environ, **settings},
@@ -121,10 +126,12 @@ def train(folder: Path, processes: int = 2, port: int | None = None) -> dict[str
             raise
         finally:
             shutil.rmtree(folder / ".there", ignore_errors=True)
+            if process.returncode:
+                shutil.rmtree(results, ignore_errors=True)
     if process.returncode:
         raise RuntimeError(cause(printed))
     report: dict[str, dict[str, float]] = json.loads(
-        (folder / "there" / "report.json").read_text(encoding="utf-8")
+        (results / "report.json").read_text(encoding="utf-8")
     )
     return report
 

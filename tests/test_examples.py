@@ -390,6 +390,8 @@ def test_without_matplotlib_lesson_seven_says_how_to_get_it(tmp_path):
         ("10_change_author", ["--out", "/dev/null"]),
         ("11_outgrow", ["--steps", "2"]),
         ("11_outgrow", ["--ranks", "0"]),
+        ("11_outgrow", ["--port", "0"]),
+        ("11_outgrow", ["--port", "65536"]),
         ("11_outgrow", ["--out", "/dev/null"]),
         ("11_outgrow", ["--json", "."]),
     ],
