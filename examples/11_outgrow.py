@@ -61,21 +61,28 @@ add("--port", type=int, help="where the processes meet (any that is free)")
 add("--out", type=Path, metavar="DIR", help="keep all files there")
 add("--json", type=Path, metavar="FILE", help="write the table, an object for each row")
 options = parser.parse_args()
-lacking = two_processes.lacking()
 if options.steps < 3 or not all(1 <= r <= 128 for r in options.ranks):
     parser.error("--steps is at least 3, and each of --ranks 1 to 128")
-if options.port is not None and not 1 <= options.port < 2**16:
-    parser.error(f"--port is 1 to {2**16 - 1}")
-if options.json:
-    parser.expect_file("--json", options.json)
-if options.out:
-    parser.expect_directory("--out", options.out)
-    if (options.out / "there").exists():
-        parser.error(f"argument --out: {options.out / 'there'} is there already")
+try:
+    two_processes.free_port(options.port)
+except RuntimeError as error:
+    parser.error(f"argument --port: {error}")
+
+# %% [markdown]
+# Nothing is begun that could not be kept, and nothing is written over.
+
+# %%
+lacking = two_processes.lacking()
 if lacking and (options.json or options.out or options.port):
     parser.error(
         f"without {', '.join(lacking)} nothing travels that --json, --out or --port concern"
     )
+if options.json:
+    parser.expect_file("--json", options.json)
+if options.out:
+    parser.expect_directory("--out", options.out)
+    if any(options.out.iterdir()):
+        parser.error(f"argument --out: {options.out} is not empty")
 
 # %% [markdown]
 # ## 1. What leaves
@@ -121,6 +128,7 @@ def adapted(rank, use_dora):
 models = {"full": copy.deepcopy(base)}
 for rank in options.ranks:
     models |= {f"LoRA-{rank}": adapted(rank, False), f"DoRA-{rank}": adapted(rank, True)}
+optimizers = {name: ld.AdamW(m.trainable_parameters(), **HOW) for name, m in models.items()}
 
 # %% [markdown]
 # Whoever stays with NumPy takes one file for the base and one for each adapter.
@@ -177,9 +185,8 @@ def come_back(name):
 def compare(name, report):
     """Train a model here, and compare it with the one that was trained there."""
     here, there = models[name], come_back(name)
-    optimizer = ld.AdamW(here.trainable_parameters(), **HOW)
     begin = time.perf_counter()
-    train(here, optimizer)
+    train(here, optimizers[name])
     seconds = time.perf_counter() - begin
     logits = [model.eval()(new.test.x).data for model in (there, here)]
     right = [float(np.mean(z.argmax(axis=1) == new.test.y)) for z in logits]
@@ -232,10 +239,11 @@ def finished(with_moments):
 # %%
 def travel():
     """Return the rows of the table, measured; and how far the interrupted training is off."""
-    runs = [Run(name, model, None, 0, options.steps) for name, model in models.items()]
+    steps = options.steps
+    runs = [Run(name, models[name], optimizers[name], 0, steps) for name in models]
     runs.append(Run("interrupted", interrupted, adamw, third, rest))
     data = {"x": images.x, "labels": images.y, "batches": batches}
-    two_processes.write_job(folder, base, data, HOW, runs)
+    two_processes.write_job(folder, base, data, runs)
     try:
         report = two_processes.train(folder, port=options.port)
     except RuntimeError as error:
@@ -295,7 +303,7 @@ temporary.cleanup()
 # ### NCCL
 #
 # Our two processes sent their gradients by gloo, which works on every CPU.  For GPUs of NVIDIA there is
-# NCCL, which sends from one GPU to the next without going through the memory of the machine.  In the
+# NCCL, which sends from one GPU to the next directly, where there is a line between them.  In the
 # worker, `init_process_group` then gets "nccl" in the place of "gloo".  Before the optimizer is made, the
 # model is moved to a GPU of its own, of which torchrun tells each process the number, `LOCAL_RANK`.  And
 # so are the images.  Each process hands over as many bytes as before.  To get the mean of n processes
@@ -388,8 +396,9 @@ for name, numbers in kept.items():
     show(f"{name}, activations, 4 N", 4 * SIZE * numbers, size)
 
 # %% [markdown]
-# The same formulas for a net of 7 billion parameters, say Llama 2 (arXiv:2307.09288): 32 layers of
-# width 4,096, each with seven matrices, three of them with 11,008 outputs or inputs.
+# The same formulas for a net of 7 billion parameters, say Llama 2 (arXiv:2307.09288), which is built
+# like LLaMA (arXiv:2302.13971): 32 layers of width 4,096, each with seven matrices, three of them with
+# 11,008 outputs or inputs.
 #
 # - The base: 6.74 billion parameters in 16 bits are 13.5 GB.
 # - What is trained: LoRA with r = 16 on all seven matrices has 40.0 million numbers.  With gradients and

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 torch_worker.py FOLDER
 
 The folder holds a job, as ``two_processes.py`` writes it: ``job.json``, the base and the data as
-``.safetensors``, and for each run an adapter as PEFT saves it, perhaps with the state of its optimizer.
+``.safetensors``, and for each run a folder with an adapter as PEFT saves it, or a whole model, and if it
+has begun, with what its optimizer remembers.
 Each process takes its share of every batch.  ``DistributedDataParallel`` replaces the gradients by their
 mean over all processes, so that each makes the same step.  Nothing else travels, because each process
 reads the base and the adapter for itself.
@@ -15,19 +16,17 @@ Nothing of minigrad or loradora is imported: whoever goes on there needs PyTorch
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
-import shutil
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import peft
-import safetensors
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -35,8 +34,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-#: What is wrong with files, or between the processes, rather than here.
-EXPECTED = OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError
+#: Files of a run, beside those of PEFT.
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 #: What AdamW remembers of a parameter, and its options.
 MOMENTS = "exp_avg", "exp_avg_sq", "step"
@@ -61,14 +60,19 @@ class Net(nn.Module):
 # ---------------------------------------------------------------------------- training
 
 
+def share(batch: torch.Tensor, rank: int, processes: int) -> torch.Tensor:
+    """Return the part of a batch that one of several processes computes."""
+    return batch[rank::processes]
+
+
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, Any], batches: torch.Tensor
 ) -> dict[str, float]:
-    """Take a step for each batch, of which each process has its share; return what was measured."""
-    rank, processes = dist.get_rank(), dist.get_world_size()
+    """Take a step for each batch; return what was measured, bytes and examples per step."""
     # by default the first process sends its whole model to the others, lest theirs differ
     parallel = DistributedDataParallel(model, init_sync=False)
     sent: list[int] = []
+    seen: list[int] = []
 
     def counted(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Do what is done with a bucket of gradients anyhow, and note its bytes."""
@@ -78,12 +82,15 @@ def train(
     parallel.register_comm_hook(None, counted)
     begin = time.perf_counter()
     for batch in batches:
-        own = batch[rank::processes]
+        own = share(batch, dist.get_rank(), dist.get_world_size())
+        seen.append(len(own))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(parallel(data["x"][own]), data["labels"][own])
         loss.backward()
         optimizer.step()
-    return {"seconds": time.perf_counter() - begin, "bytes": sum(sent) / len(batches)}
+    seconds = time.perf_counter() - begin
+    steps = len(batches)
+    return {"seconds": seconds, "bytes": sum(sent) / steps, "examples": sum(seen) / steps}
 
 
 def go_on(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Any]) -> None:
@@ -114,15 +121,15 @@ def moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Any
 
 def begin(folder: Path, job: dict[str, Any], run: dict[str, Any]) -> Any:
     """Return the model of a run, the names of what it trains, and its optimizer."""
+    place = folder / run["name"]
     model: Any = Net(job["sizes"])
-    model.load_state_dict(load_file(folder / "base.safetensors"))
+    model.load_state_dict(load_file(place / MODEL if run["full"] else folder / "base.safetensors"))
     if not run["full"]:
-        model = peft.PeftModel.from_pretrained(model, folder / run["name"], is_trainable=True)
+        model = peft.PeftModel.from_pretrained(model, place, is_trainable=True)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), **job["optimizer"])
-    file = folder / run["name"] / "optimizer.safetensors"
-    if file.exists():
-        go_on(optimizer, [*trained], load_file(file))
+    optimizer = torch.optim.AdamW(trained.values(), **run["optimizer"])
+    if run["begun"]:
+        go_on(optimizer, [*trained], load_file(place / OPTIMIZER))
     return model, [*trained], optimizer
 
 
@@ -134,27 +141,24 @@ def work(folder: Path, job: dict[str, Any], place: Path) -> dict[str, Any]:
         name = run["name"]
         try:
             model, trained, optimizer = begin(folder, job, run)
-        except EXPECTED as error:
-            raise ValueError(f"cannot begin {folder / name}: {error}") from error
+        except Exception as error:
+            raise ValueError(f"cannot begin {folder / name}: {said(error)}") from error
         batches = data["batches"][run["start"] : run["stop"]]
         report[name] = train(model, optimizer, data, batches)
         if dist.get_rank() == 0:
             (place / name).mkdir()
             if run["full"]:
-                save_file(model.state_dict(), place / name / "model.safetensors")
+                save_file(model.state_dict(), place / name / MODEL)
             else:
                 model.save_pretrained(place / name)
-            save_file(moments(optimizer, trained), place / name / "optimizer.safetensors")
+            save_file(moments(optimizer, trained), place / name / OPTIMIZER)
     return report
 
 
 def check(folder: Path) -> dict[str, Any]:
     """Return the job in a folder, if it can be done; ValueError says why not."""
-    unset = [
-        name
-        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        if name not in os.environ
-    ]
+    needed = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    unset = [name for name in needed if name not in os.environ]
     if unset:
         raise ValueError(f"start it with torchrun: {', '.join(unset)} is not set")
     try:
@@ -163,12 +167,14 @@ def check(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / 'job.json'} is damaged: {error}") from error
     for name, digest in job["digests"].items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{folder / name} is not the file that the adapters were made for")
+            raise ValueError(f"{folder / name} is not the file that the job was written for")
+    steps, size = load_file(folder / "data.safetensors")["batches"].shape
+    for run in job["runs"]:
+        if not 0 <= run["start"] < run["stop"] <= steps:
+            raise ValueError(f"{run['name']} has no steps from {run['start']} to {run['stop']}")
     processes = int(os.environ["WORLD_SIZE"])
-    if job["batch"] % processes:
-        raise ValueError(
-            f"a batch of {job['batch']} cannot be shared out evenly to {processes} processes"
-        )
+    if size % processes:
+        raise ValueError(f"a batch of {size} cannot be shared out evenly to {processes} processes")
     if (folder / "there").exists():
         raise ValueError(f"{folder / 'there'} is there already")
     return job
@@ -178,10 +184,10 @@ def main(folder: Path) -> None:
     """Do the job in a folder, together with the other processes."""
     job = check(folder)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    place = folder / ".there"
+    dist.init_process_group("gloo")
+    # another job in this folder, on this machine, meets at another port
+    place = folder / f".there-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
-        shutil.rmtree(place, ignore_errors=True)  # what a process that was killed has left
         place.mkdir()
     report = work(folder, job, place)
     if dist.get_rank() == 0:
@@ -190,10 +196,30 @@ def main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+# ---------------------------------------------------------------------------- its end
+
+
+def said(error: Exception) -> str:
+    """Return an error in a line, with its kind unless it speaks for itself."""
+    clear = isinstance(error, (OSError, ValueError, RuntimeError))
+    return ("" if clear else f"{type(error).__name__}: ") + " ".join(str(error).split())
+
+
+def end_with(parent: int) -> None:
+    """End this process when torchrun is gone, which cannot end it any more."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One of several processes; see torchrun.")
+    parser.add_argument("folder", type=Path, help="where the job is")
+    chosen = parser.parse_args()
+    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
     try:
-        parser = argparse.ArgumentParser(description="One of several processes; see torchrun.")
-        parser.add_argument("folder", type=Path, help="where the job is")
-        main(parser.parse_args().folder)
-    except EXPECTED as error:
-        sys.exit(f"torch_worker.py: error: {' '.join(str(error).split())}")
+        main(chosen.folder)
+    except Exception as error:
+        # in one piece, because the other processes may be writing, too
+        os.write(2, f"torch_worker.py: error: {said(error)}\n".encode())
+        sys.exit(1)

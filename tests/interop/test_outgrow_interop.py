@@ -90,8 +90,9 @@ def job(two_processes, tmp_path):
 
     def write(steps=2):
         base = ld.MLP(SIZES, rng=0)
-        run = two_processes.Run("DoRA", adapted(base, "DoRA"), None, 0, steps)
-        two_processes.write_job(tmp_path, base, data(steps), OPTIONS, [run])
+        model = adapted(base, "DoRA")
+        run = two_processes.Run("DoRA", model, adamw(model), 0, steps)
+        two_processes.write_job(tmp_path, base, data(steps), [run])
         return content(tmp_path)
 
     return write
@@ -103,9 +104,8 @@ def job(two_processes, tmp_path):
 def test_what_begins_here_is_trained_by_two_processes_as_by_one_here(two_processes, tmp_path):
     base = ld.MLP(SIZES, rng=0)
     models = {"full": copy.deepcopy(base)} | {kind: adapted(base, kind) for kind in KINDS}
-    runs = [two_processes.Run(name, model, None, 0, STEPS) for name, model in models.items()]
-    two_processes.write_job(tmp_path, base, data(), OPTIONS, runs)
-    (tmp_path / ".there" / "full").mkdir(parents=True)  # as a process that was killed leaves it
+    runs = [two_processes.Run(n, model, adamw(model), 0, STEPS) for n, model in models.items()]
+    two_processes.write_job(tmp_path, base, data(), runs)
     report = two_processes.train(tmp_path)
     for name, model in models.items():
         back = copy.deepcopy(base)
@@ -117,6 +117,7 @@ def test_what_begins_here_is_trained_by_two_processes_as_by_one_here(two_process
         close(back, train(model, adamw(model)))
         assert np.abs(back(data()["x"]).data - start).max() > 0.1  # it has learnt
         assert report[name]["bytes"] == 4 * sum(p.size for p in model.trainable_parameters())
+        assert report[name]["examples"] == 16 / 2
 
 
 def test_what_begins_there_is_trained_here_as_by_two_processes(two_processes, tmp_path):
@@ -124,9 +125,10 @@ def test_what_begins_there_is_trained_here_as_by_two_processes(two_processes, tm
     theirs = twins.net()
     base, there, runs = twins.twin(theirs), tmp_path / "there", []
     for kind in KINDS:
-        every = two_processes.Run(kind, adapted(base, kind), None, 0, STEPS)
+        model = adapted(base, kind)
+        every = two_processes.Run(kind, model, adamw(model), 0, STEPS)
         runs += [every, every._replace(name=f"half of {kind}", stop=STEPS // 2)]
-    two_processes.write_job(tmp_path, base, data(), OPTIONS, runs)
+    two_processes.write_job(tmp_path, base, data(), runs)
     for kind, options in KINDS.items():  # in the place of ours
         options = {"r": 3, "lora_alpha": 6, "target_modules": ["0", "2"]} | options
         adapter = peft.get_peft_model(copy.deepcopy(theirs), peft.LoraConfig(**options))
@@ -145,18 +147,25 @@ def test_what_begins_there_is_trained_here_as_by_two_processes(two_processes, tm
 
 
 def test_a_training_that_is_interrupted_here_ends_there(two_processes, tmp_path):
+    """Its optimizer has options of its own, and they go along."""
     base, runs = ld.MLP(SIZES, rng=0), []
-    for kind in KINDS:
-        begun = adapted(base, kind)
-        optimizer = adamw(begun)
-        train(begun, optimizer, 0, STEPS // 2)
-        runs.append(two_processes.Run(kind, begun, optimizer, STEPS // 2, STEPS))
-    two_processes.write_job(tmp_path, base, data(), OPTIONS, runs)
+    models = {kind: adapted(base, kind) for kind in KINDS} | {"full": copy.deepcopy(base)}
+    options = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
+    for name, model in models.items():
+        optimizer = ld.AdamW(model.trainable_parameters(), **options)
+        train(model, optimizer, 0, STEPS // 2)
+        runs.append(two_processes.Run(name, model, optimizer, STEPS // 2, STEPS))
+    two_processes.write_job(tmp_path, base, data(), runs)
     two_processes.train(tmp_path)
-    for kind in KINDS:
-        whole = adapted(base, kind)
-        back = ld.PeftModel.from_pretrained(base, tmp_path / "there" / kind)
-        close(back, train(whole, adamw(whole)))
+    for name in models:
+        whole = copy.deepcopy(base) if name == "full" else adapted(base, name)
+        goal = train(whole, ld.AdamW(whole.trainable_parameters(), **options))
+        back = copy.deepcopy(base)
+        if name == "full":
+            ld.load_model(tmp_path / "there" / name / "model.safetensors", back)
+        else:
+            back = ld.PeftModel.from_pretrained(base, tmp_path / "there" / name)
+        close(back, goal)
 
 
 def test_the_worker_imports_nothing_of_ours():
@@ -197,11 +206,29 @@ def test_the_commands_for_two_machines_work(job, tmp_path):
 # ----------------------------------------------------------------------------- what goes wrong
 
 
+def test_a_job_that_is_another_training_is_not_written(two_processes, job, tmp_path):
+    base = ld.MLP(SIZES, rng=0)
+    model = adapted(base, "DoRA")
+    Run, write = two_processes.Run, two_processes.write_job
+    other = Run("A", adapted(ld.MLP(SIZES, rng=9), "DoRA"), adamw(model), 0, 2)
+    with pytest.raises(ValueError, match="A adapts another base than the one that is given"):
+        write(tmp_path, base, data(), [other])
+    several = Run("A", model, ld.AdamW(ld.lora_plus(model, 0.01)), 0, 2)
+    with pytest.raises(ValueError, match="the optimizer of A has several groups"):
+        write(tmp_path, base, data(), [several])
+    assert content(tmp_path) == {}
+    before = job()
+    with pytest.raises(FileExistsError, match="there is a job already"):
+        job()
+    assert content(tmp_path) == before
+
+
 def fails(two_processes, folder, before, message, **options):
     """It ends with a clear error, and the folder is as it was."""
     with pytest.raises(RuntimeError, match=message) as caught:
         two_processes.train(folder, **options)
     assert "\n" not in str(caught.value)
+    assert "torch_worker.py" not in str(caught.value)  # which would be another process's words
     assert content(folder) == before
     assert not (folder / "there").exists()
     assert not list(folder.glob(".there*"))
@@ -246,6 +273,11 @@ def test_without_torchrun_the_worker_says_what_is_missing(job, tmp_path):
     assert content(tmp_path) == before
 
 
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="reads Linux's list of processes"
+)
+
+
 def workers(folder):
     """Return the processes of a job."""
     found = []
@@ -254,7 +286,8 @@ def workers(folder):
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if str(folder).encode() in words and b"torch.distributed.run" not in words:
+        worker = str(EXAMPLES / "torch_worker.py").encode() in words
+        if worker and str(folder).encode() in words and b"torch.distributed.run" not in words:
             found.append(int(process.name))
     return sorted(found)
 
@@ -262,26 +295,53 @@ def workers(folder):
 @pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="reads Linux's list of processes"
 )
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_worker_that_is_killed_is_named(which, two_processes, job, tmp_path):
+@pytest.mark.parametrize(("which", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_a_worker_that_is_killed_is_named(which, number, two_processes, job, tmp_path):
     before = job(steps=20_000)
 
     def kill():
-        while not (tmp_path / ".there").exists():
+        while not list(tmp_path.glob(".there-*")):
             time.sleep(0.05)
-        os.kill(workers(tmp_path)[which], signal.SIGKILL)
+        os.kill(workers(tmp_path)[which], number)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    fails(two_processes, tmp_path, before, r"a process was killed: Signal 9 \(SIGKILL\)")
+    fails(
+        two_processes, tmp_path, before, rf"a process was killed: Signal {number} \({number.name}\)"
+    )
     killer.join()
+    assert workers(tmp_path) == []
+
+
+@LINUX
+@pytest.mark.parametrize("killed", ["the launcher", "whoever waits for it"])
+def test_nothing_is_left_running(killed, two_processes, job, tmp_path):
+    """If torchrun is killed, which cannot end the others then, or this process by SIGTERM."""
+    before = job(steps=20_000)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, two_processes; "
+    code += "two_processes.train(pathlib.Path(sys.argv[2]))"
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", code, EXAMPLES, tmp_path], stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob(".there-*")):
+        time.sleep(0.05)
+    found = workers(tmp_path)
+    if killed == "the launcher":
+        parent = re.search(r"PPid:\t(\d+)", Path(f"/proc/{found[0]}/status").read_text())[1]
+        os.kill(int(parent), signal.SIGKILL)
+    else:
+        waiting.terminate()
+    _, error = waiting.communicate()
+    assert waiting.returncode == (1 if killed == "the launcher" else 128 + signal.SIGTERM), error
+    assert content(tmp_path) == before
+    assert not list(tmp_path.glob("*there*"))
     assert workers(tmp_path) == []
 
 
 def test_another_base_is_refused(two_processes, job, tmp_path):
     job()
     ld.save_model(tmp_path / "base.safetensors", ld.MLP(SIZES, rng=9))
-    message = r"base\.safetensors is not the file that the adapters were made for"
+    message = r"base\.safetensors is not the file that the job was written for"
     fails(two_processes, tmp_path, content(tmp_path), message)
 
 
@@ -315,13 +375,22 @@ def test_what_cannot_be_done_is_refused_before_the_processes_meet(
     worker, job, tmp_path, monkeypatch
 ):
     job()
-    assert worker.check(tmp_path)["batch"] == 16
+    told = json.loads((tmp_path / "job.json").read_text())
+    assert worker.check(tmp_path) == told
     monkeypatch.setenv("WORLD_SIZE", "3")  # the mean of means is the mean only of parts of one size
     with pytest.raises(
         ValueError, match="a batch of 16 cannot be shared out evenly to 3 processes"
     ):
         worker.check(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for start, stop in ((0, 3), (-1, 1), (1, 1)):
+        (run,) = told["runs"]
+        run |= {"start": start, "stop": stop}
+        (tmp_path / "job.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=f"DoRA has no steps from {start} to {stop}"):
+            worker.check(tmp_path)
+    run |= {"start": 0}
+    (tmp_path / "job.json").write_text(json.dumps(told))
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="there is there already"):
         worker.check(tmp_path)
@@ -331,6 +400,42 @@ def test_what_cannot_be_done_is_refused_before_the_processes_meet(
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(ValueError, match=r"job\.json is damaged"):
         worker.check(tmp_path)
+
+
+def test_the_shares_of_a_batch_are_the_batch(worker):
+    batch = torch.arange(12)
+    for processes in (1, 2, 3):
+        shares = [worker.share(batch, rank, processes) for rank in range(processes)]
+        assert {len(share) for share in shares} == {12 // processes}
+        assert sorted(torch.cat(shares).tolist()) == batch.tolist()
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("", "torchrun ended without a word"),
+        ("W0101 all is well\nKeyError: 'x'\n=====\n", "KeyError: 'x'"),
+        ("[rank1]: a.b.SomeError: no\n  File\n", "a.b.SomeError: no"),
+        ("torch_worker.py: error: no\nOtherError: x\n", "no"),
+        (
+            "torch_worker.py: error: x\nRoot Cause\n Signal 9 (SIGKILL) received by PID 7\n",
+            "a process was killed: Signal 9 (SIGKILL) received by PID 7",
+        ),
+        (
+            "Signal 15 (SIGTERM) received by PID 8\nRoot Cause\n exitcode: 1\nE.Error: y",
+            "E.Error: y",
+        ),
+    ],
+)
+def test_the_cause_is_found_in_what_torchrun_prints(printed, told, two_processes):
+    assert two_processes.cause(printed) == told
+
+
+def test_torchruns_own_variables_are_not_ours(two_processes, monkeypatch):
+    monkeypatch.setenv("PET_NNODES", "2")
+    monkeypatch.setenv("HOME", "here")
+    assert "PET_NNODES" not in two_processes.environment()
+    assert two_processes.environment()["HOME"] == "here"
 
 
 # ----------------------------------------------------------------------------- the lesson
@@ -393,17 +498,27 @@ def test_the_lesson_keeps_its_files_and_refuses_to_write_over_them(tmp_path):
     assert Path("there/DoRA-1/adapter_model.safetensors") in kept
     ended = lesson(*short, cwd=tmp_path)
     assert ended.returncode == 2
-    assert re.fullmatch(r".*error: argument --out: kept.there is there already\n", ended.stderr)
+    assert re.fullmatch(r".*error: argument --out: kept is not empty\n", ended.stderr)
     assert content(tmp_path / "kept") == kept
 
 
-def test_a_training_that_fails_ends_the_lesson_in_a_line(tmp_path):
+def test_a_training_that_fails_ends_the_lesson_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "peft.py").write_text("raise ImportError('it is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    ended = lesson("--ranks", "1", "--steps", "3", cwd=tmp_path)
+    assert ended.returncode == 1
+    # both processes write at a time
+    message = r"11_outgrow\.py: error: training in PyTorch failed: .*ImportError: .*it is broken.*\n"
+    assert re.fullmatch(message, ended.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["peft.py"]
+
+
+def test_a_port_that_is_taken_is_refused_before_the_work(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        ended = lesson("--ranks", "1", "--steps", "3", "--port", port, cwd=tmp_path)
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        "11_outgrow.py: error: training in PyTorch failed: the processes cannot meet at port "
-        f"{port}: Address already in use\n"
+        ended = lesson("--port", port, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (
+        f"argument --port: the processes cannot meet at port {port}: Address already"
+        in ended.stderr
     )
-    assert not list(tmp_path.iterdir())
