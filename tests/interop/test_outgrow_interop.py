@@ -508,7 +508,9 @@ def test_a_training_that_fails_ends_the_lesson_in_a_line(tmp_path, monkeypatch):
     ended = lesson("--ranks", "1", "--steps", "3", cwd=tmp_path)
     assert ended.returncode == 1
     # both processes write at a time
-    message = r"11_outgrow\.py: error: training in PyTorch failed: .*ImportError: .*it is broken.*\n"
+    message = (
+        r"11_outgrow\.py: error: training in PyTorch failed: .*ImportError: .*it is broken.*\n"
+    )
     assert re.fullmatch(message, ended.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["peft.py"]
 
