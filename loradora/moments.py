@@ -211,6 +211,9 @@ def from_flat(arrays: Mapping[str, Array]) -> Named:
             if array.size > 2:
                 raise ValueError(f"{key} is no option: it has the shape {array.shape}")
             entry.options[last] = _plain(array)
+    for _, options in state.values():
+        if options.keys() & HOW:  # PyTorch has written it
+            _mark_formula(options)
     return {name: Remembered(m, _begun(options)) for name, (m, options) in state.items()}
 
 
@@ -274,6 +277,11 @@ def optimizer_to_torch(
     ValueError
         If it does not know its parameters by name, if it lacks one that is trained here, if it is of
         another kind of optimizer, or if its options are such that its formula is another one.
+
+    Notes
+    -----
+    PyTorch keeps moments in the dtype of their parameter.  Those of a float16 parameter are float32 here,
+    and lose digits there.
     """
     try:
         import torch
@@ -343,15 +351,20 @@ def optimizer_from_torch(
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a group of PyTorch's, with a word for what would be missing otherwise.
+    """Return the options of a group of PyTorch's."""
+    options = {name: _plain(value) for name, value in group.items()}
+    _mark_formula(options)
+    return options
+
+
+def _mark_formula(options: dict[str, Any]) -> None:
+    """Say in options of PyTorch's if they leave the formula open.
 
     RAdam's are AdamW's but for ``amsgrad``.  Of old, Adam and AdamW did not say how they decay.
     """
-    options = {name: _plain(value) for name, value in group.items()}
     if "betas" in options:
         options.setdefault("amsgrad", "unknown")
         options.setdefault("decoupled_weight_decay", "unknown")
-    return options
 
 
 def _misshapen(there: Named, known: Named) -> list[str]:

@@ -232,6 +232,20 @@ def test_another_formula_is_refused_in_both_directions(case, tmp_path):
         ld.optimizer_to_torch(here.optimizer, here.model, state)
 
 
+def test_another_formula_is_refused_in_a_file_of_pytorch_too(tmp_path):
+    here, there = (Training(m, "AdamW") for m in start("LoRA", "float32", tmp_path))
+    trained = [(n, p) for n, p in there.model.named_parameters() if p.requires_grad]
+    there.optimizer = torch.optim.RAdam(trained)
+    flat = distributed.StateDictOptions(flatten_optimizer_state_dict=True)
+    optimizer = there.go_on(2, "float32").optimizer
+    state = distributed.get_optimizer_state_dict(there.model, optimizer, options=flat)
+    kept = {k: v for k, v in state.items() if v is not None and not k.endswith("param_names")}
+    tensors = {key: torch.as_tensor(value) for key, value in kept.items()}
+    safetensors.save_file(tensors, tmp_path / "there.safetensors")
+    with pytest.raises(ld.CheckpointError, match="no amsgrad=unknown here"):
+        ld.load_optimizer(tmp_path / "there.safetensors", here.optimizer, here.model)
+
+
 @pytest.mark.parametrize("options", [{"nesterov": True}, {"dampening": 0.1}, {"weight_decay": 0.1}])
 def test_another_sgd_is_refused(options, tmp_path):
     here, there = (Training(m, "SGD with momentum") for m in start("LoRA", "float32", tmp_path))
