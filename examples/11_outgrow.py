@@ -255,7 +255,7 @@ def travel():
 
 print(f"\n2. {options.steps} steps there, in two processes, and here, in one\n")
 if lacking:
-    rows, gaps = [Row(**row) for row in json.loads(MEASURED.read_text())], None
+    rows, gaps = [Row(**row) for row in json.loads(MEASURED.read_text(encoding="utf-8"))], None
     print(f"   To be measured, this needs {' and '.join(lacking)}")
     print("   (extra 'interop'): pip install torch peft safetensors")
     print("   So here are 20 steps as another machine has measured them:\n")
@@ -283,7 +283,8 @@ if gaps:
     print(f"   With {third} steps here, {rest - third} there and {third} here it is {gaps[0]:.0e},")
     print(f"   and {gaps[1]:.1f} if what AdamW remembers is left behind.")
 if options.json:
-    options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+    options.json.write_text(text, encoding="utf-8")
     print(f"\n   The table as JSON: {options.json}")
 temporary.cleanup()
 

@@ -317,7 +317,7 @@ def test_a_worker_that_is_killed_is_named(which, number, two_processes, job, tmp
 @pytest.mark.parametrize("killed", ["the launcher", "whoever waits for it"])
 def test_nothing_is_left_running(killed, two_processes, job, tmp_path):
     """If torchrun is killed, which cannot end the others then, or this process by SIGTERM."""
-    before = job(steps=20_000)
+    before = job(steps=100_000)  # which take minutes
     code = "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, two_processes; "
     code += "two_processes.train(pathlib.Path(sys.argv[2]))"
     waiting = subprocess.Popen(
@@ -331,7 +331,7 @@ def test_nothing_is_left_running(killed, two_processes, job, tmp_path):
         os.kill(int(parent), signal.SIGKILL)
     else:
         waiting.terminate()
-    _, error = waiting.communicate()
+    _, error = waiting.communicate(timeout=60)
     assert waiting.returncode == (1 if killed == "the launcher" else 128 + signal.SIGTERM), error
     assert content(tmp_path) == before
     assert not list(tmp_path.glob("*there*"))
