@@ -244,6 +244,9 @@ def travel():
     runs.append(Run("interrupted", interrupted, adamw, third, rest))
     data = {"x": images.x, "labels": images.y, "batches": batches}
     two_processes.write_job(folder, base, data, runs)
+    for file in ("base.safetensors", f"{name}/adapter_model.safetensors"):
+        print(f"   {file:34} {(folder / file).stat().st_size:9,} bytes go there")
+    print()
     try:
         report = two_processes.train(folder, port=options.port)
     except RuntimeError as error:

@@ -256,9 +256,8 @@ class Adapter:
         for name, p in self.model.named_parameters():
             path, _, last = name.rpartition(".")
             if isinstance(modules.get(path), LowRankLinear):
-                name = name.removesuffix(last) + places.get(last, f"{last}.{{}}").format(
-                    adapter_name
-                )
+                place = places.get(last, f"{last}.{{}}").format(adapter_name)
+                name = name.removesuffix(last) + place
             found[p] = checkpoint.PREFIX + name
         for path, module in self._whole.items():
             for name, p in module.named_parameters():

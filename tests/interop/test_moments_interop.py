@@ -65,7 +65,8 @@ def hand_over(one, other, folder):
     one.model.save_pretrained(str(folder))
     there, here = (one, other) if one.theirs else (other, one)
     names = None if "param_names" in there.optimizer.param_groups[0] else there.names
-    state = there.optimizer.state_dict()
+    torch.save(there.optimizer.state_dict(), folder / "optimizer.pt")
+    state = torch.load(folder / "optimizer.pt")
     if one.theirs:
         ld.set_peft_model_state_dict(here.model, twins.on_disk(folder))
         ld.optimizer_from_torch(here.optimizer, here.model, state, names)
