@@ -612,8 +612,10 @@ def test_ctrl_c_on_a_terminal_shows_the_table_and_one_line(tmp_path):
 
 
 def test_ctrl_c_on_a_terminal_leaves_one_line_of_a_job_without_results(tmp_path):
+    """However late the signal comes: the first job would take minutes."""
+    long = quick("digits.pretrained = functools.partial(digits.pretrained, steps=100_000)")
     options = ["--epochs", 1, "--out", tmp_path]
-    shown, status = on_a_terminal("-c", quick(), *options, stop_at="[1/7]")
+    shown, status = on_a_terminal("-c", long, *options, stop_at="[1/7]")
     assert status == -signal.SIGINT
     assert shown.endswith("\rInterrupted.\r\n")
     assert shown.count("\n") == 1
