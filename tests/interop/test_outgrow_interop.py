@@ -292,9 +292,7 @@ def workers(folder):
     return sorted(found)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/cmdline").exists(), reason="reads Linux's list of processes"
-)
+@LINUX
 @pytest.mark.parametrize(("which", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_a_worker_that_is_killed_is_named(which, number, two_processes, job, tmp_path):
     before = job(steps=20_000)
