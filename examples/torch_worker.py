@@ -5,6 +5,7 @@
 The folder holds a job, as ``two_processes.py`` writes it: ``job.json``, the base and the data as
 ``.safetensors``, and for each run a folder with an adapter as PEFT saves it, or a whole model, and if it
 has begun, with what its optimizer remembers.
+
 Each process takes its share of every batch.  ``DistributedDataParallel`` replaces the gradients by their
 mean over all processes, so that each makes the same step.  Nothing else travels, because each process
 reads the base and the adapter for itself.

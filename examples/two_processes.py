@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import loradora as ld
+from loradora.nn import same_values
 
 WORKER = Path(__file__).with_name("torch_worker.py")
 NEEDED = "torch", "peft", "safetensors"
@@ -88,7 +89,7 @@ def _described(run: Run, base: ld.MLP) -> dict[str, Any]:
     adapted = isinstance(run.model, ld.PeftModel)
     if adapted:
         own, given = run.model.get_base_model().state_dict(), base.state_dict()
-        if own.keys() != given.keys() or any((own[n] != given[n]).any() for n in own):
+        if own.keys() != given.keys() or not all(same_values(own[n], given[n]) for n in own):
             raise ValueError(f"{run.name} adapts another base than the one that is given")
     if len(run.optimizer.param_groups) > 1:
         raise ValueError(f"the optimizer of {run.name} has several groups, and there it has one")

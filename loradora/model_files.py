@@ -110,8 +110,8 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     wrong: list[str] = []
     for shard in dict.fromkeys(index.values()) or [path.name]:
         try:
-            held[shard], fitting = _shard(path.parent / shard, parameters)
-            arrays |= fitting
+            held[shard], found = _shard(path.parent / shard, parameters)
+            arrays |= found
         except CheckpointError as error:
             if not index:
                 raise

@@ -87,7 +87,7 @@ def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
     numbered = {k: v for k, v in optimizer.state_dict().items() if k.startswith("param_groups.")}
     for k, group in enumerate(optimizer.param_groups):
         known = {names[p]: state[names[p]] for p in group["params"] if names[p] in state}
-        given = {name: remembered.options for name, remembered in known.items()}
+        given = {name: entry.options for name, entry in known.items()}
         options, problems = _shared(given, set(group) - {"params"}, "here")
         numbered |= {f"param_groups.{k}.{name}": np.asarray(v) for name, v in options.items()}
         wrong += problems or _only_there(given, group)
@@ -410,7 +410,7 @@ def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
         raise TypeError(
             "expected a list of groups with 'params', and moments by number, in a state"
         )
-    if not all(isinstance(remembered, Mapping) for remembered in moments.values()):
+    if not all(isinstance(entry, Mapping) for entry in moments.values()):
         raise TypeError("the moments of a parameter in a state are a dict by their names")
     numbers = [number for group in groups for number in group["params"]]
     known = [name for group in groups for name in group.get("param_names", ())]

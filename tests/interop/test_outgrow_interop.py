@@ -210,9 +210,10 @@ def test_a_job_that_is_another_training_is_not_written(two_processes, job, tmp_p
     base = ld.MLP(SIZES, rng=0)
     model = adapted(base, "DoRA")
     Run, write = two_processes.Run, two_processes.write_job
-    other = Run("A", adapted(ld.MLP(SIZES, rng=9), "DoRA"), adamw(model), 0, 2)
-    with pytest.raises(ValueError, match="A adapts another base than the one that is given"):
-        write(tmp_path, base, data(), [other])
+    for net in (ld.MLP(SIZES, rng=9), ld.MLP([7, 30, 9, 5], rng=0)):
+        other = Run("A", adapted(net, "DoRA"), adamw(model), 0, 2)
+        with pytest.raises(ValueError, match="A adapts another base than the one that is given"):
+            write(tmp_path, base, data(), [other])
     several = Run("A", model, ld.AdamW(ld.lora_plus(model, 0.01)), 0, 2)
     with pytest.raises(ValueError, match="the optimizer of A has several groups"):
         write(tmp_path, base, data(), [several])
