@@ -160,6 +160,17 @@ def _check_plain(mask: tuple[int, ...], ndim: int) -> None:
         )
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Return (…, T, width) as (…, heads, T, d): each head gets d = width/heads of the numbers."""
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).swapaxes(-3, -2)
+
+
+def join_heads(y: Tensor) -> Tensor:
+    """Return (…, heads, T, d) as (…, T, width), which undoes :func:`split_heads`."""
+    y = y.swapaxes(-3, -2)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+
+
 class MultiHeadAttention(Module):
     """Each token looks at the others, with several heads: (…, T, embed_dim) in and out.
 
@@ -230,19 +241,10 @@ class MultiHeadAttention(Module):
         if mask is not None:
             mask = as_array(mask, "mask")
             _check_plain(mask.shape, given.ndim)
-        q, k, v = (self.split(p(given)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (split_heads(p(given), self.num_heads) for p in projections)
         P = self.dropout(attention_weights(q, k, mask))  # (…, heads, T, T)
-        return self.out_proj(self.joined(P @ v))
-
-    def split(self, x: Tensor) -> Tensor:
-        """Return (…, T, embed_dim) as (…, heads, T, d)."""
-        d = self.embed_dim // self.num_heads
-        return x.reshape(*x.shape[:-1], self.num_heads, d).swapaxes(-3, -2)
-
-    def joined(self, y: Tensor) -> Tensor:
-        """Return (…, heads, T, d) as (…, T, embed_dim)."""
-        y = y.swapaxes(-3, -2)
-        return y.reshape(*y.shape[:-2], self.embed_dim)
+        return self.out_proj(join_heads(P @ v))
 
     def extra_repr(self) -> str:
         """Return the number of heads."""

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.attention import attention_weights, causal_mask
+from loradora.attention import attention_weights, causal_mask, join_heads, split_heads
 
 #: A row of it may look at nobody.
 BLIND = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1]], bool)
@@ -119,7 +119,7 @@ def test_attention_is_what_loops_over_texts_heads_and_tokens_compute(text):
 @given(texts())
 def test_rows_of_the_weights_sum_to_1_and_to_0_for_who_may_look_at_nobody(text):
     layer, x, mask = text
-    q, k = layer.split(layer.q_proj(x)), layer.split(layer.k_proj(x))
+    q, k = (split_heads(p(x), layer.num_heads) for p in (layer.q_proj, layer.k_proj))
     P = attention_weights(q, k, mask).data
     seen = np.broadcast_to(True if mask is None else mask, P.shape)
     assert_allclose(P.sum(axis=-1), seen.any(axis=-1), atol=1e-15 * max(1, x.shape[-2]))
@@ -128,10 +128,10 @@ def test_rows_of_the_weights_sum_to_1_and_to_0_for_who_may_look_at_nobody(text):
 
 
 def test_joining_undoes_splitting_into_heads():
-    layer, x = attention(6, 3), mg.Tensor(numbers(2, 5, 6))
-    assert layer.split(x).shape == (2, 3, 5, 2)
-    assert_array_equal(layer.split(x).data[1, 2, 3], x.data[1, 3, 4:])
-    assert_array_equal(layer.joined(layer.split(x)).data, x.data)
+    x = mg.Tensor(numbers(2, 5, 6))
+    assert split_heads(x, 3).shape == (2, 3, 5, 2)
+    assert_array_equal(split_heads(x, 3).data[1, 2, 3], x.data[1, 3, 4:])
+    assert_array_equal(join_heads(split_heads(x, 3)).data, x.data)
 
 
 def test_a_block_adds_attention_and_then_a_net_to_its_input():

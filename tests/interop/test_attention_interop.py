@@ -7,7 +7,7 @@ import pytest
 
 import loradora as ld
 import minigrad as mg
-from loradora.attention import attention_weights, causal_mask
+from loradora.attention import attention_weights, causal_mask, split_heads
 
 NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -80,7 +80,7 @@ def test_a_layer_of_heads_is_pytorchs(mask: Any, batched: bool) -> None:
     y = ours(x, mask)
     truth, P = net(theirs, theirs, theirs, attn_mask=forbidden, average_attn_weights=False)
     agree(y.data, truth.detach().numpy())
-    q, k = ours.split(ours.q_proj(x)), ours.split(ours.k_proj(x))
+    q, k = (split_heads(p(x), HEADS) for p in (ours.q_proj, ours.k_proj))
     agree(attention_weights(q, k, mask).data, P.detach().numpy())
 
     g = numbers(*array.shape, seed=9)
