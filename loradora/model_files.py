@@ -6,9 +6,9 @@ Names and shapes are PyTorch's, so these files go there, and come from there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,12 @@ from loradora.files import (
 from loradora.formats import Arrays, Entry
 from loradora.nn import Module, misfits, named_tensors, short
 from loradora.optim import Optimizer
-from minigrad import Tensor
 from minigrad.engine import Outline
+
+T = TypeVar("T")
+
+#: From the name of a tensor in a file to its name in a model, or to None for one that is not wanted.
+Renaming: TypeAlias = Callable[[str], "str | None"]
 
 #: What transformers calls a model's one file, or the index of its several ones.
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -75,7 +79,9 @@ def _save(file: str | Path, arrays: Arrays, function: str) -> None:
     write({path: data})
 
 
-def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> None:
+def load_model(
+    file: str | Path, model: Module, *, names: Renaming | None = None, allow_nan: bool = False
+) -> None:
     """Set the parameters of ``model`` from an ``.npz`` file, or from ``.safetensors`` files of PyTorch.
 
     A large model lies in several of these, its shards.  Then give the index beside them, say
@@ -86,18 +92,42 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     Each parameter takes the dtype that it has in ``model``, in which it must be finite, unless
     ``allow_nan``.  A tensor that several modules share may have any of its names, or all.
 
+    Parameters
+    ----------
+    file
+        The file, or the index.
+    model
+        What gets its parameters.
+    names
+        From the name of a tensor in the file to its name here, or to None for one that is not wanted.
+        By default names are the same.  But a prefix that all of them have in the file, and none here, is
+        left off: ``module.`` of a wrapped model, ``bert.`` of one with a head that was left out.
+    allow_nan
+        Accept NaN and infinity.
+
     Raises
     ------
     CheckpointError
         Listing everything that is missing, unexpected, misshapen or not finite, every shard that is
-        missing or damaged, and every tensor in another shard than the index says; a prefix that all
-        names have, such as ``module.``, is named once.  Also for an index that is not valid, or names a
-        pickle or a file elsewhere, and for a PeftModel of another base.  Nothing is changed.
+        missing or damaged, and every tensor in another shard than the index says.  Also for two tensors
+        of one name here, for an index that is not valid, or names a pickle or a file elsewhere, and for a
+        PeftModel of another base.  Nothing is changed.
 
     Notes
     -----
     Shards and their index are described by Hugging Face: "Sharded checkpoints" in the guide to big
     models of transformers, and ``save_torch_state_dict`` of huggingface_hub.
+
+    Examples
+    --------
+    A net in whose file the layers have other names, and which has one layer less:
+
+    >>> import tempfile
+    >>> import loradora as ld
+    >>> file = Path(tempfile.mkdtemp()) / "net.npz"
+    >>> save_model(file, ld.Sequential(ld.Linear(2, 3), ld.Linear(3, 1)))
+    >>> layer = ld.Linear(2, 3)
+    >>> load_model(file, layer, names={"0.weight": "weight", "0.bias": "bias"}.get)
     """
     path = Path(file)
     with reported("cannot read", path):
@@ -110,8 +140,11 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
     wrong: list[str] = []
     for shard in dict.fromkeys(index.values()) or [path.name]:
         try:
-            held[shard], found = _shard(path.parent / shard, parameters)
-            arrays |= found
+            entries, _ = described(path.parent / shard, read(path.parent / shard))
+            names = names or _without_prefix(parameters, index or entries)
+            held[shard] = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
+            arrays |= fitting(path.parent / shard, _renamed(entries, names), parameters)
+            del entries  # and with them all that was read, before the next shard is
         except CheckpointError as error:
             if not index:
                 raise
@@ -119,10 +152,26 @@ def load_model(file: str | Path, model: Module, *, allow_nan: bool = False) -> N
         with reported(str(path)):
             formats.check_number(range(sum(map(len, held.values()))))
     wrong += _misplaced(index, held) if index else []
-    wrong += _misnamed(model, held, index.keys())
+    wrong += _misnamed(model, held, index, names or _as_it_is)
     refuse(path, wrong, arrays, allow_nan)
     with reported(str(path)):
         model.load_state_dict(arrays, assign=True)
+
+
+def _as_it_is(name: str) -> str:
+    return name
+
+
+def _without_prefix(expected: Container[str], found: Collection[str]) -> Renaming:
+    """Return a renaming that takes away what all names begin with, if they are expected without it."""
+    prefix = _extra_prefix(expected, found)
+    return lambda name: name.removeprefix(prefix)
+
+
+def _renamed(entries: Mapping[str, T], names: Renaming) -> dict[str, T]:
+    """Return what is wanted, under the names that it has here."""
+    renamed = ((names(name), entry) for name, entry in entries.items())
+    return {name: entry for name, entry in renamed if name is not None}
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -152,16 +201,6 @@ def _is_shard(name: object) -> bool:
     return isinstance(name, str) and is_plain(name) and Path(name).suffix == ".safetensors"
 
 
-def _shard(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Outline], Arrays]:
-    """Return the outlines of all arrays in a file, and those arrays that are expected and fit.
-
-    Nothing of this refers to the bytes of the file, which are gone when it is returned.
-    """
-    entries, _ = described(path, read(path))
-    outlines = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
-    return outlines, fitting(path, entries, expected)
-
-
 def _misplaced(index: Mapping[str, str], held: Mapping[str, Collection[str]]) -> list[str]:
     """Return in words which tensors do not lie in the shards where the index has them."""
     lacking = [
@@ -178,21 +217,22 @@ def _misplaced(index: Mapping[str, str], held: Mapping[str, Collection[str]]) ->
 
 
 def _misnamed(
-    model: Module, held: Mapping[str, Mapping[str, Outline]], listed: Iterable[str]
+    model: Module,
+    held: Mapping[str, Mapping[str, Outline]],
+    index: Mapping[str, str],
+    names: Renaming,
 ) -> list[str]:
     """Return in words what does not fit the model; what an index lists is not missing once more."""
     found = {name: outline for outlines in held.values() for name, outline in outlines.items()}
-    prefix = _extra_prefix(dict(named_tensors(model)), found)
-    bare = {name.removeprefix(prefix): outline for name, outline in found.items()}
-    lost = {name.removeprefix(prefix) for name in listed} - bare.keys()
-    expected = model.expected({*bare, *lost})
-    wrong = misfits({name: expected[name] for name in expected if name not in lost}, bare)
-    if prefix:
-        wrong.insert(
-            0,
-            f"all names begin with {prefix!r}, and none does here: load_state_dict() takes them after "
-            f"name.removeprefix({prefix!r}), or save what is inside, say net.module.state_dict()",
-        )
+    here = _renamed(found, names)
+    lost = _renamed(index, names).keys() - here.keys()
+    expected = model.expected({*here, *lost})
+    wrong = misfits({name: expected[name] for name in expected if name not in lost}, here)
+    first: dict[str | None, str] = {}
+    for name in found:
+        other = first.setdefault(names(name), name)
+        if other != name and names(name) is not None:
+            wrong.append(f"{other} and {name} would both be {names(name)}")
     return wrong
 
 

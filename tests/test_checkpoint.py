@@ -560,38 +560,87 @@ def test_no_more_than_one_shard_is_held_beside_the_arrays(dtype, tmp_path):
 
 
 def prefixed(prefix):
-    """Return the state of ``base()`` under other names, one of them a stray."""
-    state = {prefix + name: a for name, a in base().state_dict().items()}
-    return state | {f"{prefix}a.stray": state.pop(f"{prefix}layers.0.bias")}
+    """Return the state of ``base()``, doubled, under other names."""
+    return {prefix + name: 2 * a for name, a in base().state_dict().items()}
 
 
 every_prefix = pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "base_model.model.", "layers.", "0."]
+    "prefix", ["module.", "_orig_mod.", "base_model.model.", "layers.", "0.", "bert."]
 )
 
 
+def assert_doubled(net):
+    for name, p in base().named_parameters():
+        assert_array_equal(dict(net.named_parameters())[name].data, 2 * p.data)
+
+
 @every_prefix
-def test_a_prefix_that_all_names_have_is_named_once(prefix, tmp_path):
+def test_a_prefix_that_all_names_have_is_left_off(prefix, tmp_path):
     np.savez(tmp_path / "m.npz", **prefixed(prefix))
-    message = refuse_model(
-        tmp_path / "m.npz",
-        f"all names begin with {prefix!r}, and none does here",
-        "missing layers.0.bias (4,)",
-        "unexpected a.stray (4,)",
-    )
-    assert message.count("missing") == message.count("unexpected") == 1
+    net = base()
+    ld.load_model(tmp_path / "m.npz", net)
+    assert_doubled(net)
 
 
 @every_prefix
-def test_a_prefix_that_all_names_in_shards_have_is_named_once(prefix, tmp_path):
+def test_a_prefix_that_all_names_in_shards_have_is_left_off(prefix, tmp_path):
     state = prefixed(prefix)
     places = {name: (ONE, TWO)[i % 2] for i, name in enumerate(state)}
-    message = refuse_model(
-        sharded(tmp_path, state, places, index={f"{prefix}layers.0.bias": ONE}),
-        f"all names begin with {prefix!r}, and none does here",
-        f"{ONE} lacks {prefix}layers.0.bias",
-    )
+    net = base()
+    ld.load_model(sharded(tmp_path, state, places), net)
+    assert_doubled(net)
+
+
+@every_prefix
+def test_what_else_is_wrong_with_names_that_have_a_prefix_is_listed(prefix, tmp_path):
+    state = prefixed(prefix)
+    state[f"{prefix}a.stray"] = state.pop(f"{prefix}layers.0.bias")
+    np.savez(tmp_path / "m.npz", **state)
+    wrong = "missing layers.0.bias (4,)", "unexpected a.stray (4,)"
+    message = refuse_model(tmp_path / "m.npz", *wrong)
+    assert message.count("missing") == message.count("unexpected") == 1
+    places = {name: (ONE, TWO)[i % 2] for i, name in enumerate(state)}
+    file = sharded(tmp_path, state, places, index={f"{prefix}layers.0.bias": ONE})
+    message = refuse_model(file, f"{ONE} lacks {prefix}layers.0.bias", "unexpected a.stray (4,)")
     assert "missing" not in message
+
+
+def in_any_file(folder, state):
+    """Yield the state in one file, and in two shards."""
+    np.savez(folder / "m.npz", **state)
+    yield folder / "m.npz"
+    yield sharded(folder, state, {name: (ONE, TWO)[i % 2] for i, name in enumerate(state)})
+
+
+def test_names_says_what_the_tensors_of_a_file_are_called_here(tmp_path):
+    """As of a net that was saved with another head, in a framework with other names."""
+
+    def names(name):
+        if name.startswith("head."):
+            return None
+        return name.removeprefix("net.").replace("kernel", "weight")
+
+    doubled = {f"net.{name}": 2 * a for name, a in base().state_dict().items()}
+    doubled = {name.replace("weight", "kernel"): a for name, a in doubled.items()}
+    for file in in_any_file(tmp_path, doubled | {"head.ids": np.arange(3)}):
+        net = base()
+        ld.load_model(file, net, names=names)
+        assert_doubled(net)
+
+
+def test_what_is_wrong_with_renamed_tensors_is_listed(tmp_path):
+    state = base().state_dict()
+    del state["layers.2.weight"]
+    state |= {"other": np.ones(7, np.float32), "again": np.ones((4, 3), np.float32)}
+    names = {name: name for name in state} | {"other": "layers.2.bias", "again": "layers.0.weight"}
+    for file in in_any_file(tmp_path, state):
+        refuse_model(
+            file,
+            "missing layers.2.weight (2, 4)",
+            "would both be layers.2.bias",
+            "would both be layers.0.weight",
+            names=names.get,
+        )
 
 
 @pytest.mark.parametrize("names", [["module.a.weight"], ["module.layers.0.weight", "other"], []])
