@@ -428,17 +428,23 @@ def matmul(a: Array, b: Array) -> Array:
 
 _PAGE = 4096  # bytes
 
+_FEW = 128  # rows
+
 
 def _times(x: Array, w: Array) -> Array:
     """Return x wᵀ for x (…, in).
 
-    With at most half as many rows in x as in w, (w xᵀ)ᵀ takes BLAS up to a third less time.  But it
-    takes up to a third more where neighbours in a row of w lie more than a page of memory apart, as in
+    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS up to half the time less.  But
+    it takes up to a third more where neighbours in a row of w lie more than a page of memory apart, as in
     the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied as written.)
+
+    From 128 rows on that saves next to nothing, and would cost much elsewhere: the result lies column by
+    column in memory, and an operation on it and an array that lies row by row takes four times as long.
     """
     if x.ndim != 2:
         return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
-    if 2 * x.shape[0] <= w.shape[0] and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
+    few = x.shape[0] <= builtins.min(_FEW, w.shape[0] // 2)
+    if few and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
         return (w @ x.mT).mT
     return _product(x, w.mT)
 
