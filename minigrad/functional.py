@@ -52,11 +52,12 @@ def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     if not np.min(a.data, initial=0) > _NO_DENSITY:
         a = ops.maximum(a, _NO_DENSITY)  # lest −∞ be multiplied by 0
     if approximate == "none":
-        twice = ops.erf(a * math.sqrt(1 / 2))
+        y = ops._gelu(a)
     else:
         k = math.sqrt(2 / math.pi)
         twice = ops.tanh(a * ops.affine(a * a, 0.044715 * k, k))  # of x (k + 0.044715 k x²)
-    return cast(Tensor, ops.like(a * ops.affine(twice, 0.5, 0.5), given))
+        y = a * ops.affine(twice, 0.5, 0.5)
+    return cast(Tensor, ops.like(y, given))
 
 
 #: From here on to the left not only Φ is 0, but its derivative, too: e^(−x²/2) is below every float64.

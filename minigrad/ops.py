@@ -311,6 +311,22 @@ def erf(a: Array) -> Array:
     return like(taylor.erf(wide(a)), a)
 
 
+def _gelu_vjp(g: Array, a: Array) -> Array:
+    """Return ȳ∘(Φ(a) + a φ(a))."""
+    if type(g) is np.ndarray and type(a) is np.ndarray and g.shape == a.shape:
+        return taylor.gelu_vjp(wide(g), wide(a))
+    cdf = 0.5 + 0.5 * erf.of(a * math.sqrt(1 / 2))
+    bell = exp.of(-0.5 * (a * a)) * (1 / math.sqrt(2 * math.pi))
+    return g * (cdf + a * bell)
+
+
+# y = a Φ(a) and Φ′ = φ, the bell e^(−a²/2)/√(2π):  dy = (Φ(a) + a φ(a)) da   ⟹   ā = ȳ∘(Φ(a) + a φ(a))
+@op(lambda g, _y, a: _gelu_vjp(g, a))
+def _gelu(a: Array) -> Array:
+    """Return a Φ(a) in the exact form, see ``gelu`` in :mod:`minigrad.functional`; NaN at −inf."""
+    return like(taylor.gelu(wide(a)), a)
+
+
 # ----------------------------------------------------------------------------- kinks
 
 

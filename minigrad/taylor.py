@@ -1,6 +1,6 @@
-"""erf by a table and a Taylor step: the trick of the exact GELU.
+"""erf and the exact GELU by tables and Taylor's formula: the trick of both.
 
-The definition is Python's ``math.erf``, entry by entry; NumPy has none.  It is
+The definition of erf is Python's ``math.erf``, entry by entry; NumPy has none.  It is
 
     erf x = 2/√π ∫₀ˣ e^(−t²) dt,   with the derivatives   erf′ = 2/√π e^(−x²),   erf″ = −2x erf′,   …
 
@@ -15,15 +15,24 @@ With 4096 points to the unit, d is at most 2⁻¹³.  Then the terms from d⁴ o
 d³ can be left off, too: it is below 1e-12, and near 0, where all is small, below 1e-8 of the result.
 From 6 on, erf is 1 to the last digit.
 
-``math.erf`` fills the table when it is first needed, in a hundredth of a second: there are no constants
-to trust.  A step takes a dozen operations of NumPy.  They go over so many numbers at a time as a
-processor keeps close by.
+The exact GELU is x Φ(x).  Here Φ(x) = ½ + ½ erf(x/√2) is the probability that a normally distributed
+number is below x, and φ = Φ′ is the bell e^(−x²/2)/√(2π).  The derivative is Φ(x) + x φ(x).  In float64
+both are computed as written.
+
+In float32 Φ and Φ + x φ have tables of their own.  There d² can be left off, too: it is below 6e-9.  What
+is left is the tangent at a.  As a function of x it is α + β x, and so the table has α and β.  That takes
+half the operations.  It ends where all but 0 or 1 is below the last digit of ½.
+
+``math.erf`` fills a table when it is first needed, in hundredths of a second: there are no constants
+to trust.  A step takes half a dozen operations of NumPy, or a dozen.  They go over so many numbers at a
+time as a processor keeps close by.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,11 +53,46 @@ def erf(x: Array) -> Array:
     It is within 1.2e-16 of ``math.erf`` in float64 and 6e-8 in float32, and also within 4 units in the
     last place, so that small numbers keep their digits.  A wider dtype has the digits of float64.
     """
-    y = np.empty(x.shape, x.dtype)
-    numbers, results = x.reshape(-1), y.reshape(-1)
-    for i in range(0, x.size, BLOCK):
-        _erf_into(results[i : i + BLOCK], numbers[i : i + BLOCK])
+    return _in_blocks(_erf_into, x)
+
+
+def gelu(x: Array) -> Array:
+    """Return x Φ(x), for float32 or wider.
+
+    Φ is within 1e-7 of its value in float32, and within 3e-16 in float64.
+    """
+
+    def into(y: Array, x: Array) -> None:
+        _phi_into(y, x)
+        y *= x
+
+    return _in_blocks(into, x)
+
+
+def gelu_vjp(g: Array, x: Array) -> Array:
+    """Return ȳ∘(Φ(x) + x φ(x)), the cotangent of x Φ(x), for g and x of one shape and dtype.
+
+    The factor is within 2e-7 of its value in float32, and within 5e-16 in float64.
+    """
+
+    def into(y: Array, g: Array, x: Array) -> None:
+        _slope_into(y, x)
+        y *= g
+
+    return _in_blocks(into, g, x)
+
+
+def _in_blocks(into: Callable[..., None], *arrays: Array) -> Array:
+    """Return what ``into`` writes for the numbers of arrays of one shape, block by block."""
+    last = arrays[-1]
+    y = np.empty(last.shape, last.dtype)
+    flat = [a.reshape(-1) for a in (y, *arrays)]
+    for i in range(0, last.size, BLOCK):
+        into(*(a[i : i + BLOCK] for a in flat))
     return y
+
+
+# ----------------------------------------------------------------------------- a step of Taylor's formula
 
 
 def _erf_into(y: Array, x: Array) -> None:
@@ -75,3 +119,59 @@ def _table(dtype: np.dtype[Any]) -> tuple[Array, Array]:
     slope = 2 / math.sqrt(math.pi)
     values, slopes = [math.erf(a) for a in grid], [slope * math.exp(-a * a) for a in grid]
     return np.array(values, dtype), np.array(slopes, dtype)
+
+
+# ----------------------------------------------------------------------------- tangents, for float32
+
+
+def _phi_into(y: Array, x: Array) -> None:
+    """Write Φ(x) to y."""
+    if x.dtype.itemsize > 4:
+        _erf_into(y, x * math.sqrt(1 / 2))
+        y *= 0.5
+        y += 0.5
+    else:
+        _by_tangents(y, x, *_tangents(_phi))
+
+
+def _slope_into(y: Array, x: Array) -> None:
+    """Write Φ(x) + x φ(x) to y."""
+    if x.dtype.itemsize > 4:
+        _phi_into(y, x)
+        y += x * np.exp(x * x * -0.5) * _TOP
+    else:
+        _by_tangents(y, x, *_tangents(_slope))
+
+
+def _by_tangents(y: Array, x: Array, alphas: Array, betas: Array) -> None:
+    """Write α + β x to y, with the α and β of the point nearest to x."""
+    x = np.maximum(x, -END)
+    np.minimum(x, END, out=x)
+    nearest = (x * POINTS + (END * POINTS + 0.5)).astype(np.intp)  # of NaN it is any number
+    betas.take(nearest, mode="clip", out=y)
+    y *= x
+    y += alphas.take(nearest, mode="clip")
+
+
+@functools.cache
+def _tangents(function: Callable[[float], tuple[float, float]]) -> tuple[Array, Array]:
+    """Return α and β of the tangents at −6, −6 + 1/4096, …, 6; those at the ends are 0 and 1."""
+    grid = [k / POINTS for k in range(1 - END * POINTS, END * POINTS)]
+    inner = [(value - a * slope, slope) for a, (value, slope) in zip(grid, map(function, grid))]
+    alphas, betas = np.array([(0, 0), *inner, (1, 0)], np.float32).T.copy()
+    return alphas, betas
+
+
+#: The largest value of φ, in the middle of the bell.
+_TOP = 1 / math.sqrt(2 * math.pi)
+
+
+def _phi(a: float) -> tuple[float, float]:
+    """Return Φ(a) and its derivative φ(a)."""
+    return 0.5 + 0.5 * math.erf(a * math.sqrt(1 / 2)), _TOP * math.exp(-a * a / 2)
+
+
+def _slope(a: float) -> tuple[float, float]:
+    """Return Φ(a) + a φ(a) and its derivative (2 − a²) φ(a), because φ′ = −a φ."""
+    phi, bell = _phi(a)
+    return phi + a * bell, (2 - a * a) * bell

@@ -445,6 +445,19 @@ def softmax(x: np.ndarray, axis: int = -1, where: Any = True) -> np.ndarray:
     return powers / np.where(total > 0, total, 1)
 
 
+def gelus() -> st.SearchStrategy[Call]:
+    def of(a: np.ndarray, form: str) -> Call:
+        return Call([a], lambda f, a: f(a, approximate=form))
+
+    return st.builds(of, array(shapes()), st.sampled_from(["none", "tanh"]))
+
+
+def gelu(x: np.ndarray, approximate: str) -> np.ndarray:
+    if approximate == "none":
+        return x / 2 * (1 + np.vectorize(math.erf, otypes=[float])(x / np.sqrt(2)))
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 CASES: dict[str, Case] = {
     "abs": Case(unary(), np.abs),
     "add": Case(binary(), np.add),
@@ -455,6 +468,7 @@ CASES: dict[str, Case] = {
     "concatenate": Case(neighbours(3), np.concatenate),
     "div": Case(binary(), np.divide),
     "erf": Case(unary(), np.vectorize(math.erf, otypes=[float])),
+    "gelu": Case(unary(), lambda a: gelu(a, "none")),
     "exp": Case(unary(), np.exp),
     "getitem": Case(getitems(), lambda a, index: a[index]),
     "layer_norm": Case(normalizations(), layer_norm),
@@ -531,19 +545,6 @@ def cross_entropy(
     return (
         np.where(counted, losses, 0) if reduction == "none" else reduced(losses[counted], reduction)
     )
-
-
-def gelus() -> st.SearchStrategy[Call]:
-    def of(a: np.ndarray, form: str) -> Call:
-        return Call([a], lambda f, a: f(a, approximate=form))
-
-    return st.builds(of, array(shapes()), st.sampled_from(["none", "tanh"]))
-
-
-def gelu(x: np.ndarray, approximate: str) -> np.ndarray:
-    if approximate == "none":
-        return x / 2 * (1 + np.vectorize(math.erf, otypes=[float])(x / np.sqrt(2)))
-    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 #: What is composed from ops, and differentiated by their rules.

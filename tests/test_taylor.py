@@ -1,4 +1,4 @@
-"""erf by a Taylor step is ``math.erf``, to the digits that its docstring promises."""
+"""erf and the exact GELU by tables are those of ``math``, to the digits that their docstrings promise."""
 
 import math
 import subprocess
@@ -80,7 +80,82 @@ def test_a_wider_dtype_has_the_digits_of_float64():
     assert_allclose(y.astype(float), definition(x), rtol=4e-16)
 
 
-def test_the_table_is_made_when_it_is_needed_and_not_before():
-    code = "import minigrad; print(minigrad.taylor._table.cache_info().currsize)"
+def phi(x):
+    """Return Φ(x): in the left tail erfc keeps the digits that 1 + erf loses."""
+    return np.array([math.erfc(-a * math.sqrt(0.5)) / 2 for a in x.reshape(-1).tolist()]).reshape(
+        x.shape
+    )
+
+
+def slope(x):
+    """Return Φ(x) + x φ(x), for finite numbers."""
+    x = x.astype(float).clip(-1e100, 1e100)
+    return phi(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+#: How far Φ and the slope of the GELU may be from their definitions: the bounds of the docstrings.
+OF_PHI = {np.float32: 1e-7, np.float64: 3e-16}
+OF_SLOPE = {np.float32: 2e-7, np.float64: 5e-16}
+
+
+def assert_close_product(found, a, exact, bound):
+    """Assert that what is found is a times exact, if exact is known to a bound, and then rounded."""
+    limits = np.finfo(found.dtype)
+    rounding = limits.eps * np.abs(a * exact) + limits.smallest_subnormal
+    assert np.all(np.abs(found - a * exact) <= bound * np.abs(a) + rounding)
+
+
+def assert_is_gelu(x, g):
+    kept = x.copy(), g.copy()
+    kind, known = x.dtype.type, np.isfinite(x)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        y, back = taylor.gelu(x), taylor.gelu_vjp(g, x)
+    assert_array_equal(x, kept[0])
+    assert_array_equal(g, kept[1])
+    for found in (y, back):
+        assert (found.dtype, found.shape) == (x.dtype, x.shape)
+    assert_close_product(y[known], x[known], phi(x[known]), OF_PHI[kind])
+    assert_close_product(back[known], g[known], slope(x[known]), OF_SLOPE[kind])
+    assert np.all(np.isnan(back[np.isnan(x)]))
+    assert np.all(np.isnan(y[np.isnan(x)]))
+    assert np.all(y[x == np.inf] == np.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_gelu_is_x_times_phi_for_any_numbers(dtype, data):
+    """NaN, infinities, zeros of either sign and subnormal numbers are drawn among them."""
+    width = np.finfo(dtype).bits
+    numbers = st.floats(width=width) | st.floats(-8, 8, width=width)
+    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
+    x = data.draw(hnp.arrays(dtype, shapes, elements=numbers.filter(lambda a: a > -1e30 or a != a)))
+    upstream = hnp.arrays(dtype, x.shape, elements=st.floats(-8, 8, width=width))
+    assert_is_gelu(x, data.draw(upstream))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_is_x_times_phi_for_many_numbers_of_every_size(dtype):
+    """Over several blocks, at the ends of the tables, and as far from their points as can be."""
+    rng = np.random.default_rng(0)
+    end = taylor.END * taylor.POINTS
+    halfway = (np.arange(-end - 20, end + 20) + 0.5) / taylor.POINTS
+    powers = 10 ** rng.uniform(-12, 1, 30_000)
+    for x in (rng.normal(size=30_000) * 2, halfway, powers, -powers):
+        assert_is_gelu(x.astype(dtype), rng.normal(size=x.shape).astype(dtype))
+
+
+def test_gelu_goes_through_an_array_of_any_layout_in_its_order():
+    x, g = np.random.default_rng(0).normal(size=(2, 40, 30, 20)).astype(np.float32)
+    for view in (np.s_[::2, ::-3], np.s_[:, 0]):
+        assert_is_gelu(x[view], g[view])
+        assert_is_gelu(x[view].T, g[view].T)
+        assert_is_gelu(x[view], np.ascontiguousarray(g[view].T).T)
+
+
+def test_the_tables_are_made_when_they_are_needed_and_not_before():
+    code = (
+        "from minigrad import taylor\n"
+        "print(taylor._table.cache_info().currsize + taylor._tangents.cache_info().currsize)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "0"
