@@ -1,0 +1,245 @@
+"""How BERT reads: a text becomes words, and a word becomes pieces that are in a vocabulary.
+
+    "Unaffordable cafés!"  →  unaffordable  cafes  !  →  una ##ff ##ord ##able  cafes  !
+
+BERT (Devlin et al. 2018, arXiv:1810.04805, section 3) has 30,000 pieces, which WordPiece (Schuster and
+Nakajima 2012; Wu et al. 2016, arXiv:1609.08144, section 4.1) has learnt.  A piece that goes on within a
+word begins with ``##``.  There are two steps, and each is short:
+
+1.  **Words.**  Each character is cleaned for itself, whatever stands around it: it may vanish, lose its
+    accent, or become a word of its own.  White space parts the words.
+2.  **Pieces.**  From the left, the longest piece that fits is taken, again and again.  If nothing fits
+    somewhere, then the whole word is unknown: ``[UNK]``.
+
+The ids are those that Hugging Face's ``BertWordPieceTokenizer`` gives, which the tests compare.  There
+are two exceptions, far from any vocabulary.  That library has Unicode's tables of about 2015, while ours
+are those of this Python; so characters that are younger, or have changed their category since, may
+differ.  And marks that take up space, as in written music, are left in the order in which they come.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+#: A longer word is unknown, so that a hostile one costs little.
+LONGEST_WORD = 100
+
+#: The blocks of Chinese characters, which need no spaces between words.
+IDEOGRAPHS = [
+    *(range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x2A6E0)),
+    *(range(0x2A700, 0x2B820), range(0x2B920, 0x2CEB0), range(0x2F800, 0x2FA20)),
+]
+
+
+class Characters(dict[int, str]):
+    """What becomes of each character: the table that ``str.translate`` asks.
+
+    It fills itself, a character at a time.  Taking each character for itself keeps the time
+    proportional to the length of the text.  (``unicodedata.normalize`` takes quadratic time for a long
+    row of accents, because it sorts them; here they are dropped.)
+    """
+
+    def __init__(self, lower_case: bool, strip_accents: bool, chinese: bool) -> None:
+        self.lower_case = lower_case
+        self.strip_accents = strip_accents
+        self.chinese = chinese
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self.cleaned(chr(code))
+        return self[code]
+
+    def cleaned(self, character: str) -> str:
+        """Return what a character becomes, with a space on either side of what stands alone."""
+        # Control and format characters vanish, private and half ones, and what replaces unreadable bytes.
+        # White space stays, and words are parted there.
+        vanishing = unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs")
+        if (vanishing and character not in "\t\n\r") or ord(character) == 0xFFFD:
+            return ""
+        if self.strip_accents:  # é is e and a mark, which is of the category Mn
+            parts = unicodedata.normalize("NFD", character)
+            character = "".join(part for part in parts if unicodedata.category(part) != "Mn")
+        if self.lower_case:
+            character = character.lower()
+        return "".join(f" {part} " if self.stands_alone(part) else part for part in character)
+
+    def stands_alone(self, character: str) -> bool:
+        """Tell whether a character is a word by itself: punctuation, $ and the like, or Chinese."""
+        if character in string.punctuation or unicodedata.category(character).startswith("P"):
+            return True
+        return self.chinese and any(ord(character) in block for block in IDEOGRAPHS)
+
+
+class WordPiece:
+    """BERT's tokenizer.
+
+    Parameters
+    ----------
+    vocabulary
+        The pieces; the id of each is its place.  It needs ``[PAD]``, ``[UNK]``, ``[CLS]`` and ``[SEP]``.
+    lower_case, strip_accents, chinese
+        What is done to characters: ``do_lower_case``, ``strip_accents`` and ``tokenize_chinese_chars``
+        of a tokenizer_config.json.  Unless it is said, accents are stripped with lower case only.
+
+    Raises
+    ------
+    ValueError
+        For a vocabulary that is empty, lacks one of the four, or has a piece twice.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        lower_case: bool = True,
+        strip_accents: bool | None = None,
+        chinese: bool = True,
+    ) -> None:
+        self.ids = numbered(vocabulary)
+        self.pad_id = self.ids[PAD]
+        self._length = len(vocabulary)
+        strip_accents = lower_case if strip_accents is None else strip_accents
+        self._characters = Characters(lower_case, strip_accents, chinese)
+        special = [token for token in (PAD, UNK, CLS, SEP, MASK) if token in self.ids]
+        self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> WordPiece:
+        """Read vocab.txt and, if it is there, tokenizer_config.json.
+
+        Raises
+        ------
+        ValueError
+            Naming the file, and the line if there is one, for what is missing, unreadable or of another
+            kind of tokenizer.
+        """
+        options = read_options(folder / "tokenizer_config.json")
+        vocabulary = read_vocabulary(folder)
+        try:
+            return cls(vocabulary, **options)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'vocab.txt'}: {error}") from None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces of a text.  A special token that is written in it, as ``[MASK]``, is one."""
+        found = []
+        for i, part in enumerate(self._special.split(text)):
+            if i % 2:  # what the pattern has matched
+                found.append(part)
+                continue
+            for word in part.translate(self._characters).split():
+                found += self._pieces_of(word)
+        return found
+
+    def _pieces_of(self, word: str) -> list[str]:
+        if len(word) > LONGEST_WORD:
+            return [UNK]
+        found, start = [], 0
+        while start < len(word):
+            for stop in range(len(word), start, -1):
+                piece = ("##" if start else "") + word[start:stop]
+                if piece in self.ids:
+                    break
+            else:
+                return [UNK]
+            found.append(piece)
+            start = stop
+        return found
+
+    def encode(self, text: str, longest: int) -> list[int]:
+        """Return the ids of ``[CLS]``, the first pieces and ``[SEP]``: at most ``longest`` ids."""
+        if longest < 3:
+            raise ValueError(f"longest is {longest}: [CLS], a piece and [SEP] need at least 3")
+        return [self.ids[piece] for piece in (CLS, *self.pieces(text)[: longest - 2], SEP)]
+
+    def knows(self, text: str) -> bool:
+        """Tell whether some piece of a text is known, that is, not ``[UNK]``."""
+        return any(piece != UNK for piece in self.pieces(text))
+
+
+def numbered(vocabulary: Sequence[str]) -> dict[str, int]:
+    """Return the id of each piece, or say what is wrong with the vocabulary."""
+    if not vocabulary:
+        raise ValueError("there are no pieces")
+    ids: dict[str, int] = {}
+    for i, piece in enumerate(vocabulary):
+        # Empty lines may come again: they hold a place, but no word has an empty piece.
+        if piece and piece in ids:
+            raise ValueError(f"lines {ids[piece] + 1} and {i + 1} are both {piece!a}")
+        ids[piece] = i
+    if missing := [token for token in (PAD, UNK, CLS, SEP) if token not in ids]:
+        raise ValueError(f"a BERT needs {', '.join(missing)}; none of the {len(ids)} lines is that")
+    return ids
+
+
+#: What a folder without vocab.txt may have instead.
+OTHERS = {
+    "vocab.json": "vocab.json is of byte-pair encoding, as RoBERTa and GPT-2 have it",
+    "spiece.model": "spiece.model is of SentencePiece, as T5 and ALBERT have it",
+    "tokenizer.model": "tokenizer.model is of SentencePiece, as Llama and Gemma have it",
+    "sentencepiece.bpe.model": "sentencepiece.bpe.model is of SentencePiece, as XLM-RoBERTa has it",
+    "tokenizer.json": "if tokenizer.json is of WordPiece, then vocab.txt is written by "
+    "tokenizers.Tokenizer.from_file('tokenizer.json').model.save('.')",
+}
+
+
+def read_vocabulary(folder: Path) -> list[str]:
+    """Return the lines of vocab.txt, without spaces at their ends."""
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder")
+        names = sorted(file.name for file in folder.iterdir())
+        there = ", ".join(names[:12]) + ", ..." * (len(names) > 12) or "nothing"
+        other = next((f"; {OTHERS[name]}" for name in OTHERS if name in names), "")
+        raise ValueError(f"{folder} has no vocab.txt, as a BERT has; there is {there}{other}")
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8") from None
+    lines = text.split("\n")  # str.splitlines would break at U+2028, which a piece may have
+    return [line.rstrip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+#: The options of a tokenizer_config.json that are read, and their names here.
+OPTIONS = {
+    "do_lower_case": "lower_case",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "chinese",
+}
+
+
+def read_options(path: Path) -> dict[str, bool]:
+    """Return the options of a tokenizer_config.json under the names that they have here."""
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object, but a {type(config).__name__}")
+    kind = config.get("tokenizer_class")
+    if kind not in (None, "BertTokenizer", "BertTokenizerFast"):
+        raise ValueError(
+            f"{path}: tokenizer_class is {kind!a}; expected BertTokenizer or BertTokenizerFast"
+        )
+    options: dict[str, bool] = {}
+    for name, ours in OPTIONS.items():
+        value = config.get(name)  # null is the default, as if nothing was said
+        if isinstance(value, bool):
+            options[ours] = value
+        elif value is not None:
+            raise ValueError(f"{path}: {name} is {value!a}; expected true, false or null")
+    return options
