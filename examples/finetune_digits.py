@@ -319,12 +319,14 @@ def options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--method", nargs="+", choices=METHODS, metavar="M", help=f"some of {', '.join(METHODS)}")
-    add("--rank", type=positive, default=4, help="of the adapters (4)")
+    add("--rank", type=terminal.positive, default=4, help="of the adapters (4)")
     add("--alpha", type=float, help="lora_alpha (twice the rank)")
-    add("--per-class", type=positive, default=20, help="labelled images of each digit (20)")
-    add("--epochs", type=positive, default=40, help="over these images (40)")
-    add("--seed", type=natural, default=0, help="the first seed (0)")
-    add("--seeds", type=positive, help="how many seeds (1; 5 with --plot)")
+    add(
+        "--per-class", type=terminal.positive, default=20, help="labelled images of each digit (20)"
+    )
+    add("--epochs", type=terminal.positive, default=40, help="over these images (40)")
+    add("--seed", type=terminal.natural, default=0, help="the first seed (0)")
+    add("--seeds", type=terminal.positive, help="how many seeds (1; 5 with --plot)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="where to save (out)")
     add("--json", type=Path, metavar="FILE", help="write the table, an object per method and seed")
     add("--mnist", type=Path, metavar="DIR", help="MNIST's standard IDX files, gzipped or not")
@@ -369,18 +371,6 @@ def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
         parser.expect_file("--plot", chosen.figure)
     if chosen.json:
         parser.expect_file("--json", chosen.json)
-
-
-def positive(text: str) -> int:
-    """Return a whole number of at least 1."""
-    return natural(text, least=1)
-
-
-def natural(text: str, least: int = 0) -> int:
-    """Return a whole number of at least ``least``."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, not {text!r}")
-    return int(text)
 
 
 def main() -> None:

@@ -52,6 +52,10 @@ class Progress:
 
     def __exit__(self, *reason: object) -> None:
         """Leave a clean line."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for what is printed next: take away the line that is rewritten."""
         if self.live:
             self._show("")
 

@@ -164,6 +164,18 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument {option}: cannot use {target}: {error.strerror}")
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    return natural(text, least=1)
+
+
+def natural(text: str, least: int = 0) -> int:
+    """Return a whole number of at least ``least``."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, not {text!r}")
+    return int(text)
+
+
 def begin(text: str | None) -> Parser:
     """Prepare the terminal for a script, and return the parser of its options.
 

@@ -75,6 +75,7 @@ def fit(
     schedule: Schedule = constant,
     loss: Loss = mg.cross_entropy,
     clip_grad_norm: float | None = None,
+    lengths: npt.ArrayLike | None = None,
     start: int = 0,
     rng: Rng,
 ) -> Training:
@@ -111,6 +112,10 @@ def fit(
         The largest norm that the gradients may have together, positive.  Where it is larger, all that the
         optimizer moves are scaled down before the step (:func:`clip_grad_norm_`).  With ``math.inf`` the
         norm is only measured, for the record.
+    lengths
+        How long each example is, (N,), if x was filled up to one length.  Those of similar lengths then
+        share a batch, so that a model which leaves padding off has little of it.  From 16 batches of
+        shuffled examples, sorted by length, 16 are cut, and all batches of the epoch are shuffled.
     start
         How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
         go on from there.
@@ -123,8 +128,8 @@ def fit(
     TypeError, ValueError
         At the call: if x and labels differ in length or are empty; by default if labels are no class
         numbers, or none counts; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
-        ``clip_grad_norm`` that is no positive number, a ``start`` outside 0 … ``steps``, and one with a
-        generator.
+        ``clip_grad_norm`` that is no positive number, ``lengths`` that are not one number for each example,
+        a ``start`` outside 0 … ``steps``, and one with a generator.
     TypeError, ValueError, IndexError
         At the first step, before anything changes: by default for labels that the model has no logit
         for, logits of another shape, or a single logit; for a loss that is no single number.
@@ -207,7 +212,7 @@ def fit(
     if classes:
         _check_classes(labels, _BY_DEFAULT)
     seed = int(generator(rng).integers(2**63))
-    batches = _batches(x, labels, batch_size, seed, start)
+    batches = _batches(x, labels, batch_size, seed, start, _lengths(lengths, len(x)))
 
     def training() -> Generator[Step, None, None]:
         model.train()
@@ -405,8 +410,22 @@ def _clip(model: Module, optimizer: Optimizer, max_norm: float | None, step: int
         ) from error
 
 
+def _lengths(lengths: Any, n: int) -> Array | None:
+    """Return the lengths of n examples as an array, checked, or None if they are all alike."""
+    if lengths is None:
+        return None
+    given = _numbers("lengths", lengths)
+    if given.shape != (n,):
+        raise ValueError(f"expected the lengths of {n} examples, ({n},), got {given.shape}")
+    return given
+
+
+#: So many batches are made together of examples that are sorted by length.
+POOL = 16
+
+
 def _batches(
-    x: Array, labels: Array, size: int, seed: int, start: int
+    x: Array, labels: Array, size: int, seed: int, start: int, lengths: Array | None
 ) -> Iterator[tuple[Array, Array]]:
     """Yield batches of examples with their labels for ever, from batch number ``start`` on.
 
@@ -415,8 +434,13 @@ def _batches(
     per_epoch = -(-len(x) // size)
     epoch, first = divmod(start, per_epoch)
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(x))
-        for i in range(first, per_epoch):
+        rng = np.random.default_rng([seed, epoch])
+        order, turns = rng.permutation(len(x)), np.arange(per_epoch)
+        if lengths is not None:
+            pools = np.split(order, range(POOL * size, len(x), POOL * size))
+            order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
+            turns = rng.permutation(per_epoch)
+        for i in turns[first:]:
             chosen = order[i * size : (i + 1) * size]
             yield x[chosen], labels[chosen]
         epoch, first = epoch + 1, 0

@@ -145,8 +145,7 @@ def _slope_into(y: Array, x: Array) -> None:
 
 def _by_tangents(y: Array, x: Array, alphas: Array, betas: Array) -> None:
     """Write α + β x to y, with the α and β of the point nearest to x."""
-    x = np.maximum(x, -END)
-    np.minimum(x, END, out=x)
+    x = np.clip(x, -END, END)
     nearest = (x * POINTS + (END * POINTS + 0.5)).astype(np.intp)  # of NaN it is any number
     betas.take(nearest, mode="clip", out=y)
     y *= x
