@@ -1,6 +1,7 @@
 """``fit`` trains what the optimizer was given and nothing else; ``evaluate`` changes nothing."""
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from numpy.testing import assert_allclose
 import loradora as ld
 import minigrad as mg
 from loradora.optim import linear_decay
+from loradora.train import POOL
 
 rng = np.random.default_rng(0)
 CENTRES = rng.normal(size=(3, 8))
@@ -130,6 +132,67 @@ def test_every_example_is_seen_once_per_epoch_in_a_new_order(batch_size):
     first, second = seen[:90], seen[90:]
     assert sorted(first) == sorted(second) == list(range(90))
     assert first != second != sorted(second)
+
+
+def batches_by_length(lengths, batch_size, epochs=1):
+    """Return the numbers of the examples in each batch that ``fit`` makes of so many lengths."""
+    batches, n = [], len(lengths)
+
+    def noted(output, numbers):
+        batches.append(numbers.astype(int).tolist())
+        return mg.mse_loss(output[:, 0], numbers)
+
+    model = ld.Linear(1, 1, rng=0)
+    options = {"optimizer": ld.SGD(model.parameters(), lr=0), "loss": noted, "rng": 3}
+    steps = epochs * -(-n // batch_size)
+    x, numbers = np.zeros((n, 1)), np.arange(float(n))
+    for _ in ld.fit(
+        model, x, numbers, steps=steps, batch_size=batch_size, lengths=lengths, **options
+    ):
+        pass
+    return batches
+
+
+@given(st.integers(1, 400), st.integers(1, 12), st.integers(0, 2**32))
+def test_examples_of_similar_lengths_share_a_batch(n, batch_size, seed):
+    """Each example comes once an epoch, and the batches of 16 do not overlap in length."""
+    lengths = np.random.default_rng(seed).integers(1, 50, n)
+    per_epoch = -(-n // batch_size)
+    batches = batches_by_length(lengths, batch_size, epochs=2)
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(n))
+        assert [len(b) for b in epoch].count(batch_size) >= n // batch_size
+        if per_epoch <= POOL:
+            ranges = sorted((min(lengths[b]), max(lengths[b])) for b in epoch)
+            assert all(high <= low for (_, high), (low, _) in itertools.pairwise(ranges))
+    if n > 20:
+        assert batches[:per_epoch] != batches[per_epoch:]
+
+
+def test_batches_of_all_lengths_come_in_any_order_and_of_several_pools():
+    lengths = np.arange(4000) % 100
+    batches = batches_by_length(lengths, 10)
+    starts = [lengths[b].min() for b in batches]
+    assert starts != sorted(starts)
+    spread = np.mean([np.ptp(lengths[b]) for b in batches])
+    assert 2 < spread < 10  # of 100: one pool for all would have about 0, and none about 80
+    assert np.mean(starts[:200]) == pytest.approx(np.mean(starts), abs=5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (np.ones(89), ValueError, r"expected the lengths of 90 examples, \(90,\), got \(89,\)"),
+        (np.ones((90, 1)), ValueError, r"got \(90, 1\)"),
+        (7, ValueError, r"got \(\)"),
+        (["long"] * 90, TypeError, "lengths: "),
+    ],
+)
+def test_lengths_that_are_not_one_number_each_are_refused_at_the_call(lengths, error, message):
+    model = base()
+    optimizer = ld.SGD(model.parameters())
+    with pytest.raises(error, match=message):
+        ld.fit(model, X, LABELS, optimizer=optimizer, steps=1, lengths=lengths, rng=0)
 
 
 def test_each_record_says_where_the_training_is():
@@ -953,8 +1016,9 @@ def test_one_number_is_drawn_from_the_generator():
     assert rng.bit_generator.state == expected.bit_generator.state
 
 
+@pytest.mark.parametrize("lengths", [None, np.arange(90)[::-1] // 7], ids=["alike", "different"])
 @pytest.mark.parametrize("start", range(10))
-def test_shuffling_and_schedule_go_on_from_any_step(start):
+def test_shuffling_and_schedule_go_on_from_any_step(start, lengths):
     def seen(start):
         batches = []
 
@@ -965,6 +1029,7 @@ def test_shuffling_and_schedule_go_on_from_any_step(start):
         model, targets = base(), np.arange(90.0)
         optimizer = ld.SGD(model.parameters(), lr=0)
         options = {"steps": 9, "batch_size": 25, "schedule": linear_decay, "loss": noted, "rng": 4}
+        options["lengths"] = lengths
         steps = list(ld.fit(model, X, targets, optimizer=optimizer, start=start, **options))
         return [b.tolist() for b in batches], [(s.step, s.total, s.rate) for s in steps]
 
