@@ -78,8 +78,8 @@ def read_config(folder: Path) -> Config:
     with files.reported(f"{name} in {folder}"):
         kind = given.get("model_type")
         if kind != "bert":
-            found = f"of a {kind!r}" if kind else "without a model_type"
-            raise ValueError(f"it is {short(found)}, and only a 'bert' can be read")
+            found = f"is {short(kind)}" if kind else "is missing"
+            raise ValueError(f"its model_type {found}, and only 'bert' is known")
         for option, value in ONLY.items():
             if given.get(option, value) != value:
                 raise ValueError(f"{option} is {short(given[option])}, and only {value!r} is known")

@@ -83,7 +83,7 @@ def options() -> argparse.Namespace:
     add("--epochs", type=terminal.positive, default=5, help="over the training sentences (5)")
     add("--batch-size", type=terminal.positive, default=16, metavar="N", help="of sentences (16)")
     add("--dropout", type=float, default=0.0, help="the rate in all places where a BERT has it (0)")
-    add("--longest", type=terminal.positive, default=128, metavar="N", help="tokens (128)")
+    add("--longest", type=terminal.positive, metavar="N", help="tokens of a sentence (at most 128)")
     add("--seed", type=terminal.natural, default=0, help="the first seed (0)")
     add("--seeds", type=terminal.positive, default=1, help="how many (1)")
     add("--out", type=Path, default=Path("out/minilm"), metavar="DIR", help="(out/minilm)")
@@ -140,6 +140,8 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
             f"{chosen.model}: vocab.txt has {len(chosen.tokenizer):,} pieces, and the model knows "
             f"{config.vocab_size:,}"
         )
+    if chosen.longest is None:
+        chosen.longest = min(128, config.max_position_embeddings)
     if not 3 <= chosen.longest <= config.max_position_embeddings:
         raise ValueError(
             f"--longest is {chosen.longest}, and the model has {config.max_position_embeddings} "
@@ -321,7 +323,9 @@ def main() -> None:
         base = bert.load(chosen.model, chosen.dropout, rng=chosen.seed)
         if chosen.saved:
             models, names, longest = load(base, chosen.saved)
-    except ld.CheckpointError as error:
+        for method in chosen.method:  # a wrong target is found out before an hour of training
+            minilm.build(recipe_of(method, chosen.seed, chosen), base, 2)
+    except ValueError as error:
         sys.exit(f"finetune_minilm.py: error: {error}")
     print(f"1. A BERT of {sum(p.size for p in base.parameters()):,} parameters: {chosen.model}")
     given = chosen.sentence
