@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import terminal
 
@@ -94,10 +94,12 @@ def options() -> argparse.Namespace:
 
     if chosen.rate is not None and not 0 < chosen.rate < float("inf"):
         parser.error(f"argument --rate: must be positive and finite, not {chosen.rate}")
+    if chosen.saved and (chosen.data or chosen.json):
+        parser.error("argument --saved: nothing is trained, so leave out --data and --json")
     if not 0 <= chosen.dropout < 1:
         parser.error(f"argument --dropout: must lie in [0, 1), not {chosen.dropout}")
     chosen.method = [m for m in TITLES if m in (chosen.method or TITLES.keys() - {"full"})]
-    packaged, chosen.own = chosen.model is None, chosen.data is not None
+    packaged = chosen.model is None
     chosen.model = chosen.model or minilm.folder()
     if missing := absent(chosen):
         parser.error("this is missing:\n" + "\n".join(f"- {what}" for what in missing))
@@ -149,9 +151,10 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
         )
     chosen.parts, longest = [], 1
     if not chosen.saved:
-        chosen.data = sentences.read(chosen.data) if chosen.data else sentences.movies()
+        given = sentences.read(chosen.data) if chosen.data else sentences.movies()
+        chosen.sentences = given
         for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-            parts = sentences.split(chosen.data, seed=seed, train=chosen.train, test=chosen.test)
+            parts = sentences.split(given, seed=seed, train=chosen.train, test=chosen.test)
             encoded = [minilm.encoded(chosen.tokenizer, part, chosen.longest) for part in parts]
             chosen.parts.append(encoded)
             longest = max(longest, encoded[0].x.shape[1])
@@ -175,21 +178,23 @@ def check_memory(config: bert.Config, chosen: argparse.Namespace, longest: int) 
 # ---------------------------------------------------------------------------- training
 
 
-def train(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Train by all methods with all seeds, print the table; return the models of the first seed."""
+def train(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Judge]:
+    """Train by all methods with all seeds and print the table.
+
+    The models of the first seed are saved as soon as they are trained, and returned.
+    """
     print(HEAD)
-    models, rows = {}, []
+    names, judges, rows = chosen.sentences.names, {}, []
     with Progress(len(chosen.method) * chosen.seeds) as progress:
         for method in chosen.method:
             same = []
             for number, (learnt, tested) in enumerate(chosen.parts):
                 recipe = recipe_of(method, chosen.seed + number, chosen)
                 progress.start(f"seed {recipe.seed}: {TITLES[method]}")
-                classes = len(chosen.data.names)
-                model, row = minilm.run(recipe, base, classes, learnt, tested, progress.step)
+                model, row = minilm.run(recipe, base, len(names), learnt, tested, progress.step)
                 if number == 0:
-                    models[method] = model
-                    save(method, model, base, chosen)
+                    judges[method] = Judge(model, names, chosen.longest)
+                    save(method, judges[method], base, chosen.out)
                 same.append(row)
             rows += same
             progress.clear()
@@ -197,7 +202,7 @@ def train(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Any]:
             if chosen.json:
                 text = json.dumps([asdict(row) for row in rows], indent=2)
                 chosen.json.write_text(text + "\n", encoding="utf-8")
-    return models
+    return judges
 
 
 def recipe_of(method: str, seed: int, chosen: argparse.Namespace) -> Recipe:
@@ -231,30 +236,50 @@ def line(rows: list[Row]) -> str:
 
 # ---------------------------------------------------------------------------- saving and loading
 
+
+class Judge(NamedTuple):
+    """A model, with what its classes are called and how many tokens of a sentence it reads."""
+
+    model: Any
+    names: list[str]
+    longest: int
+
+
 NOTES = "notes.json"
 
 
-def save(method: str, model: Any, base: bert.Bert, chosen: argparse.Namespace) -> None:
-    """Write a model into the folder, in the form that ``load`` reads; adapters in that of PEFT."""
-    names, base_sum = chosen.data.names, minilm.fingerprint(base)
-    notes = {"labels": names, "longest": chosen.longest, "base": base_sum}
-    (chosen.out / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+def save(method: str, judge: Judge, base: bert.Bert, out: Path) -> None:
+    """Write a model into a folder of its own: an adapter with its head as PEFT does, else a file.
+
+    Beside it are notes: the names of the classes, the longest text, and a sum that tells the base.
+    """
+    folder = out / method
+    folder.mkdir(exist_ok=True)
     if method in ADAPTERS:
-        model.save_pretrained(chosen.out / method)
+        judge.model.save_pretrained(folder)
     elif method == "head":
-        ld.save_model(chosen.out / "head.npz", model.classifier)
+        ld.save_model(folder / "model.npz", judge.model.classifier)
     else:
-        ld.save_model(chosen.out / f"{method}.npz", model)
+        ld.save_model(folder / "model.npz", judge.model)
+    notes = {"labels": judge.names, "longest": judge.longest, "base": minilm.fingerprint(base)}
+    (folder / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
 
 
-def load(base: bert.Bert, folder: Path) -> tuple[dict[str, Any], list[str], int]:
-    """Return the models in a folder by their methods, the names of their classes, and the longest text.
+def load(base: bert.Bert, out: Path) -> dict[str, Judge]:
+    """Return what ``save`` has written into the folders in ``out``, by method.
 
     Raises
     ------
     CheckpointError
-        If a file is damaged, or there is none, or they belong to another base.
+        If there is nothing, or something damaged, or if it belongs to another base.
     """
+    judges = {m: _load(m, base, out / m) for m in TITLES if (out / m).is_dir()}
+    if not judges:
+        raise ld.CheckpointError(f"{out} has none of the folders {', '.join(TITLES)}")
+    return judges
+
+
+def _load(method: str, base: bert.Bert, folder: Path) -> Judge:
     notes = files.parsed(folder, NOTES, files.read(folder / NOTES, files.MOST_BYTES))
     names, longest = notes.get("labels"), notes.get("longest", 0)
     with files.reported(f"{NOTES} in {folder}"):
@@ -263,18 +288,15 @@ def load(base: bert.Bert, folder: Path) -> tuple[dict[str, Any], list[str], int]
         check_positive(longest=longest)
         if notes.get("base") != minilm.fingerprint(base):
             raise ValueError("the base was another model than this one: give that with --model")
-    models: dict[str, Any] = {}
-    for method in TITLES:
-        model = bert.Classifier(base, len(names))
-        if (folder / method).is_dir():
-            models[method] = ld.PeftModel.from_pretrained(model, folder / method)
-        elif method == "head" and (folder / "head.npz").exists():
-            ld.load_model(folder / "head.npz", model.classifier)
-            models[method] = model
-        elif (folder / f"{method}.npz").exists():
-            models[method] = copy.deepcopy(model)
-            ld.load_model(folder / f"{method}.npz", models[method])
-    return models, names, int(longest)
+    model: Any = bert.Classifier(base, max(len(names), 1))
+    if method in ADAPTERS:
+        model = ld.PeftModel.from_pretrained(model, folder)
+    elif method == "head":
+        ld.load_model(folder / "model.npz", model.classifier)
+    else:
+        model = copy.deepcopy(model)
+        ld.load_model(folder / "model.npz", model)
+    return Judge(model, names, int(longest))
 
 
 # ---------------------------------------------------------------------------- judging
@@ -293,21 +315,15 @@ def typed() -> Iterator[str]:
 
 
 @mg.no_grad()
-def judge(
-    models: dict[str, Any],
-    names: list[str],
-    tokenizer: WordPiece,
-    longest: int,
-    given: Iterable[str],
-) -> None:
+def verdicts(judges: dict[str, Judge], tokenizer: WordPiece, given: Iterable[str]) -> None:
     """Print what each model makes of each sentence, and how sure it is."""
     for sentence in given:
         print(f"\n   {sentence}")
         if not tokenizer.knows(sentence):
             print("      has no word that the model knows")
             continue
-        ids = np.array([tokenizer.encode(sentence, longest)])
-        for method, model in models.items():
+        for method, (model, names, longest) in judges.items():
+            ids = np.array([tokenizer.encode(sentence, longest)])
             p = mg.softmax(model.eval()(ids)).data[0]
             print(f"      {TITLES[method]:17}{names[p.argmax()]:>12}{p.max():6.0%}")
 
@@ -321,30 +337,28 @@ def main() -> None:
     ld.keep_freed_memory()  # a step makes many large arrays
     try:
         base = bert.load(chosen.model, chosen.dropout, rng=chosen.seed)
-        if chosen.saved:
-            models, names, longest = load(base, chosen.saved)
-        for method in chosen.method:  # a wrong target is found out before an hour of training
+        judges = load(base, chosen.saved) if chosen.saved else {}
+        for method in chosen.method:  # a wrong target is found out before the training
             minilm.build(recipe_of(method, chosen.seed, chosen), base, 2)
     except ValueError as error:
         sys.exit(f"finetune_minilm.py: error: {error}")
     print(f"1. A BERT of {sum(p.size for p in base.parameters()):,} parameters: {chosen.model}")
-    given = chosen.sentence
+    given = chosen.sentence or []
     if not chosen.saved:
-        names, longest = chosen.data.names, chosen.longest
         print(
             f"\n2. {chosen.train} sentences to learn from, {chosen.test:,} to be tested on, "
-            f"{len(names)} classes\n"
+            f"{len(chosen.sentences.names)} classes\n"
         )
         try:
-            models = train(base, chosen)
+            judges = train(base, chosen)
         except FloatingPointError as error:
             sys.exit(f"training failed: {error}")
         print(f"\n   Saved in {chosen.out}, adapters as PEFT's folders.")
-        given = given or (ON_FILMS if not chosen.own else ())
+        given = given or ([] if chosen.data else ON_FILMS)
     print("\n3. Without an adapter (head alone) and with one:")
-    judge(models, names, chosen.tokenizer, longest, given or ())
+    verdicts(judges, chosen.tokenizer, given)
     if not chosen.sentence and (chosen.saved or sys.stdin.isatty()):
-        judge(models, names, chosen.tokenizer, longest, typed())
+        verdicts(judges, chosen.tokenizer, typed())
 
 
 if __name__ == "__main__":

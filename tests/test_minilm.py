@@ -307,6 +307,10 @@ def test_a_model_of_another_kind_is_refused_by_name(name, main, bert, tmp_path):
         (["--method", "qlora"], "invalid choice: 'qlora'"),
         (["--model", "nowhere"], "cannot read nowhere"),
         (["--data", "nowhere.tsv"], "nowhere.tsv"),
+        (
+            ["--saved", "out"],
+            "argument --saved: nothing is trained, so leave out --data and --json",
+        ),
         (["--data", "mine.xlsx"], "mine.xlsx"),
     ],
 )
@@ -361,9 +365,26 @@ def test_what_was_saved_for_another_base_is_refused(main, script, tmp_path, fold
     saved = "--saved", tmp_path / "out"
     main(*saved, "--model", other, small=False, exits="the base was another model than this one")
     for notes in ("{}", '{"labels": "ab"}', '{"labels": ["a"], "longest": -1}', "no JSON"):
-        (tmp_path / "out" / "notes.json").write_text(notes, encoding="utf-8")
+        (tmp_path / "out" / "lora" / "notes.json").write_text(notes, encoding="utf-8")
         main(*saved, "--model", folder, small=False, exits="notes.json")
-    main("--saved", tmp_path / "nowhere", "--model", folder, small=False, exits="nowhere")
+    main(
+        *("--saved", tmp_path, "--model", folder),
+        small=False,
+        exits=f"{tmp_path} has none of the folders head, lora, dora, full",
+    )
+
+
+@needs_safetensors
+def test_each_method_keeps_its_own_labels(main, tmp_path, folder, data):
+    """A second run into the same folder, for other classes, with one method alone."""
+    main("--method", "head", "lora", "--epochs", 1)
+    text = data.read_text(encoding="utf-8").replace("praise", "yes").replace("blame", "no")
+    (tmp_path / "other.tsv").write_text(text, encoding="utf-8")
+    main("--method", "lora", "--epochs", 1, "--data", tmp_path / "other.tsv")
+    saved = "--saved", tmp_path / "out", "--model", folder, "--sentence", "a grand film"
+    judged = main(*saved, small=False).out
+    assert re.search(r"head alone +(praise|blame) ", judged)
+    assert re.search(r"LoRA +(yes|no) ", judged)
 
 
 @needs_safetensors
