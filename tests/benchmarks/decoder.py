@@ -10,7 +10,6 @@ at the end of its memory.  So everybody is timed twice: as it happens, and after
 """
 
 import functools
-import gc
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ import memory
 import numpy as np
 import peft
 import torch
-from contenders import EPS, RATE, Array
-from timing import interleaved, table
+from contenders import Array
+from finetuning import FORMS, Ours, Theirs, same_gradients, same_loss, timed
+from timing import at_most, table
 
 import loradora as ld
-import minigrad as mg
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
@@ -34,10 +33,6 @@ from authors import opt
 from text import ALPHABET
 
 TEXTS = 32
-FORMS = "sdpa", "eager"
-
-#: What our names for trained tensors are in PEFT.
-THEIRS = {"A": "lora_A", "B": "lora_B", "m": "lora_magnitude_vector"}
 
 
 class Case(NamedTuple):
@@ -77,73 +72,21 @@ def adapted(case: Case) -> ld.PeftModel:
     return model
 
 
-class Ours:
-    """minigrad and loradora."""
-
-    def __init__(self, case: Case, texts: int = TEXTS) -> None:
-        self.x, self.labels = batch(texts)
-        self.model = adapted(case)
-        self.trained = self.model.trainable_parameters()
-        self.optimizer = ld.AdamW(self.trained, lr=RATE, eps=EPS)
-
-    def backward(self) -> float:
-        loss = mg.cross_entropy(self.model(self.x), self.labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        return loss.item()
-
-    def step(self) -> float:
-        loss = self.backward()
-        ld.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        return loss
-
-    def parameters(self) -> list[Array]:
-        return [p.data.copy() for p in self.trained]
-
-    def gradients(self) -> dict[str, Array]:
-        """Return the gradients by PEFT's names."""
-        found = {}
-        for name, p in self.model.named_parameters():
-            path, _, own = name.rpartition(".")
-            if p.requires_grad:
-                path = path.removeprefix("base_model.")
-                found[f"base_model.model.{path}.{THEIRS[own]}.default.weight"] = p.grad
-        return found
+def ours(case: Case, texts: int = TEXTS) -> Ours:
+    return Ours(adapted(case), *batch(texts), clip=1.0)
 
 
-class Theirs:
-    """PyTorch, transformers and PEFT."""
+def theirs(case: Case, form: str, texts: int = TEXTS) -> Theirs:
+    twin = opt(base())
+    twin.set_attn_implementation(form)
+    with tempfile.TemporaryDirectory() as folder:
+        adapted(case).save_pretrained(folder)
+        model = peft.PeftModel.from_pretrained(twin, folder, is_trainable=True)
+    return Theirs(model, *batch(texts), logits, clip=1.0)
 
-    def __init__(self, case: Case, form: str, texts: int = TEXTS) -> None:
-        self.x, self.labels = map(torch.tensor, batch(texts))
-        theirs = opt(base())
-        theirs.set_attn_implementation(form)
-        with tempfile.TemporaryDirectory() as folder:
-            adapted(case).save_pretrained(folder)
-            self.model = peft.PeftModel.from_pretrained(theirs, folder, is_trainable=True)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=RATE, eps=EPS)
 
-    def backward(self) -> float:
-        logits = self.model(input_ids=self.x, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.labels.flatten())
-        self.optimizer.zero_grad()
-        loss.backward()
-        return loss.item()
-
-    def step(self) -> float:
-        loss = self.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        return loss
-
-    def parameters(self) -> list[Array]:
-        return [p.detach().numpy().copy() for p in self.trained]
-
-    def gradients(self) -> dict[str, Array]:
-        named = self.model.named_parameters()
-        return {name: p.grad.numpy() for name, p in named if p.requires_grad}
+def logits(model: peft.PeftModel, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=False).logits
 
 
 def agree(case: Case) -> None:
@@ -152,25 +95,17 @@ def agree(case: Case) -> None:
     Of 32 texts, some of four million inputs of a ReLU are so close to 0 that rounding decides.
     """
     for form in FORMS:
-        loss = Theirs(case, form).backward()
-        np.testing.assert_allclose(loss, Ours(case).backward(), 1e-6, err_msg=f"loss of {form}")
-        ours, theirs = Ours(case, texts=1), Theirs(case, form, texts=1)
-        ours.backward()
-        theirs.backward()
-        expected, found = ours.gradients(), theirs.gradients()
-        assert found.keys() == expected.keys(), f"{form} trains something else"
-        for name, g in found.items():
-            error = np.linalg.norm(g - expected[name]) / np.linalg.norm(g)
-            assert error <= 2e-5, f"{form}: the gradient of {name} is off by {error:.2g}"
+        same_loss(ours(case), theirs(case, form), form)
+        same_gradients(ours(case, texts=1), theirs(case, form, texts=1), form)
 
 
 def report(quick: bool) -> Iterator[str]:
     cases = CASES[:1] if quick else CASES
     for case in cases:
         agree(case)
-    rows = [[case.name, *timed(case, quick)] for case in cases]
+    rows = [[case.name, *beside(case, quick)] for case in cases]
     if ld.keep_freed_memory():
-        rows += [[f"{case.name}, freed memory kept", *timed(case, quick)] for case in cases]
+        rows += [[f"{case.name}, freed memory kept", *beside(case, quick)] for case in cases]
     yield from table("A training step of a small GPT, ms", ["", "ours", *FORMS, "PEFT/ours"], rows)
     title = "Memory of that step: peak above the resident model, kB"
     yield from table(
@@ -178,18 +113,13 @@ def report(quick: bool) -> Iterator[str]:
     )
 
 
-def timed(case: Case, quick: bool) -> Iterator[str]:
-    sides = {"ours": Ours(case)} | {form: Theirs(case, form) for form in FORMS}
-    gc.collect()
-    steps = {name: side.step for name, side in sides.items()}
-    times = interleaved(steps, seconds=2 if quick else 25)
-    yield from (times[name].show(1e-3, 1) for name in sides)
-    fastest = min(FORMS, key=lambda form: times[form].median)
-    yield (times[fastest] / times["ours"]).against(case.bound, at_least=True)
+def beside(case: Case, quick: bool) -> Iterator[str]:
+    both = ours(case), {form: theirs(case, form) for form in FORMS}
+    yield from timed(*both, case.bound, seconds=2 if quick else 25)
 
 
 def held(case: Case) -> Iterator[str]:
-    ours = memory.peak(lambda: Ours(case))
-    theirs = [memory.peak_of_torch(lambda form=form: Theirs(case, form)) for form in FORMS]
-    yield from map(memory.kilobytes, (ours, *theirs))
-    yield memory.at_most(1, ours / min(theirs))
+    own = memory.peak(lambda: ours(case))
+    others = [memory.peak_of_torch(lambda form=form: theirs(case, form)) for form in FORMS]
+    yield from map(memory.kilobytes, (own, *others))
+    yield at_most(1, own / min(others))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from contenders import Ours, Peft, Problem
 from steps import CASES
-from timing import table
+from timing import at_most, table
 
 import loradora as ld
 import minigrad as mg
@@ -61,10 +61,6 @@ def details(problem: Problem) -> Iterator[str]:
 
 def kilobytes(n: int) -> str:
     return f"{n / 1e3:,.0f}"
-
-
-def at_most(bound: float, ratio: float) -> str:
-    return f"{ratio:.2f} ≤{bound:g} {'✓' if ratio <= bound else '✗'}"
 
 
 def peak(make: Callable[[], Any]) -> int:

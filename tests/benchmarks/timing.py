@@ -88,3 +88,8 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ite
     yield lines[0]
     yield "─" * (sum(widths) + 2 * (len(widths) - 1))
     yield from lines[1:]
+
+
+def at_most(bound: float, ratio: float) -> str:
+    """Show a ratio that was measured once, and whether it keeps its bound."""
+    return f"{ratio:.2f} ≤{bound:g} {'✓' if ratio <= bound else '✗'}"
