@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import decoder
+import encoder
 import growth
 import inference
 import main_job
@@ -51,8 +52,8 @@ def main() -> None:
     options = parser.parse_args()
 
     settle()
-    # the decoder last, because from then on freed memory is kept
-    sections = steps, inference, overhead, ops, memory, growth, main_job, decoder
+    # decoder and encoder last, because from then on freed memory is kept
+    sections = steps, inference, overhead, ops, memory, growth, main_job, decoder, encoder
     lines = []
     for line in itertools.chain(header(), *(part.report(options.quick) for part in sections)):
         print(line, flush=True)
