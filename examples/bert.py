@@ -97,6 +97,8 @@ def check(config: Config) -> None:
     check_positive(**{n: sizes[n] for n in (*Config._fields[:6], "type_vocab_size")})
     check_integer(pad_token_id=config.pad_token_id)
     check_finite(layer_norm_eps=config.layer_norm_eps)
+    if config.layer_norm_eps < 0:
+        raise ValueError(f"layer_norm_eps must not be negative, not {config.layer_norm_eps}")
     if not isinstance(config.hidden_act, str) or config.hidden_act not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"hidden_act is {short(config.hidden_act)}, and only {known} are known")
