@@ -254,6 +254,8 @@ class Bert(ld.Module):
         """
         ids = np.atleast_1d(ids)
         there = np.ones(ids.shape, bool) if there is None else np.asarray(there)
+        if there.shape != ids.shape:
+            raise ValueError(f"there has the shape {there.shape}, and ids have {ids.shape}")
         mask = there[..., None, None, :]  # the same for each head and for whoever looks
         x = self.embeddings(ids)
         for layer in self.encoder["layer"]:
@@ -330,6 +332,7 @@ class Classifier(ld.Module):
     """
 
     def __init__(self, bert: Bert, classes: int) -> None:
+        check_positive(classes=classes)
         self.bert = bert
         self.dropout = ld.Dropout(bert.config.hidden_dropout_prob, rng=bert.embeddings.dropout.rng)
         dtype = bert.embeddings.word_embeddings.weight.dtype
@@ -338,7 +341,12 @@ class Classifier(ld.Module):
             p.data = np.zeros(p.shape, dtype)
 
     def features(self, ids: Array) -> mg.Tensor:
-        """Return the mean of each text's vectors, (N, width); ValueError for a text without a token."""
+        """Return the mean of each text's vectors, (N, width).
+
+        ValueError for ids that are not (N, T), and for a text without a token.
+        """
+        if ids.ndim != 2:
+            raise ValueError(f"expected ids of shape (N, T), got {ids.shape}")
         lengths = lengths_of(ids, self.bert.config.pad_token_id)[:, None]
         if not np.all(lengths):
             raise ValueError("there is a text without a token")
