@@ -1,12 +1,12 @@
-"""The golden cases: what PyTorch and PEFT make of the inputs in ``data/``.
+"""The golden cases: what PyTorch, transformers and PEFT make of the inputs in ``data/``.
 
     python tests/golden_cases.py [--write]
 
-``data/op_cases.json`` and ``data/adapter_cases.json`` describe the cases, and the ``.npz`` beside each
-holds its arrays under the keys of the description.  The inputs were drawn once and are kept.  What is
-expected follows from them: it is computed here, in the dtype of the inputs, and compared with what is in
-the files, to the tolerance of the case.  ``--write`` puts what differs or is missing into the files, so a
-new case is its description and its inputs.
+``data/op_cases.json``, ``adapter_cases.json`` and ``bert_cases.json`` describe the cases, and the
+``.npz`` beside each holds its arrays under the keys of the description.  The inputs were drawn once and
+are kept.  What is expected follows from them: it is computed here, in the dtype of the inputs, and
+compared with what is in the files, to the tolerance of the case.  ``--write`` puts what differs or is
+missing into the files, so a new case is its description and its inputs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ Case: TypeAlias = dict[str, Any]
 DATA = Path(__file__).parent / "data"
 NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
 
+# the nets that PyTorch shares with ours
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
 
 class Golden(NamedTuple):
     """A file of cases, with the arrays that their keys stand for."""
@@ -39,7 +42,7 @@ class Golden(NamedTuple):
 
 
 def load(name: str) -> Golden:
-    """Return ``op_cases`` or ``adapter_cases``."""
+    """Return ``op_cases``, ``adapter_cases`` or ``bert_cases``."""
     text = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     with np.load(DATA / f"{name}.npz", allow_pickle=False) as archive:
         return Golden(name, text["meta"], text["cases"], dict(archive))
@@ -174,17 +177,75 @@ def adapter_expectations(case: Case, arrays: Mapping[str, Array]) -> dict[str, A
     return {case[name]: tensor.numpy() for name, tensor in found.items()}
 
 
-# ----------------------------------------------------------------------------- both
+# ----------------------------------------------------------------------------- a BERT, by transformers
+
+
+def bert_expectations(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return, by key, what comes of a BERT: of its encoder alone, or of a training of its adapter."""
+    import torch
+    import transformers
+
+    config = transformers.BertConfig(**case["config"])
+    net = transformers.BertModel(config, add_pooling_layer=False).double()
+    weights = {name: arrays[f"{case['weights']}.{name}"] for name in net.state_dict()}
+    net.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()})
+    return (_encoded if case["kind"] == "encoder" else _trained)(net, case, arrays)
+
+
+def _encoded(net: Any, case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the vectors of the tokens that are there, and gradients of their sum, weighted by g."""
+    import torch
+
+    ids = torch.tensor(arrays[case["ids"]])
+    there = ids != case["config"]["pad_token_id"]
+    y = net(ids, there.long()).last_hidden_state[there]
+    y.backward(torch.tensor(arrays[case["g"]]))
+    found = {case["y"]: y.detach().numpy()}
+    for name, key in case["grads"].items():
+        found[key] = net.get_parameter(name).grad.numpy()
+    return found
+
+
+def _trained(net: Any, case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the losses of a training of adapter and head, from a given A, and the logits after it."""
+    import peft
+    import torch
+    from torch_minilm import Classifier
+
+    base = Classifier(net, case["classes"])
+    for p in base.classifier.parameters():
+        torch.nn.init.zeros_(p)
+    model = peft.get_peft_model(base, peft.LoraConfig(**case["adapter"]))
+    for path, layer in base.named_modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            layer.lora_A["default"].weight.data = torch.tensor(arrays[f"{case['A']}.{path}"])
+    ids, labels = (torch.tensor(arrays[case[name]]) for name in ("ids", "labels"))
+    mask = (ids != case["config"]["pad_token_id"]).long()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=case["lr"])
+    losses = []
+    for rows in arrays[case["batches"]]:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(ids[rows], mask[rows]), labels[rows])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    logits = model(ids, mask).detach().numpy()
+    return {case["losses"]: np.array(losses), case["logits"]: logits}
+
+
+# ----------------------------------------------------------------------------- all
 
 
 EXPECTATIONS: dict[str, Callable[[Case, Mapping[str, Array]], dict[str, Array]]] = {
     "op_cases": op_expectations,
     "adapter_cases": adapter_expectations,
+    "bert_cases": bert_expectations,
 }
 
 
 def differing(golden: Golden) -> Iterator[tuple[str, Array]]:
-    """Yield what PyTorch and PEFT compute and the file does not have, by key."""
+    """Yield what is computed and the file does not have, by key."""
     for case in golden.cases:
         if case["scored"]:  # the others are there for information
             for key, array in EXPECTATIONS[golden.name](case, golden.arrays).items():
@@ -200,16 +261,19 @@ def agree(actual: Array, expected: Array | None, case: Case) -> bool:
 
 
 def main() -> None:
-    """Compare both files with what is computed, and end with status 1 if they differ, or write them."""
+    """Compare the files with what is computed, and end with status 1 if they differ, or write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put what differs into the files")
     write = parser.parse_args().write
     try:
         import peft
         import torch
+        import transformers
     except ImportError as error:
         sys.exit(f"error: {error}; {NEEDED}")
-    versions = {"torch": torch.__version__, "peft": peft.__version__, "numpy": np.__version__}
+    versions = {
+        library.__name__: library.__version__ for library in (torch, peft, transformers, np)
+    }
     differences = 0
     for name in EXPECTATIONS:
         golden = load(name)
@@ -220,7 +284,7 @@ def main() -> None:
             meta = {key: versions.get(key, value) for key, value in golden.meta.items()}
             save(golden._replace(meta=meta, arrays=golden.arrays | found))
     if differences and not write:
-        sys.exit("error: PyTorch and PEFT compute something else; --write puts it into the files")
+        sys.exit("error: something else is computed; --write puts it into the files")
 
 
 if __name__ == "__main__":
