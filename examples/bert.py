@@ -276,13 +276,24 @@ def load(folder: Path, dropout: float | None = None, *, rng: Rng = None) -> Bert
     CheckpointError
         If a file is missing or damaged, is no BERT, or does not fit; all that does not fit is listed.
     """
-    config = read_config(folder)
+    config, file = read_config(folder), weights_in(folder)
     if dropout is not None:
         config = config._replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model = Bert(config, rng=rng)
-    shards = folder / model_files.INDEX
-    ld.load_model(shards if shards.exists() else folder / model_files.MODEL, model, names=name_here)
+    ld.load_model(file, model, names=name_here)
     return model
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the file with the weights of a model, or the index of its shards."""
+    for name in (model_files.INDEX, model_files.MODEL):
+        if (folder / name).exists():
+            return folder / name
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in files.PICKLES)
+    instead = f", but {pickles[0]}, {files.PICKLE}" if pickles else ""
+    raise ld.CheckpointError(
+        f"{folder} has no {model_files.MODEL}{instead}: save_pretrained() of transformers writes it"
+    )
 
 
 #: What a checkpoint may have beyond the encoder: heads for several tasks, and constants.

@@ -357,6 +357,23 @@ def test_a_config_is_read_and_what_it_may_leave_out_has_the_usual_value(tmp_path
     bert.check(bert.MINILM)
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([], r"has no model\.safetensors: save_pretrained"),
+        (["vocab.txt", "tf_model.h5"], r"has no model\.safetensors: save_pretrained"),
+        (["pytorch_model.bin"], r"has no model\.safetensors, but pytorch_model\.bin, a pickle"),
+    ],
+)
+def test_a_folder_without_weights_is_refused(others, message, tmp_path):
+    written = json.dumps(CONFIG._asdict() | {"model_type": "bert"})
+    (tmp_path / "config.json").write_text(written, encoding="utf-8")
+    for name in others:
+        (tmp_path / name).touch()
+    with pytest.raises(ld.CheckpointError, match=message):
+        bert.load(tmp_path)
+
+
 # ----------------------------------------------------------------------------- names
 
 
