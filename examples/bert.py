@@ -116,6 +116,13 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must lie in [0, 1), not {sizes[name]}")
 
 
+def size_of(config: Config) -> int:
+    """Return how many numbers the matrices of a BERT have; all its vectors have few beside them."""
+    tables = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    in_layer = 4 * config.hidden_size + 2 * config.intermediate_size
+    return config.hidden_size * (tables + config.num_hidden_layers * in_layer)
+
+
 # ----------------------------------------------------------------------------- the encoder
 
 
@@ -277,6 +284,14 @@ def load(folder: Path, dropout: float | None = None, *, rng: Rng = None) -> Bert
         If a file is missing or damaged, is no BERT, or does not fit; all that does not fit is listed.
     """
     config, file = read_config(folder), weights_in(folder)
+    held = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    if (
+        size_of(config) > held
+    ):  # a number has at least two bytes: nothing is made that cannot be filled
+        raise ld.CheckpointError(
+            f"{folder} has {held:,} bytes of weights, too few for the {size_of(config):,} numbers that "
+            "its config.json describes"
+        )
     if dropout is not None:
         config = config._replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model = Bert(config, rng=rng)

@@ -69,11 +69,8 @@ def memory_needed(config: bert.Config, batch: int, length: int, full: bool) -> f
     token, and for each head two rows of attention's weights; the way back takes as much again.  Full
     fine-tuning adds gradients, and the moments of AdamW, of which old and new are there at once.
     """
-    width = config.hidden_size
-    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-    in_layer = 4 * width**2 + 2 * width * config.intermediate_size
-    weights = 4 * (rows * width + config.num_hidden_layers * in_layer)
-    kept = 12 * width + 2 * config.num_attention_heads * length
+    weights = 4 * bert.size_of(config)
+    kept = 12 * config.hidden_size + 2 * config.num_attention_heads * length
     activations = 4 * batch * length * config.num_hidden_layers * kept
     return max(3 * weights, (8 if full else 1) * weights + 2 * activations)
 

@@ -374,6 +374,21 @@ def test_a_folder_without_weights_is_refused(others, message, tmp_path):
         bert.load(tmp_path)
 
 
+def test_a_config_that_claims_more_than_the_file_can_hold_is_refused_before_anything_is_made(
+    tmp_path,
+):
+    written = json.dumps(CONFIG._replace(vocab_size=10**9)._asdict() | {"model_type": "bert"})
+    (tmp_path / "config.json").write_text(written, encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    with pytest.raises(ld.CheckpointError, match=r"has 1,000 bytes of weights, too few for the 6,"):
+        bert.load(tmp_path)
+
+
+def test_the_size_of_a_bert_is_that_of_its_matrices():
+    model = bert.Bert(CONFIG, rng=0)
+    assert bert.size_of(CONFIG) == sum(p.size for p in model.parameters() if p.ndim == 2)
+
+
 # ----------------------------------------------------------------------------- names
 
 
