@@ -1,23 +1,24 @@
-"""The classifier of ``examples/bert.py``, by PyTorch and transformers."""
+"""The classifier of ``examples/bert.py`` by PyTorch and transformers, called as ours is."""
 
+import sys
 from pathlib import Path
 
 import torch
 import transformers
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import torch_minilm
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-class Twin(torch.nn.Module):
-    """From ids (N, T) to logits: a linear layer, at first 0, on the mean of a text's vectors.
-
-    Its parameters have the names that they have in ``bert.Classifier``.  Nothing is dropped.
-    """
+class Twin(torch_minilm.Classifier):
+    """From ids (N, T) to logits, with nothing dropped, and a head that is 0 at first."""
 
     def __init__(self, folder: Path, form: str, classes: int) -> None:
-        super().__init__()
-        self.bert = transformers.BertModel.from_pretrained(
+        bert = transformers.BertModel.from_pretrained(
             folder,
             add_pooling_layer=False,
             attn_implementation=form,
@@ -25,15 +26,11 @@ class Twin(torch.nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.classifier = torch.nn.Linear(self.bert.config.hidden_size, classes)
+        super().__init__(bert, classes)
         torch.nn.init.zeros_(self.classifier.weight)
         torch.nn.init.zeros_(self.classifier.bias)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        there = ids != self.bert.config.pad_token_id
-        lengths = there.sum(dim=1, keepdim=True)
-        longest = int(lengths.max())
-        ids, there = ids[:, :longest], there[:, :longest]
-        x = self.bert(input_ids=ids, attention_mask=there.long()).last_hidden_state
-        weights = there / lengths
-        return self.classifier((weights[:, None] @ x)[:, 0])
+        there = (ids != self.bert.config.pad_token_id).long()
+        longest = int(there.sum(dim=1).max())
+        return super().forward(ids[:, :longest], there[:, :longest])
