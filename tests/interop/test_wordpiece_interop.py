@@ -6,7 +6,6 @@ the environment names a text file, its lines are read as well.
 
 import functools
 import importlib.util
-import os
 import sys
 import unicodedata
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
+import sentences
 import text
 import wordpiece
 from wordpiece import WordPiece
@@ -176,7 +176,6 @@ def test_minilm_reads_any_text_alike(minilm, line):
 
 
 def test_minilm_reads_sentences_alike(minilm):
-    if "SENTENCES" not in os.environ:
-        pytest.skip("needs SENTENCES=FILE in the environment")
-    lines = Path(os.environ["SENTENCES"]).read_text(encoding="utf-8").split("\n")
-    assert unlike(*minilm, lines) == []
+    if not sentences.ARCHIVE.exists():
+        pytest.skip(f"the sentences on films are not in {sentences.ARCHIVE.parent}")
+    assert unlike(*minilm, sentences.movies().texts) == []
