@@ -118,7 +118,7 @@ def absent(chosen: argparse.Namespace) -> list[str]:
     """Return in words all that is missing, with the commands that get it."""
     missing = []
     if not find_spec("safetensors"):
-        missing.append("safetensors (extra 'peft'), which reads the model: pip install safetensors")
+        missing.append("what reads the model, safetensors (extra 'peft'): pip install safetensors")
     if chosen.model is None:
         missing.append(f"the model (or give --model):\n    {minilm.COMMAND}")
     if not (chosen.data or chosen.saved or sentences.ARCHIVE.exists()):

