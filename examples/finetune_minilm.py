@@ -54,8 +54,9 @@ import minigrad as mg
 from loradora import files
 from loradora.nn import check_positive
 
-#: The learning rates that do well in five epochs over 400 sentences.
-RATES = {"head": 0.01, "lora": 0.001, "dora": 0.001, "full": 0.0001}
+#: Learning rates, tried with the seeds 10 to 12.  For the head 0.003 did best, for LoRA 0.001 and 0.002
+#: did equally well.
+RATES = {"head": 0.003, "lora": 0.001, "dora": 0.001, "full": 0.0001}
 
 #: What is judged of films if nobody types anything.
 ON_FILMS = (

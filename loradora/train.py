@@ -128,7 +128,7 @@ def fit(
     TypeError, ValueError
         At the call: if x and labels differ in length or are empty; by default if labels are no class
         numbers, or none counts; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
-        ``clip_grad_norm`` that is no positive number, ``lengths`` that are not one number for each example,
+        ``clip_grad_norm`` that is no positive number, ``lengths`` that are not a number for each example,
         a ``start`` outside 0 … ``steps``, and one with a generator.
     TypeError, ValueError, IndexError
         At the first step, before anything changes: by default for labels that the model has no logit

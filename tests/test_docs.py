@@ -197,6 +197,29 @@ def test_the_ablation_in_the_readme_is_that_of_the_run_beside_the_figure():
     assert losses == sorted(losses, reverse=True)  # more matrices at a lower rank do better
 
 
+def test_the_accuracies_in_the_readme_are_those_of_the_run_beside_the_figures():
+    runs = json.loads((ROOT / "examples" / "figures" / "finetune_minilm.json").read_text())
+    text = section("A real transformer: all-MiniLM-L6-v2")
+    accuracy = {}
+    for method, title in {"head": "head alone", "lora": "LoRA", "dora": "DoRA"}.items():
+        rows = [row for row in runs if row["method"] == method]
+        assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
+        accuracy[method] = 100 * np.array([row["accuracy"] for row in rows])
+        (cells,) = re.findall(rf"^\| {title} \|(.*)\|$", text, re.MULTILINE)
+        milliseconds = np.mean([row["milliseconds"] for row in rows])
+        assert [cell.strip() for cell in cells.split("|")] == [
+            f"{rows[0]['trainable']:,}",
+            f"{100 * rows[0]['trainable'] / rows[0]['total']:.2f} %",
+            spread(accuracy[method] / 100) + " %",
+            f"{milliseconds:.0f}" if milliseconds > 1 else "",
+            f"{max(row['memory'] for row in rows) / 1e6:.0f} MB",
+        ]
+    gains = [accuracy["lora"] - accuracy["head"], accuracy["dora"] - accuracy["lora"]]
+    means = [f"{gain.mean():.1f} ± {gain.std(ddof=1) / 5**0.5:.1f}" for gain in gains]
+    assert f"LoRA gains {means[0]} points on the head alone" in " ".join(text.split())
+    assert f"DoRA {means[1]} on LoRA".replace("-", "−") in " ".join(text.split())
+
+
 def test_the_bytes_in_the_readme_are_those_of_the_run_beside_the_figures():
     rows = json.loads((ROOT / "examples" / "figures" / "11_outgrow.json").read_text())
     text = section("When one machine is not enough")
