@@ -178,7 +178,8 @@ def read(file: Path) -> Sentences:
     if not table:
         raise ValueError(f"{file} has no sentences: expected two columns, text and label")
     wrong = [(line, reason) for line, cells in table if (reason := _what_is_wrong(cells))]
-    _refuse(file, wrong)
+    separator = "a tab" if file.suffix.lower() == ".tsv" else "a comma"
+    _refuse(file, wrong, f" with {separator} between them")
     rows = [_Row(line, text.strip(), _label(label)) for line, (text, label) in table]
     return _sentences(rows, file)
 
@@ -193,7 +194,7 @@ def _what_is_wrong(cells: list[str]) -> str | None:
     if label == "":
         return "has no label"
     if isinstance(label, str) and not _is_word(label):
-        return f"has the label {_short(label)}, which is neither an integer nor a word"
+        return f"has the label {_short(label)}, which is neither an integer nor one word"
     return None
 
 
@@ -324,12 +325,14 @@ def _refuse_mixture(rows: list[_Row], file: Path) -> None:
 # ---------------------------------------------------------------------------- messages
 
 
-def _refuse(file: Path, wrong: list[tuple[int, str]], most: int = 5) -> None:
+def _refuse(file: Path, wrong: list[tuple[int, str]], how: str = "", most: int = 5) -> None:
     """Refuse a file for its wrong lines, of which the first few are shown."""
     if wrong:
         shown = [f"\n    line {line} {reason}" for line, reason in wrong[:most]]
         more = f"\n    and {len(wrong) - most:,} more lines" if len(wrong) > most else ""
-        raise ValueError(f"{file}: expected two columns, text and label, but{''.join(shown)}{more}")
+        raise ValueError(
+            f"{file}: expected two columns, text and label{how}, but{''.join(shown)}{more}"
+        )
 
 
 def _listed(names: list[str], most: int = 5) -> str:

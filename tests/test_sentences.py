@@ -317,7 +317,7 @@ def test_a_sentence_may_be_longer_than_the_csv_module_allows(table):
         ("x\t", "has no label"),
         ("x\t ", "has no label"),
         *(
-            (f"x\t{label}", f"has the label {label!a}, which is neither an integer nor a word")
+            (f"x\t{label}", f"has the label {label!a}, which is neither an integer nor one word")
             for label in [
                 "0.5",
                 "two words",
@@ -333,13 +333,14 @@ def test_a_sentence_may_be_longer_than_the_csv_module_allows(table):
         ),
         (
             f"x\t{'9' * 5000}",
-            f"has the label '{'9' * 40}...', which is neither an integer nor a word",
+            f"has the label '{'9' * 40}...', which is neither an integer nor one word",
         ),
     ],
 )
 def test_a_row_that_is_none_is_refused_with_its_line(table, row, reason):
     message = refused(sentences.read, table(f"a\t1\n\n{row}\nb\t2\n"))
-    assert message == f"FILE: expected two columns, text and label, but\n    line 3 {reason}"
+    expected = "FILE: expected two columns, text and label with a tab between them, but"
+    assert message == f"{expected}\n    line 3 {reason}"
 
 
 def test_of_many_wrong_rows_the_first_are_shown(table):
