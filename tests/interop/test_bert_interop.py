@@ -510,9 +510,9 @@ def test_the_script_judges_in_pytorch_as_we_do(use_dora: bool, tmp_path: Path) -
         "It is not without charm, the film.",
     ]
     python = sys.executable, "-X", "utf8"
-    folders = str(model_folder), str(tmp_path / method)
+    adapter = tmp_path / method
     done = subprocess.run(
-        [*python, torch_minilm.__file__, *folders, *sentences],
+        [*python, torch_minilm.__file__, adapter, *sentences, "--model", model_folder],
         capture_output=True,
         encoding="utf-8",
         check=True,
@@ -523,9 +523,13 @@ def test_the_script_judges_in_pytorch_as_we_do(use_dora: bool, tmp_path: Path) -
     expected = mg.softmax(ours.eval()(ids)).data
     lines = done.stdout.splitlines()
     assert lines[:: CLASSES + 1] == sentences
-    found = [line.split() for line in lines if line.startswith("   ")]
-    assert [name for name, _ in found] == names * len(sentences)
-    np.testing.assert_allclose([float(p) for _, p in found], expected.ravel(), rtol=0, atol=1e-6)
+    printed = [line.split() for line in lines if line.startswith("   ")]
+    assert [name for name, *_ in printed] == names * len(sentences)
+    percents = [float(percent) for _, percent, _ in printed]
+    np.testing.assert_allclose(percents, 100 * expected.ravel(), rtol=0, atol=0.0501)
+    found = torch_minilm.judge(model_folder, adapter, sentences)
+    for likely, p in zip(found, expected):
+        np.testing.assert_allclose([likely[name] for name in names], p, rtol=0, atol=1e-6)
     assert np.ptp(expected[:, 0]) > 0.01
 
 
