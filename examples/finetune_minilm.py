@@ -74,23 +74,24 @@ def options() -> argparse.Namespace:
     parser = terminal.begin(__doc__)
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="config.json, model.safetensors and vocab.txt")
-    add("--data", type=Path, metavar="FILE", help="a .tsv or .csv of texts and labels")
-    add("--train", type=terminal.positive, default=400, metavar="N", help="to learn from (400)")
-    add("--test", type=terminal.positive, default=1000, metavar="N", help="to be tested on (1000)")
+    add("--data", type=Path, metavar="FILE", help="a .tsv or .csv, in each line a text and a label")
+    add("--train", type=terminal.positive, metavar="N", help="to learn from (400, or 4 of 5)")
+    add("--test", type=terminal.positive, metavar="N", help="to be tested on (1000, or the rest)")
     add("--method", nargs="+", choices=TITLES, metavar="M", help=f"of {', '.join(TITLES)}")
     add("--rank", type=terminal.positive, default=8, help="of the adapters (8)")
     add("--target-modules", nargs="+", metavar="M", help="to adapt (query value)")
-    add("--rate", type=float, help="the learning rate of all methods, instead of each one's own")
+    rates = ", ".join(f"{method} {rate:g}" for method, rate in RATES.items())
+    add("--rate", type=float, help=f"the learning rate of all methods ({rates})")
     add("--epochs", type=terminal.positive, default=5, help="over the training sentences (5)")
     add("--batch-size", type=terminal.positive, default=16, metavar="N", help="of sentences (16)")
     add("--dropout", type=float, default=0.0, help="the rate in all places where a BERT has it (0)")
-    add("--longest", type=terminal.positive, metavar="N", help="tokens of a sentence (at most 128)")
+    add("--longest", type=terminal.positive, metavar="N", help="tokens of a sentence (128)")
     add("--seed", type=terminal.natural, default=0, help="the first seed (0)")
     add("--seeds", type=terminal.positive, default=1, help="how many (1)")
-    add("--out", type=Path, default=Path("out/minilm"), metavar="DIR", help="(out/minilm)")
+    add("--out", type=Path, metavar="DIR", help="to save (out/minilm, or out/NAME of the data)")
     add("--json", type=Path, metavar="FILE", help="write an object per method and seed")
-    add("--sentence", nargs="+", metavar="TEXT", help="judge these")
-    add("--saved", type=Path, metavar="DIR", help="judge with what was saved there, train nothing")
+    add("--sentence", nargs="+", metavar="TEXT", help="judge these, instead of what is typed")
+    add("--saved", type=Path, metavar="DIR", help="train nothing: judge with what was saved there")
     chosen: argparse.Namespace = parser.parse_args()
 
     if chosen.rate is not None and not 0 < chosen.rate < float("inf"):
@@ -99,7 +100,11 @@ def options() -> argparse.Namespace:
         parser.error("argument --saved: nothing is trained, so leave out --data and --json")
     if not 0 <= chosen.dropout < 1:
         parser.error(f"argument --dropout: must lie in [0, 1), not {chosen.dropout}")
-    chosen.method = [m for m in TITLES if m in (chosen.method or TITLES.keys() - {"full"})]
+    usual = TITLES if chosen.saved else TITLES.keys() - {"full"}
+    chosen.method = [m for m in TITLES if m in (chosen.method or usual)]
+    chosen.out = chosen.out or Path("out") / (chosen.data.stem if chosen.data else "minilm")
+    if chosen.model and not chosen.model.is_dir():
+        parser.error(f"argument --model: {chosen.model} is no folder; nothing is downloaded here")
     packaged = chosen.model is None
     chosen.model = chosen.model or minilm.folder()
     if missing := absent(chosen):
@@ -153,7 +158,10 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
     chosen.parts, longest = [], 1
     if not chosen.saved:
         given = sentences.read(chosen.data) if chosen.data else sentences.movies()
-        chosen.sentences = given
+        check_classes(given)
+        chosen.sentences, n = given, len(given.texts)
+        chosen.train = chosen.train or min(400, n * 4 // 5)
+        chosen.test = chosen.test or max(min(1000, n - chosen.train), 1)
         for seed in range(chosen.seed, chosen.seed + chosen.seeds):
             parts = sentences.split(given, seed=seed, train=chosen.train, test=chosen.test)
             encoded = [minilm.encoded(chosen.tokenizer, part, chosen.longest) for part in parts]
@@ -162,6 +170,17 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
     if packaged:
         minilm.check_weights(chosen.model / "model.safetensors")
     check_memory(config, chosen, longest)
+
+
+def check_classes(given: sentences.Sentences) -> None:
+    """Raise ValueError for a class of a single sentence, which cannot be learnt and tested."""
+    lone = np.flatnonzero(np.bincount(given.labels) == 1)
+    if len(lone):
+        text = given.texts[np.flatnonzero(given.labels == lone[0])[0]]
+        raise ValueError(
+            f"only one text has the label {given.names[lone[0]]!a}: {text!a}; a class needs two, one to "
+            "learn from and one to be tested on (what heads the columns is: text, label)"
+        )
 
 
 def check_memory(config: bert.Config, chosen: argparse.Namespace, longest: int) -> None:
@@ -206,12 +225,17 @@ def train(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Judge]:
     return judges
 
 
+def targets(chosen: argparse.Namespace) -> tuple[str, ...]:
+    """Return which layers are adapted: what is asked for, or where LoRA's authors put theirs."""
+    return tuple(chosen.target_modules or ("query", "value"))
+
+
 def recipe_of(method: str, seed: int, chosen: argparse.Namespace) -> Recipe:
     """Return how a model is trained by a method."""
     return Recipe(
         method=method,
         rank=chosen.rank,
-        targets=tuple(chosen.target_modules or ("query", "value")),
+        targets=targets(chosen),
         rate=RATES[method] if chosen.rate is None else chosen.rate,
         epochs=chosen.epochs,
         batch_size=chosen.batch_size,
@@ -266,17 +290,24 @@ def save(method: str, judge: Judge, base: bert.Bert, out: Path) -> None:
     (folder / NOTES).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
 
 
-def load(base: bert.Bert, out: Path) -> dict[str, Judge]:
+def load(base: bert.Bert, out: Path, methods: list[str]) -> dict[str, Judge]:
     """Return what ``save`` has written into the folders in ``out``, by method.
 
     Raises
     ------
     CheckpointError
-        If there is nothing, or something damaged, or if it belongs to another base.
+        If there is nothing, or something damaged, if it belongs to another base, or if the methods have
+        learnt different classes.
     """
-    judges = {m: _load(m, base, out / m) for m in TITLES if (out / m).is_dir()}
+    judges = {m: _load(m, base, out / m) for m in methods if (out / m).is_dir()}
     if not judges:
-        raise ld.CheckpointError(f"{out} has none of the folders {', '.join(TITLES)}")
+        raise ld.CheckpointError(f"{out} has none of the folders {', '.join(methods)}")
+    classes = {method: judge.names for method, judge in judges.items()}
+    if any(names != next(iter(classes.values())) for names in classes.values()):
+        raise ld.CheckpointError(
+            f"{out} holds models of several trainings, choose by --method: "
+            + "; ".join(f"{method} tells {', '.join(names)}" for method, names in classes.items())
+        )
     return judges
 
 
@@ -304,15 +335,16 @@ def _load(method: str, base: bert.Bert, folder: Path) -> Judge:
 
 
 def typed() -> Iterator[str]:
-    """Yield the sentences that somebody types, until there are no more or one is empty."""
+    """Yield the sentences that somebody types, until one is empty, or that are piped."""
     asking = sys.stdin.isatty()
     while True:
         if asking:
-            print("\n   A sentence of yours (none ends): ", end="", flush=True)
-        sentence = sys.stdin.readline().strip()
-        if not sentence:
+            print("\n   A sentence of yours (an empty one ends): ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or (asking and not line.strip()):
             return
-        yield sentence
+        if line.strip():
+            yield line.strip()
 
 
 @mg.no_grad()
@@ -326,7 +358,7 @@ def verdicts(judges: dict[str, Judge], tokenizer: WordPiece, given: Iterable[str
         for method, (model, names, longest) in judges.items():
             ids = np.array([tokenizer.encode(sentence, longest)])
             p = mg.softmax(model.eval()(ids)).data[0]
-            print(f"      {TITLES[method]:17}{names[p.argmax()]:>12}{p.max():6.0%}")
+            print(f"      {TITLES[method]:17}{names[p.argmax()]:>12}{100 * p.max():7.1f} %")
 
 
 # ---------------------------------------------------------------------------- the command
@@ -338,28 +370,33 @@ def main() -> None:
     ld.keep_freed_memory()  # a step makes many large arrays
     try:
         base = bert.load(chosen.model, chosen.dropout, rng=chosen.seed)
-        judges = load(base, chosen.saved) if chosen.saved else {}
-        for method in chosen.method:  # a wrong target is found out before the training
-            minilm.build(recipe_of(method, chosen.seed, chosen), base, 2)
+        judges = load(base, chosen.saved, chosen.method) if chosen.saved else {}
+        minilm.check_targets(base, targets(chosen))
     except ValueError as error:
         sys.exit(f"finetune_minilm.py: error: {error}")
     print(f"1. A BERT of {sum(p.size for p in base.parameters()):,} parameters: {chosen.model}")
-    given = chosen.sentence or []
     if not chosen.saved:
-        print(
-            f"\n2. {chosen.train} sentences to learn from, {chosen.test:,} to be tested on, "
-            f"{len(chosen.sentences.names)} classes\n"
-        )
-        try:
-            judges = train(base, chosen)
-        except FloatingPointError as error:
-            sys.exit(f"training failed: {error}")
-        print(f"\n   Saved in {chosen.out}, adapters as PEFT's folders.")
-        given = given or ([] if chosen.data else ON_FILMS)
-    print("\n3. Without an adapter (head alone) and with one:")
-    verdicts(judges, chosen.tokenizer, given)
-    if not chosen.sentence and (chosen.saved or sys.stdin.isatty()):
-        verdicts(judges, chosen.tokenizer, typed())
+        judges = trained(base, chosen)
+    given = chosen.sentence or ([] if chosen.data or chosen.saved else ON_FILMS)
+    asked = not chosen.sentence and (chosen.saved or sys.stdin.isatty())
+    if given or asked:
+        print("\n3. Sentences, judged without an adapter (head alone) and with one:")
+        verdicts(judges, chosen.tokenizer, given)
+        verdicts(judges, chosen.tokenizer, typed() if asked else ())
+
+
+def trained(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Judge]:
+    """Train, show the table, and return the models of the first seed."""
+    print(
+        f"\n2. {chosen.train} sentences to learn from, {chosen.test:,} to be tested on; "
+        f"classes: {', '.join(chosen.sentences.names)}\n"
+    )
+    try:
+        judges = train(base, chosen)
+    except FloatingPointError as error:
+        sys.exit(f"training failed: {error}")
+    print(f"\n   Saved in {chosen.out}, of seed {chosen.seed}: {', '.join(judges)}")
+    return judges
 
 
 if __name__ == "__main__":

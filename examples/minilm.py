@@ -143,6 +143,15 @@ class Recipe:
     seed: int
 
 
+def check_targets(base: bert.Bert, targets: tuple[str, ...]) -> None:
+    """Raise ValueError for a target that is the name, or the end of the path, of no linear layer."""
+    paths = [path for path, module in base.named_modules() if isinstance(module, ld.Linear)]
+    for target in targets:
+        if not any(f".{path}".endswith(f".{target}") for path in paths):
+            known = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+            raise ValueError(f"there is no linear layer {target!r} to adapt: there are {known}")
+
+
 def build(recipe: Recipe, base: bert.Bert, classes: int) -> Any:
     """Return the model to train; the base is shared or copied, and stays as it is."""
     model = bert.Classifier(base, classes)

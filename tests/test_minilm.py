@@ -135,7 +135,8 @@ def test_it_trains_prints_saves_and_judges_as_it_did_before(main, tmp_path, fold
     sentences = ["the film is grand", "a dull plot", "xyz"]
     options = "--epochs", 15, "--seeds", 2, "--json", tmp_path / "rows.json"
     out = main(*options, "--sentence", *sentences).out
-    assert "60 sentences to learn from, 30 to be tested on, 2 classes" in out
+    assert "60 sentences to learn from, 30 to be tested on; classes: blame, praise" in out
+    assert f"Saved in {tmp_path / 'out'}, of seed 0: head, lora, dora" in out
     for title in ("head alone", "LoRA", "DoRA"):
         assert re.search(rf"^   {title} +[\d,]+ +[\d.]+% +[\d.]+ \+- [\d.]+ %", out, re.M)
     assert all(len(line) <= 80 for line in out.splitlines() if str(tmp_path.parent) not in line)
@@ -155,7 +156,7 @@ def test_it_trains_prints_saves_and_judges_as_it_did_before(main, tmp_path, fold
         "--saved", tmp_path / "out", "--sentence", *sentences, "--model", folder, small=False
     )
     assert again.out[again.out.index("3. ") :] == judged
-    typed = "\n".join(sentences) + "\n\nnever read\n"
+    typed = "\n\n".join(["", *sentences]) + "\n"  # lines without a word are passed over
     again = main("--saved", tmp_path / "out", "--model", folder, small=False, typed=typed).out
     assert again[again.index("3. ") :] == judged
 
@@ -305,7 +306,11 @@ def test_a_model_of_another_kind_is_refused_by_name(name, main, bert, tmp_path):
         (["--longest", "2"], "at least 3 are needed"),
         (["--test", "31"], "60 + 31 sentences are asked for, and there are 90"),
         (["--method", "qlora"], "invalid choice: 'qlora'"),
-        (["--model", "nowhere"], "cannot read nowhere"),
+        (
+            ["--model", "nowhere"],
+            "argument --model: nowhere is no folder; nothing is downloaded here",
+        ),
+        (["--model", "."], "cannot read config.json"),
         (["--data", "nowhere.tsv"], "nowhere.tsv"),
         (
             ["--saved", "out"],
@@ -335,6 +340,27 @@ def test_sentences_that_teach_nothing_are_refused(text, message, main, tmp_path)
 
 
 @needs_safetensors
+def test_a_heading_that_is_not_known_as_one_is_no_class(main, tmp_path):
+    text = write_sentences(tmp_path / "mine.tsv").read_text(encoding="utf-8")
+    (tmp_path / "mine.tsv").write_text("the scene\tTopic\n" + text, encoding="utf-8")
+    said = main("--data", tmp_path / "mine.tsv", exits=2).err
+    assert "only one text has the label 'Topic': 'the scene'; a class needs two" in said
+    assert "(what heads the columns is: text, label)" in said
+    (tmp_path / "mine.tsv").write_text("the scene\tLabel\n" + text, encoding="utf-8")
+    main("--data", tmp_path / "mine.tsv", "--method", "head")
+
+
+@needs_safetensors
+def test_of_few_sentences_four_fifths_are_learnt_from(main, folder, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = "--model", folder, "--data", data, "--method", "head"
+    out = main(*options, small=False).out
+    assert "72 sentences to learn from, 18 to be tested on; classes: blame, praise" in out
+    assert "Saved in out/mine, of seed 0: head" in out.replace("\\", "/")
+    assert "3. " not in out  # there is nothing to judge
+
+
+@needs_safetensors
 def test_a_sentence_without_a_known_word_is_refused_by_name(main, tmp_path):
     text = write_sentences(tmp_path / "mine.tsv").read_text(encoding="utf-8")
     with (tmp_path / "mine.tsv").open("w", encoding="utf-8") as file:
@@ -347,8 +373,12 @@ def test_a_sentence_without_a_known_word_is_refused_by_name(main, tmp_path):
 
 @needs_safetensors
 def test_a_target_that_is_not_there_is_found_out_before_training(main):
-    said = main("--target-modules", "q_proj", exits="q_proj")
-    assert "seed 0" not in said.err
+    known = "there is no linear layer {!r} to adapt: there are query, key, value, dense"
+    for wrong in (["q_proj"], ["querry", "value"], ["value", "classifier"], ["query,value"]):
+        name = next(name for name in wrong if name != "value")
+        said = main("--target-modules", *wrong, exits=known.format(name))
+        assert "seed 0" not in said.err
+    main("--method", "lora", "--epochs", 1, "--target-modules", "key", "output.dense")
 
 
 # ----------------------------------------------------------------------------- what was saved
@@ -382,9 +412,11 @@ def test_each_method_keeps_its_own_labels(main, tmp_path, folder, data):
     (tmp_path / "other.tsv").write_text(text, encoding="utf-8")
     main("--method", "lora", "--epochs", 1, "--data", tmp_path / "other.tsv")
     saved = "--saved", tmp_path / "out", "--model", folder, "--sentence", "a grand film"
-    judged = main(*saved, small=False).out
-    assert re.search(r"head alone +(praise|blame) ", judged)
+    said = "several trainings, choose by --method: head tells blame, praise; lora tells no, yes"
+    main(*saved, small=False, exits=said)
+    judged = main(*saved, "--method", "lora", small=False).out
     assert re.search(r"LoRA +(yes|no) ", judged)
+    assert "head alone  " not in judged
 
 
 @needs_safetensors
