@@ -131,7 +131,8 @@ def _phi_into(y: Array, x: Array) -> None:
         y *= 0.5
         y += 0.5
     else:
-        _by_tangents(y, x, *_tangents(_phi))
+        near = np.clip(x, -END, END)
+        _by_tangents(y, near, near, *_tangents(_phi))
 
 
 def _slope_into(y: Array, x: Array) -> None:
@@ -140,13 +141,13 @@ def _slope_into(y: Array, x: Array) -> None:
         _phi_into(y, x)
         y += x * np.exp(x * x * -0.5) * _TOP
     else:
-        _by_tangents(y, x, *_tangents(_slope))
+        # not near in the place of x: at infinity the result is NaN, as it is in float64
+        _by_tangents(y, x, np.clip(x, -END, END), *_tangents(_slope))
 
 
-def _by_tangents(y: Array, x: Array, alphas: Array, betas: Array) -> None:
-    """Write α + β x to y, with the α and β of the point nearest to x."""
-    x = np.clip(x, -END, END)
-    nearest = (x * POINTS + (END * POINTS + 0.5)).astype(np.intp)  # of NaN it is any number
+def _by_tangents(y: Array, x: Array, near: Array, alphas: Array, betas: Array) -> None:
+    """Write α + β x to y, with the α and β of the point nearest to ``near``, which lies in the table."""
+    nearest = (near * POINTS + (END * POINTS + 0.5)).astype(np.intp)  # of NaN it is any number
     betas.take(nearest, mode="clip", out=y)
     y *= x
     y += alphas.take(nearest, mode="clip")

@@ -594,6 +594,7 @@ def test_gelu_of_infinities_and_nan(form, dtype):
     slope = mg.grad(y.sum(), x, create_graph=True)
     assert_array_equal(slope.data, np.array([0, 0, 0, 0.5, 1, nan, nan], dtype), strict=True)
     assert_array_equal(mg.grad(slope.sum(), x).data[:3], np.zeros(3))
+    assert_array_equal(mg.grad(mg.gelu(x, form).sum(), x).data, slope.data)  # of arrays alone
 
 
 def test_far_to_the_left_gelu_still_has_the_slope_of_float64():
