@@ -161,7 +161,12 @@ def _check_plain(mask: tuple[int, ...], ndim: int) -> None:
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Return (…, T, width) as (…, heads, T, d): each head gets d = width/heads of the numbers."""
+    """Return (…, T, width) as (…, heads, T, d): each head gets d = width/heads of the numbers.
+
+    ValueError unless that is a whole number.
+    """
+    if num_heads < 1 or x.shape[-1] % num_heads:
+        raise ValueError(f"{num_heads} heads cannot share a width of {x.shape[-1]} evenly")
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).swapaxes(-3, -2)
 
 

@@ -112,6 +112,8 @@ def load_model(
         missing or damaged, and every tensor in another shard than the index says.  Also for two tensors
         of one name here, for an index that is not valid, or names a pickle or a file elsewhere, and for a
         PeftModel of another base.  Nothing is changed.
+    TypeError
+        For ``names`` that is no function, or returns neither a str nor None.
 
     Notes
     -----
@@ -129,6 +131,10 @@ def load_model(
     >>> layer = ld.Linear(2, 3)
     >>> load_model(file, layer, names={"0.weight": "weight", "0.bias": "bias"}.get)
     """
+    if names is not None and not callable(names):
+        raise TypeError(
+            f"names must be a function of a tensor's name in the file, not {short(names)}"
+        )
     path = Path(file)
     with reported("cannot read", path):
         if path.is_dir():
@@ -141,7 +147,8 @@ def load_model(
     for shard in dict.fromkeys(index.values()) or [path.name]:
         try:
             entries, _ = described(path.parent / shard, read(path.parent / shard))
-            names = names or _without_prefix(parameters, index or entries)
+            if names is None:
+                names = _without_prefix(parameters, index or entries)
             held[shard] = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
             arrays |= fitting(path.parent / shard, _renamed(entries, names), parameters)
             del entries  # and with them all that was read, before the next shard is
@@ -170,7 +177,10 @@ def _without_prefix(expected: Container[str], found: Collection[str]) -> Renamin
 
 def _renamed(entries: Mapping[str, T], names: Renaming) -> dict[str, T]:
     """Return what is wanted, under the names that it has here."""
-    renamed = ((names(name), entry) for name, entry in entries.items())
+    renamed = [(names(name), entry) for name, entry in entries.items()]
+    strange = [name for name, _ in renamed if not isinstance(name, (str, type(None)))]
+    if strange:
+        raise TypeError(f"names must return a str or None, not {short(strange[0])}")
     return {name: entry for name, entry in renamed if name is not None}
 
 

@@ -417,6 +417,8 @@ def _lengths(lengths: Any, n: int) -> Array | None:
     given = _numbers("lengths", lengths)
     if given.shape != (n,):
         raise ValueError(f"expected the lengths of {n} examples, ({n},), got {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError("lengths: there is NaN or infinity among them")
     return given
 
 

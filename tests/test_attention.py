@@ -134,6 +134,12 @@ def test_joining_undoes_splitting_into_heads():
     assert_array_equal(join_heads(split_heads(x, 3)).data, x.data)
 
 
+@pytest.mark.parametrize("heads", [0, -1, 4, 12])
+def test_heads_that_cannot_share_a_vector_are_refused(heads):
+    with pytest.raises(ValueError, match=f"{heads} heads cannot share a width of 6 evenly"):
+        split_heads(mg.Tensor(numbers(2, 5, 6)), heads)
+
+
 def test_a_block_adds_attention_and_then_a_net_to_its_input():
     layer, x = block(), numbers(2, 3, 4)
     mask = causal_mask(3)

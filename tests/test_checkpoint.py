@@ -628,6 +628,23 @@ def test_names_says_what_the_tensors_of_a_file_are_called_here(tmp_path):
         assert_doubled(net)
 
 
+@pytest.mark.parametrize("names", ["layers.", {"a": "b"}, False, 0])
+def test_names_that_are_no_function_are_refused(names, tmp_path):
+    ld.save_model(tmp_path / "m.npz", base())
+    with pytest.raises(TypeError, match="names must be a function of a tensor's name in the file"):
+        ld.load_model(tmp_path / "m.npz", base(), names=names)
+
+
+@pytest.mark.parametrize("answer", [3, b"layers.0.bias", ["layers.0.bias"], True])
+def test_names_that_return_something_else_are_refused(answer, tmp_path):
+    net = base()
+    before = state_of(net)
+    for file in in_any_file(tmp_path, prefixed("")):
+        with pytest.raises(TypeError, match="names must return a str or None, not"):
+            ld.load_model(file, net, names=lambda name: answer)
+        assert state_of(net) == before
+
+
 def test_what_is_wrong_with_renamed_tensors_is_listed(tmp_path):
     state = base().state_dict()
     del state["layers.2.weight"]

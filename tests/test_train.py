@@ -186,6 +186,7 @@ def test_batches_of_all_lengths_come_in_any_order_and_of_several_pools():
         (np.ones((90, 1)), ValueError, r"got \(90, 1\)"),
         (7, ValueError, r"got \(\)"),
         (["long"] * 90, TypeError, "lengths: "),
+        ([1.0] * 89 + [np.nan], ValueError, "lengths: there is NaN or infinity among them"),
     ],
 )
 def test_lengths_that_are_not_one_number_each_are_refused_at_the_call(lengths, error, message):
