@@ -25,6 +25,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
@@ -111,7 +112,7 @@ class WordPiece:
 
     @classmethod
     def from_folder(cls, folder: Path) -> WordPiece:
-        """Read vocab.txt and, if it is there, tokenizer_config.json.
+        """Read vocab.txt and, if they are there, tokenizer_config.json and the options in tokenizer.json.
 
         Raises
         ------
@@ -121,6 +122,7 @@ class WordPiece:
         """
         options = read_options(folder / "tokenizer_config.json")
         vocabulary = read_vocabulary(folder)
+        options = normalizer(folder / "tokenizer.json") | options
         try:
             return cls(vocabulary, **options)
         except ValueError as error:
@@ -222,6 +224,36 @@ OPTIONS = {
 
 def read_options(path: Path) -> dict[str, bool]:
     """Return the options of a tokenizer_config.json under the names that they have here."""
+    config = read_object(path)
+    kind = config.get("tokenizer_class")
+    if kind not in (None, "BertTokenizer", "BertTokenizerFast"):
+        raise ValueError(
+            f"{path}: tokenizer_class is {kind!a}; expected BertTokenizer or BertTokenizerFast"
+        )
+    return chosen(config, OPTIONS, path)
+
+
+#: The same options in the normalizer of a tokenizer.json.
+OF_NORMALIZER = {
+    "lowercase": "lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "chinese",
+}
+
+
+def normalizer(path: Path) -> dict[str, bool]:
+    """Return the options of a tokenizer.json; the rest of it, the vocabulary, is not read."""
+    given = read_object(path).get("normalizer")
+    if given is None:
+        return {}
+    kind = given.get("type") if isinstance(given, dict) else given
+    if kind != "BertNormalizer":
+        raise ValueError(f"{path}: the normalizer is {kind!a}; expected BertNormalizer")
+    return chosen(given, OF_NORMALIZER, path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a file of JSON, or an empty one if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -230,13 +262,13 @@ def read_options(path: Path) -> dict[str, bool]:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object, but a {type(config).__name__}")
-    kind = config.get("tokenizer_class")
-    if kind not in (None, "BertTokenizer", "BertTokenizerFast"):
-        raise ValueError(
-            f"{path}: tokenizer_class is {kind!a}; expected BertTokenizer or BertTokenizerFast"
-        )
+    return config
+
+
+def chosen(config: dict[str, Any], names: dict[str, str], path: Path) -> dict[str, bool]:
+    """Return the options that a config sets, under the names that they have here."""
     options: dict[str, bool] = {}
-    for name, ours in OPTIONS.items():
+    for name, ours in names.items():
         value = config.get(name)  # null is the default, as if nothing was said
         if isinstance(value, bool):
             options[ours] = value

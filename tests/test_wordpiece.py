@@ -335,3 +335,45 @@ def test_a_folder_without_a_vocabulary_is_described(tmp_path, names, message):
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"absent is no folder$"):
         WordPiece.from_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "config", "pieces"),
+    [
+        (None, None, ["cafe"]),
+        ({"type": "BertNormalizer", "lowercase": False}, None, ["[UNK]"]),
+        ({"type": "BertNormalizer", "lowercase": False}, {"do_lower_case": True}, ["cafe"]),
+        ({"type": "BertNormalizer", "lowercase": True, "strip_accents": False}, None, ["[UNK]"]),
+        ({"type": "BertNormalizer", "lowercase": None}, {"do_lower_case": False}, ["[UNK]"]),
+    ],
+)
+def test_what_is_done_to_characters_may_stand_in_tokenizer_json(
+    normalizer, config, pieces, tmp_path
+):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncafe\n", encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"normalizer": normalizer}), encoding="utf-8"
+    )
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert wordpiece.WordPiece.from_folder(tmp_path).pieces("Caf\u00e9") == pieces
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "tokenizer.json is not JSON"),
+        ("[]", "tokenizer.json is not a JSON object, but a list"),
+        ('{"normalizer": {"type": "NFC"}}', "the normalizer is 'NFC'; expected BertNormalizer"),
+        ('{"normalizer": "NFC"}', "the normalizer is 'NFC'; expected BertNormalizer"),
+        (
+            '{"normalizer": {"type": "BertNormalizer", "lowercase": 1}}',
+            "lowercase is 1; expected true, false or null",
+        ),
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused(content, message, tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncafe\n", encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        wordpiece.WordPiece.from_folder(tmp_path)
