@@ -61,7 +61,14 @@ ACTIVATIONS = {
 MINILM = Config(30522, 384, 6, 12, 1536, 512)
 
 #: Options that change what is computed, and the one value of each that is computed here.
-ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+ONLY = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "auto_map": None,  # to code of its own
+}
 
 
 def read_config(folder: Path) -> Config:
@@ -283,15 +290,8 @@ def load(folder: Path, dropout: float | None = None, *, rng: Rng = None) -> Bert
     CheckpointError
         If a file is missing or damaged, is no BERT, or does not fit; all that does not fit is listed.
     """
-    config, file = read_config(folder), weights_in(folder)
-    held = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    if (
-        size_of(config) > held
-    ):  # a number has at least two bytes: nothing is made that cannot be filled
-        raise ld.CheckpointError(
-            f"{folder} has {held:,} bytes of weights, too few for the {size_of(config):,} numbers that "
-            "its config.json describes"
-        )
+    config = read_config(folder)
+    file = weights_of(config, folder)
     if dropout is not None:
         config = config._replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model = Bert(config, rng=rng)
@@ -299,10 +299,19 @@ def load(folder: Path, dropout: float | None = None, *, rng: Rng = None) -> Bert
     return model
 
 
-def weights_in(folder: Path) -> Path:
-    """Return the file with the weights of a model, or the index of its shards."""
-    for name in (model_files.INDEX, model_files.MODEL):
+def weights_of(config: Config, folder: Path) -> Path:
+    """Return the file with the weights of a model, or the index of its shards.
+
+    CheckpointError if there is none, or if it is too small for all that the config describes.
+    """
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    for name in (model_files.MODEL, model_files.INDEX):
         if (folder / name).exists():
+            if size_of(config) > held:  # a number has two bytes at least
+                raise ld.CheckpointError(
+                    f"{folder} has {held:,} bytes of weights, too few for the {size_of(config):,} "
+                    "numbers that its config.json describes"
+                )
             return folder / name
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in files.PICKLES)
     instead = f", but {pickles[0]}, {files.PICKLE}" if pickles else ""

@@ -310,6 +310,15 @@ def test_a_bert_that_cannot_be_is_refused(options, message):
         ({"model_type": None}, "its model_type is missing, and only 'bert' is known"),
         ({"model_type": 3}, "its model_type is 3, and only 'bert'"),
         ({"is_decoder": True}, "is_decoder is True, and only False is known"),
+        ({"pruned_heads": {"0": [1]}}, r"pruned_heads is \{'0': \[1\]\}, and only \{\} is known"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config is {'bits': 4}, and only None is",
+        ),
+        (
+            {"auto_map": {"AutoModel": "x.Y"}},
+            "auto_map is {'AutoModel': 'x.Y'}, and only None is known",
+        ),
         ({"add_cross_attention": True}, "add_cross_attention is True, and only False is known"),
         ({"position_embedding_type": "relative_key"}, "is 'relative_key', and only 'absolute' is"),
     ],

@@ -533,6 +533,27 @@ def test_the_script_judges_in_pytorch_as_we_do(use_dora: bool, tmp_path: Path) -
     assert np.ptp(expected[:, 0]) > 0.01
 
 
+def test_of_a_single_file_and_shards_the_file_is_read_as_transformers_does(tmp_path: Path) -> None:
+    net = network()
+    net.save_pretrained(tmp_path, max_shard_size="2KB")
+    index = tmp_path / "model.safetensors.index.json"
+    text, shards = (
+        index.read_text(encoding="utf-8"),
+        {f: f.read_bytes() for f in tmp_path.glob("*-of-*")},
+    )
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+    net.save_pretrained(tmp_path)
+    index.write_text(text, encoding="utf-8")
+    for file, content in shards.items():
+        file.write_bytes(content)
+    theirs = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    found = bert.load(tmp_path).state_dict()
+    for name, p in theirs.named_parameters():
+        np.testing.assert_array_equal(found[name], p.detach().numpy())
+
+
 # -------------------------------------------------------------------------------------- the real one
 
 SENTENCES = [
