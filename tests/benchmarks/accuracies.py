@@ -95,7 +95,8 @@ def compared(how: Recipe, folder: Path, base: bert.Bert, classes: int, parts: An
 
     ours.eval()
     answers, their_answers = (
-        minilm.in_batches(model, test.x, test.lengths).argmax(axis=1) for model in (ours, judged)
+        minilm.in_batches(model, test.x, test.lengths, size=32).argmax(axis=1)
+        for model in (ours, judged)
     )
     yield f"{np.mean(answers == test.labels):9.1%}"
     yield f"{np.mean(their_answers == test.labels):9.1%}"

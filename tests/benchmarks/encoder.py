@@ -140,7 +140,10 @@ def report(quick: bool) -> Iterator[str]:
         title = f"Where that step goes, by operation ({CASES[0].name}), ms"
         head = ["", "forward", "back", "both", "share", "PyTorch, eager"]
         yield from table(title, head, list(by_operation(CASES[0], folder, 2 if quick else 20)))
-        yield "PyTorch: as its profiler sees it; its other operations include its graph and AdamW."
+        yield (
+            "PyTorch: time on the clock, as its profiler sees it, which a busy machine lengthens. Its "
+            "other operations include its graph and AdamW."
+        )
 
 
 def beside(case: Case, folder: Path, quick: bool) -> Iterator[str]:
