@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -111,13 +112,27 @@ def options() -> argparse.Namespace:
         parser.error("this is missing:\n" + "\n".join(f"- {what}" for what in missing))
     try:
         prepare(chosen, packaged)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        parser.error(f"cannot read {error.filename}: {error.strerror}")
+    except ValueError as error:
         parser.error(str(error))
     if not chosen.saved:
-        parser.expect_directory("--out", chosen.out)
-        if chosen.json:
-            parser.expect_file("--json", chosen.json)
+        expect_targets(chosen, parser)
     return chosen
+
+
+def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
+    """End if anything cannot be written, or would be written over what is read."""
+    for file in chosen.model.iterdir():
+        parser.keep("--model", file)
+    if chosen.data:
+        parser.keep("--data", chosen.data)
+    for method in chosen.method:
+        parser.expect_directory("--out", chosen.out / method)
+    if chosen.json:
+        if chosen.out.resolve() in chosen.json.resolve().parent.parents:
+            parser.error(f"argument --json: the folders in {chosen.out} are for the models")
+        parser.expect_file("--json", chosen.json)
 
 
 def absent(chosen: argparse.Namespace) -> list[str]:
@@ -128,7 +143,7 @@ def absent(chosen: argparse.Namespace) -> list[str]:
     if chosen.model is None:
         missing.append(f"the model (or give --model):\n    {minilm.COMMAND}")
     if not (chosen.data or chosen.saved or sentences.ARCHIVE.exists()):
-        get = sentences.COMMAND.format(sentences.ARCHIVE.parent)
+        get = sentences.COMMAND.format(shlex.quote(str(sentences.ARCHIVE.parent)))
         missing.append(f"the sentences (or give --data):\n    {get}")
     return missing
 
@@ -142,7 +157,17 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
         For what is wrong with the model's folder or the sentences, and for too little memory.
     """
     config = bert.read_config(chosen.model)
+    weights = bert.weights_of(config, chosen.model)
     chosen.tokenizer = WordPiece.from_folder(chosen.model)
+    if chosen.tokenizer.pad_id != config.pad_token_id:
+        raise ValueError(
+            f"{chosen.model}: [PAD] is number {chosen.tokenizer.pad_id} in vocab.txt, and config.json "
+            f"has {config.pad_token_id} as its pad_token_id"
+        )
+    if chosen.rank > config.hidden_size:
+        raise ValueError(
+            f"--rank is {chosen.rank}, and the model has a width of {config.hidden_size}"
+        )
     if len(chosen.tokenizer) > config.vocab_size:
         raise ValueError(
             f"{chosen.model}: vocab.txt has {len(chosen.tokenizer):,} pieces, and the model knows "
@@ -166,9 +191,9 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
             parts = sentences.split(given, seed=seed, train=chosen.train, test=chosen.test)
             encoded = [minilm.encoded(chosen.tokenizer, part, chosen.longest) for part in parts]
             chosen.parts.append(encoded)
-            longest = max(longest, encoded[0].x.shape[1])
+            longest = max(longest, *(part.x.shape[1] for part in encoded))
     if packaged:
-        minilm.check_weights(chosen.model / "model.safetensors")
+        minilm.check_weights(weights)
     check_memory(config, chosen, longest)
 
 
@@ -191,7 +216,8 @@ def check_memory(config: bert.Config, chosen: argparse.Namespace, longest: int) 
     if available is not None and available < needed:
         raise ValueError(
             f"about {needed / 1e6:,.0f} MB of memory are needed, and {available / 1e6:,.0f} MB can be "
-            "had: a smaller --batch-size or --longest needs less"
+            f"had: a smaller --batch-size or --longest needs less, but at least "
+            f"{12 * bert.size_of(config) / 1e6:,.0f} MB"
         )
 
 
@@ -279,7 +305,6 @@ def save(method: str, judge: Judge, base: bert.Bert, out: Path) -> None:
     Beside it are notes: the names of the classes, the longest text, and a sum that tells the base.
     """
     folder = out / method
-    folder.mkdir(exist_ok=True)
     if method in ADAPTERS:
         judge.model.save_pretrained(folder)
     elif method == "head":
@@ -317,10 +342,14 @@ def _load(method: str, base: bert.Bert, folder: Path) -> Judge:
     with files.reported(f"{NOTES} in {folder}"):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("it has no list of labels")
+        if len(set(names)) < max(len(names), 2):
+            raise ValueError("its labels are not two or more different ones")
         check_positive(longest=longest)
+        if not 3 <= longest <= base.config.max_position_embeddings:
+            raise ValueError(f"longest is {longest}, and the model has other places")
         if notes.get("base") != minilm.fingerprint(base):
             raise ValueError("the base was another model than this one: give that with --model")
-    model: Any = bert.Classifier(base, max(len(names), 1))
+    model: Any = bert.Classifier(base, len(names))
     if method in ADAPTERS:
         model = ld.PeftModel.from_pretrained(model, folder)
     elif method == "head":
@@ -371,7 +400,7 @@ def main() -> None:
     try:
         base = bert.load(chosen.model, chosen.dropout, rng=chosen.seed)
         judges = load(base, chosen.saved, chosen.method) if chosen.saved else {}
-        minilm.check_targets(base, targets(chosen))
+        minilm.check_targets(base, () if chosen.saved else targets(chosen))
     except ValueError as error:
         sys.exit(f"finetune_minilm.py: error: {error}")
     print(f"1. A BERT of {sum(p.size for p in base.parameters()):,} parameters: {chosen.model}")

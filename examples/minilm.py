@@ -114,10 +114,12 @@ def encoded(tokenizer: WordPiece, given: Sentences, longest: int) -> Examples:
 
 
 @mg.no_grad()
-def in_batches(function: Callable[[Array], mg.Tensor], x: Array, lengths: Array) -> Array:
-    """Return function(x), computed for 32 examples of similar lengths at a time."""
+def in_batches(
+    function: Callable[[Array], mg.Tensor], x: Array, lengths: Array, size: int
+) -> Array:
+    """Return function(x), computed for so many examples of similar lengths at a time."""
     order = np.argsort(lengths, kind="stable")
-    parts = [function(x[order[i : i + 32]]).data for i in range(0, len(x), 32)]
+    parts = [function(x[order[i : i + size]]).data for i in range(0, len(x), size)]
     y = np.concatenate(parts)
     return y[np.argsort(order)]
 
@@ -153,7 +155,14 @@ def check_targets(base: bert.Bert, targets: tuple[str, ...]) -> None:
 
 
 def build(recipe: Recipe, base: bert.Bert, classes: int) -> Any:
-    """Return the model to train; the base is shared or copied, and stays as it is."""
+    """Return the model to train; the base is shared or copied, and keeps its weights.
+
+    What dropout leaves out is drawn from the seed.
+    """
+    rng = np.random.default_rng(recipe.seed)
+    for module in base.modules():
+        if isinstance(module, ld.Dropout):
+            module.rng = rng
     model = bert.Classifier(base, classes)
     if recipe.method == "head":
         return model
@@ -176,7 +185,7 @@ def training(recipe: Recipe, model: Any, train: Examples) -> Iterator[Step]:
     """
     x, learner = train.x, model
     if recipe.method == "head":
-        x = in_batches(model.eval().features, x, train.lengths)
+        x = in_batches(model.eval().features, x, train.lengths, recipe.batch_size)
         learner = ld.Sequential(model.dropout, model.classifier)
     return ld.fit(
         learner,
@@ -243,7 +252,8 @@ def run(
         report(step)
     seconds, memory = time.perf_counter() - began, machine.peak()
     order = np.argsort(test.lengths)  # so that a batch has little padding
-    quality = ld.evaluate(model, test.x[order], test.labels[order], batch_size=32)
+    x, labels = test.x[order], test.labels[order]
+    quality = ld.evaluate(model, x, labels, batch_size=recipe.batch_size)
     learnt = model.classifier if recipe.method == "head" else model
     return model, Row(
         method=recipe.method,

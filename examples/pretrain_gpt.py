@@ -29,7 +29,7 @@ import loradora as ld
 def main() -> None:
     """Train, say how it goes, and save."""
     add = parser.add_argument
-    add("--steps", type=int, default=4000, help="batches of 32 windows (4000)")
+    add("--steps", type=terminal.positive, default=4000, help="batches of 32 windows (4000)")
     add("--rate", type=float, default=0.002, help="the highest learning rate (0.002)")
     add("--seed", type=int, default=0, help="of the start and the order (0)")
     add("--out", type=Path, default=Path("out/austen_gpt.npz"), help="where to save (%(default)s)")

@@ -35,7 +35,7 @@ def prepare() -> None:
     """
     if in_notebook():
         return
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by >&-, and print() would turn to the other one
             setattr(sys, name, io.StringIO())
     if hasattr(sys.stdout, "reconfigure"):
@@ -52,7 +52,7 @@ def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackTy
     """
     if issubclass(kind, KeyboardInterrupt):
         say("\rInterrupted." if sys.stderr.isatty() else "Interrupted.")  # over the ^C
-    elif issubclass(kind, OSError):
+    elif issubclass(kind, OSError) or isinstance(error.__cause__, OSError):
         if not issubclass(kind, BrokenPipeError):
             say(f"{Path(sys.argv[0]).name}: error: {error}")
     else:
@@ -170,9 +170,11 @@ def positive(text: str) -> int:
 
 
 def natural(text: str, least: int = 0) -> int:
-    """Return a whole number of at least ``least``."""
-    if not text.isdecimal() or int(text) < least:
+    """Return a whole number of at least ``least``, and of nine digits at most."""
+    if not text.isdecimal() or int(text[:10]) < least:
         raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, not {text!r}")
+    if len(text) > 9:
+        raise argparse.ArgumentTypeError(f"expected at most 999,999,999, not {text[:20]}...")
     return int(text)
 
 

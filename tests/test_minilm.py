@@ -219,7 +219,8 @@ def test_results_come_in_the_order_of_the_sentences(minilm):
         seen.append(part[:, 0].astype(int))
         return mg.Tensor(part * 2)
 
-    assert_array_equal(minilm.in_batches(function, x, lengths), 2 * x)
+    assert_array_equal(minilm.in_batches(function, x, lengths, size=7), 2 * x)
+    assert max(map(len, seen)) == 7
     assert all(np.all(np.diff(lengths[part]) >= 0) for part in seen)
 
 
@@ -301,6 +302,8 @@ def test_a_model_of_another_kind_is_refused_by_name(name, main, bert, tmp_path):
         (["--rate", "-1"], "argument --rate: must be positive and finite, not -1.0"),
         (["--rate", "nan"], "argument --rate: must be positive and finite"),
         (["--dropout", "1"], "argument --dropout: must lie in [0, 1), not 1.0"),
+        (["--rank", "13"], "--rank is 13, and the model has a width of 12"),
+        (["--epochs", "9" * 30], "argument --epochs: expected at most 999,999,999, not 999"),
         (["--rank", "0"], "argument --rank: expected a whole number, at least 1, not '0'"),
         (["--longest", "25"], "--longest is 25, and the model has 24 places"),
         (["--longest", "2"], "at least 3 are needed"),
@@ -311,7 +314,7 @@ def test_a_model_of_another_kind_is_refused_by_name(name, main, bert, tmp_path):
             "argument --model: nowhere is no folder; nothing is downloaded here",
         ),
         (["--model", "."], "cannot read config.json"),
-        (["--data", "nowhere.tsv"], "nowhere.tsv"),
+        (["--data", "nowhere.tsv"], "cannot read nowhere.tsv: No such file"),
         (
             ["--saved", "out"],
             "argument --saved: nothing is trained, so leave out --data and --json",
@@ -381,6 +384,53 @@ def test_a_target_that_is_not_there_is_found_out_before_training(main):
     main("--method", "lora", "--epochs", 1, "--target-modules", "key", "output.dense")
 
 
+@needs_safetensors
+def test_no_result_is_written_over_what_is_read_or_saved(main, data, folder, tmp_path):
+    kept = {file: file.read_bytes() for file in (data, *folder.iterdir())}
+    for file in kept:
+        option = "--data" if file == data else "--model"
+        assert f"cannot use {file}: {option} reads it" in main("--json", file, exits=2).err
+    said = main("--json", tmp_path / "out" / "lora" / "rows.json", exits=2).err
+    assert "argument --json: the folders in" in said
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
+@needs_safetensors
+def test_a_padding_of_which_the_files_disagree_is_refused(main, bert, tmp_path):
+    model = write_model(bert, tmp_path / "model", pad_token_id=4)
+    said = main("--model", model, exits=2).err
+    assert "[PAD] is number 0 in vocab.txt, and config.json has 4 as its pad_token_id" in said
+
+
+@needs_safetensors
+def test_memory_is_counted_for_the_longest_sentence_of_all(main, script, tmp_path, monkeypatch):
+    asked = []
+
+    def memory_needed(config, batch, length, full):
+        asked.append(length)
+        return 0
+
+    text = write_sentences(tmp_path / "mine.tsv").read_text(encoding="utf-8").splitlines()
+    order = np.random.default_rng(0).permutation(90)  # as the script splits
+    text[order[75]] = " ".join(["film"] * 19) + "\tpraise"
+    (tmp_path / "mine.tsv").write_text("\n".join(text), encoding="utf-8")
+    monkeypatch.setattr(script.minilm, "memory_needed", memory_needed)
+    main("--data", tmp_path / "mine.tsv", "--method", "head")
+    assert asked == [21]
+
+
+@needs_safetensors
+def test_a_row_depends_on_its_seed_alone_with_dropout_too(main, tmp_path):
+    def losses(*options):
+        main("--dropout", 0.3, "--json", tmp_path / "rows.json", *options)
+        found = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+        return {(row["method"], row["seed"]): row["loss"] for row in found}
+
+    everything = losses("--seeds", 2)
+    assert losses("--seed", 1, "--method", "lora")["lora", 1] == everything["lora", 1]
+    assert losses("--method", "dora")["dora", 0] == everything["dora", 0]
+
+
 # ----------------------------------------------------------------------------- what was saved
 
 
@@ -394,7 +444,12 @@ def test_what_was_saved_for_another_base_is_refused(main, script, tmp_path, fold
     save(weights, other / "model.safetensors")
     saved = "--saved", tmp_path / "out"
     main(*saved, "--model", other, small=False, exits="the base was another model than this one")
-    for notes in ("{}", '{"labels": "ab"}', '{"labels": ["a"], "longest": -1}', "no JSON"):
+    good = json.loads((tmp_path / "out" / "lora" / "notes.json").read_text(encoding="utf-8"))
+    for notes in (
+        *("{}", '{"labels": "ab"}', "no JSON"),
+        *(json.dumps(good | {"longest": n}) for n in (-1, 2, 25, "9", None)),
+        *(json.dumps(good | {"labels": names}) for names in ([], ["a"], ["a", "a"], ["a", 1])),
+    ):
         (tmp_path / "out" / "lora" / "notes.json").write_text(notes, encoding="utf-8")
         main(*saved, "--model", folder, small=False, exits="notes.json")
     main(
@@ -431,3 +486,24 @@ def test_it_runs_as_a_script_and_ends_in_a_line_if_the_reader_has_seen_enough(
     )
     assert run.stdout.startswith("1. A BERT of 2,968 parameters")
     assert "Traceback" not in run.stderr
+
+
+@needs_safetensors
+def test_a_disk_that_refuses_ends_it_in_a_line_and_a_closed_stdin_is_no_sentence(
+    folder, data, tmp_path
+):
+    """As a script: a file may have no more than 1 kB, which stands for a disk that is full."""
+    pytest.importorskip("resource", reason="limits are set by a shell of Unix")
+    options = ["--model", folder, "--data", data, "--method", "head", "--epochs", "1"]
+
+    def run(before, *options, after=""):
+        script = ["bash", "-c", f'{before} "$@" {after}', "bash", sys.executable, SCRIPT, *options]
+        return subprocess.run([*map(str, script)], capture_output=True, text=True)
+
+    full = run("ulimit -f 0;", *options, "--out", tmp_path / "full")
+    assert full.returncode != 0
+    assert "Traceback" not in full.stderr
+    assert "cannot write" in full.stderr
+    assert run("", *options, "--out", tmp_path / "out").returncode == 0
+    closed = run("", "--saved", tmp_path / "out", "--model", folder, after="<&-")
+    assert (closed.returncode, closed.stderr) == (0, "")
