@@ -164,7 +164,7 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
             f"{chosen.model}: [PAD] is number {chosen.tokenizer.pad_id} in vocab.txt, and config.json "
             f"has {config.pad_token_id} as its pad_token_id"
         )
-    if chosen.rank > config.hidden_size:
+    if chosen.rank > config.hidden_size and not chosen.saved:
         raise ValueError(
             f"--rank is {chosen.rank}, and the model has a width of {config.hidden_size}"
         )
@@ -302,9 +302,11 @@ NOTES = "notes.json"
 def save(method: str, judge: Judge, base: bert.Bert, out: Path) -> None:
     """Write a model into a folder of its own: an adapter with its head as PEFT does, else a file.
 
-    Beside it are notes: the names of the classes, the longest text, and a sum that tells the base.
+    Beside it are notes: the names of the classes, the longest text, and a sum that tells the base.  They
+    are written last, so where they are, all is there.
     """
     folder = out / method
+    (folder / NOTES).unlink(missing_ok=True)
     if method in ADAPTERS:
         judge.model.save_pretrained(folder)
     elif method == "head":
@@ -324,9 +326,11 @@ def load(base: bert.Bert, out: Path, methods: list[str]) -> dict[str, Judge]:
         If there is nothing, or something damaged, if it belongs to another base, or if the methods have
         learnt different classes.
     """
-    judges = {m: _load(m, base, out / m) for m in methods if (out / m).is_dir()}
+    judges = {m: _load(m, base, out / m) for m in methods if (out / m / NOTES).exists()}
     if not judges:
-        raise ld.CheckpointError(f"{out} has none of the folders {', '.join(methods)}")
+        raise ld.CheckpointError(
+            f"{out} has no {NOTES} of a saved model in any of the folders {', '.join(methods)}"
+        )
     classes = {method: judge.names for method, judge in judges.items()}
     if any(names != next(iter(classes.values())) for names in classes.values()):
         raise ld.CheckpointError(

@@ -455,8 +455,26 @@ def test_what_was_saved_for_another_base_is_refused(main, script, tmp_path, fold
     main(
         *("--saved", tmp_path, "--model", folder),
         small=False,
-        exits=f"{tmp_path} has none of the folders head, lora, dora, full",
+        exits=f"{tmp_path} has no notes.json of a saved model in any of the folders head, lora, dora,",
     )
+
+
+@needs_safetensors
+def test_what_was_not_saved_to_the_end_is_left_out(main, script, tmp_path, folder, monkeypatch):
+    main("--method", "head", "lora", "--epochs", 1)
+    saved = "--saved", tmp_path / "out", "--model", folder, "--sentence", "a grand film"
+    assert "LoRA" in main(*saved, small=False).out
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.ld.PeftModel, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main("--epochs", 2)
+    judged = main(*saved, small=False).out
+    assert "head alone  " in judged
+    assert "LoRA" not in judged
+    assert "DoRA" not in judged
 
 
 @needs_safetensors
