@@ -165,16 +165,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Return a whole number of at least 1."""
-    return natural(text, least=1)
+    """Return a whole number of at least 1, and of nine digits at most: it counts something."""
+    number = natural(text, least=1)
+    if number > 999_999_999:
+        raise argparse.ArgumentTypeError(f"expected at most 999,999,999, not {text[:20]}...")
+    return number
 
 
 def natural(text: str, least: int = 0) -> int:
-    """Return a whole number of at least ``least``, and of nine digits at most."""
-    if not text.isdecimal() or int(text[:10]) < least:
+    """Return a whole number of at least ``least``."""
+    if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, not {text!r}")
-    if len(text) > 9:
-        raise argparse.ArgumentTypeError(f"expected at most 999,999,999, not {text[:20]}...")
     return int(text)
 
 
