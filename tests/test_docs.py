@@ -305,6 +305,10 @@ def test_the_speeds_in_the_readme_are_those_of_the_committed_run():
     gpt = [measured("A training step of a small GPT", f"{of} ")[-1] for of in GPT]
     assert gpt[0] == pytest.approx(0.9, abs=0.05)
     assert gpt[1:] == pytest.approx([1, 1], abs=0.05)
+    step = "A training step of a BERT of MiniLM's shape"
+    for lengths in ("mixed", "similar"):
+        lora, dora = (measured(step, f"{m}, {lengths} lengths")[-1] for m in ("LoRA", "DoRA"))
+        assert [lora, dora] == pytest.approx([0.8, 0.9], abs=0.05)
     rows = re.findall(r"^\| ([\d×-]+), (\d+), (\d+) \|(.*)\|$", text, re.MULTILINE)
     assert len(rows) == 6
     for sizes, batch, r, cells in rows:
