@@ -450,12 +450,13 @@ _FEW = 128  # rows
 def _times(x: Array, w: Array) -> Array:
     """Return x wᵀ for x (…, in).
 
-    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS up to half the time less.  But
-    it takes up to a third more where neighbours in a row of w lie more than a page of memory apart, as in
-    the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied as written.)
+    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS less time, for 8 rows half of
+    it.  But it takes up to a third more where neighbours in a row of w lie more than a page of memory
+    apart, as in the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied
+    as written.)
 
-    From 128 rows on that saves next to nothing, and would cost much elsewhere: the result lies column by
-    column in memory, and an operation on it and an array that lies row by row takes four times as long.
+    From 128 rows on that saves at most a tenth, and would cost much elsewhere: the result lies column by
+    column in memory, and to multiply it by an array that lies row by row takes five times as long.
     """
     if x.ndim != 2:
         return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))

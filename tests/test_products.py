@@ -104,3 +104,12 @@ def test_an_adapter_takes_its_gradients_from_them(blocks):
     mg.linear(x, A).backward(g)
     assert blocks == {64}
     assert_allclose(A.grad, np.einsum("nti,ntj->ij", g, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [129, 640])
+def test_a_product_of_many_rows_lies_row_by_row(rows):
+    """Where there are few, w xᵀ is quicker, and its transpose lies column by column."""
+    x, w = np.ones((rows, 8), np.float32), np.ones((1536, 8), np.float32)
+    assert mg.linear(x, w).data.flags.c_contiguous
+    assert mg.linear(x[None], w).data.flags.c_contiguous
+    assert mg.linear(x[:16], w).data.flags.f_contiguous
