@@ -34,8 +34,30 @@ def name_in_peft(name: str) -> str:
     return f"base_model.model.{path}.{tail}"
 
 
-class Ours:
+class Side:
+    """What both sides have in common: the order of a step."""
+
+    clip: float | None
+    optimizer: Any
+    trained: list[Any]
+    clip_grad_norm: Callable[..., Any]
+
+    def backward(self) -> float:
+        """Compute the loss and the gradients; return the loss."""
+        raise NotImplementedError
+
+    def step(self) -> float:
+        loss = self.backward()
+        if self.clip is not None:
+            self.clip_grad_norm(self.trained, self.clip)
+        self.optimizer.step()
+        return loss
+
+
+class Ours(Side):
     """minigrad and loradora."""
+
+    clip_grad_norm = staticmethod(ld.clip_grad_norm_)
 
     def __init__(
         self, model: ld.PeftModel, x: Array, labels: Array, clip: float | None = None
@@ -50,13 +72,6 @@ class Ours:
         loss.backward()
         return loss.item()
 
-    def step(self) -> float:
-        loss = self.backward()
-        if self.clip is not None:
-            ld.clip_grad_norm_(self.trained, self.clip)
-        self.optimizer.step()
-        return loss
-
     def parameters(self) -> list[Array]:
         return [p.data.copy() for p in self.trained]
 
@@ -66,8 +81,10 @@ class Ours:
         return {name_in_peft(name): p.grad for name, p in named if p.requires_grad}
 
 
-class Theirs:
+class Theirs(Side):
     """PyTorch, transformers and PEFT; ``logits(model, ids)`` says how the model is called."""
+
+    clip_grad_norm = staticmethod(torch.nn.utils.clip_grad_norm_)
 
     def __init__(
         self,
@@ -88,13 +105,6 @@ class Theirs:
         self.optimizer.zero_grad()
         loss.backward()
         return loss.item()
-
-    def step(self) -> float:
-        loss = self.backward()
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
-        self.optimizer.step()
-        return loss
 
     def parameters(self) -> list[Array]:
         return [p.detach().numpy().copy() for p in self.trained]
