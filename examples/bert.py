@@ -14,7 +14,8 @@ Gurevych, "Sentence-BERT", arXiv:1908.10084.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,12 +50,12 @@ class Config(NamedTuple):
     pad_token_id: int = 0
 
 
-#: The activations that a ``config.json`` may name.
-ACTIVATIONS = {
-    "gelu": ld.GELU(),
-    "gelu_new": ld.GELU("tanh"),
-    "gelu_pytorch_tanh": ld.GELU("tanh"),
-    "relu": ld.ReLU(),
+#: What makes the activations that a ``config.json`` may name.
+ACTIVATIONS: dict[str, Callable[[], ld.Module]] = {
+    "gelu": ld.GELU,
+    "gelu_new": partial(ld.GELU, "tanh"),
+    "gelu_pytorch_tanh": partial(ld.GELU, "tanh"),
+    "relu": ld.ReLU,
 }
 
 #: What all-MiniLM-L6-v2 has.
@@ -213,7 +214,7 @@ class Intermediate(ld.Module):
     def __init__(self, config: Config, rng: np.random.Generator, dtype: npt.DTypeLike) -> None:
         width, wide = config.hidden_size, config.intermediate_size
         self.dense = ld.Linear(width, wide, rng=rng, dtype=dtype)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         """Return it, (…, T, intermediate_size)."""
