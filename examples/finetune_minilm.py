@@ -158,21 +158,7 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
     """
     config = bert.read_config(chosen.model)
     weights = bert.weights_of(config, chosen.model)
-    chosen.tokenizer = WordPiece.from_folder(chosen.model)
-    if chosen.tokenizer.pad_id != config.pad_token_id:
-        raise ValueError(
-            f"{chosen.model}: [PAD] is number {chosen.tokenizer.pad_id} in vocab.txt, and config.json "
-            f"has {config.pad_token_id} as its pad_token_id"
-        )
-    if chosen.rank > config.hidden_size and not chosen.saved:
-        raise ValueError(
-            f"--rank is {chosen.rank}, and the model has a width of {config.hidden_size}"
-        )
-    if len(chosen.tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{chosen.model}: vocab.txt has {len(chosen.tokenizer):,} pieces, and the model knows "
-            f"{config.vocab_size:,}"
-        )
+    chosen.tokenizer = tokenizer_for(config, chosen.model)
     if chosen.longest is None:
         chosen.longest = min(128, config.max_position_embeddings)
     if not 3 <= chosen.longest <= config.max_position_embeddings:
@@ -180,21 +166,46 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
             f"--longest is {chosen.longest}, and the model has {config.max_position_embeddings} "
             "places; at least 3 are needed"
         )
-    chosen.parts, longest = [], 1
+    chosen.parts = []
     if not chosen.saved:
-        given = sentences.read(chosen.data) if chosen.data else sentences.movies()
-        check_classes(given)
-        chosen.sentences, n = given, len(given.texts)
-        chosen.train = chosen.train or min(400, n * 4 // 5)
-        chosen.test = chosen.test or max(min(1000, n - chosen.train), 1)
-        for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-            parts = sentences.split(given, seed=seed, train=chosen.train, test=chosen.test)
-            encoded = [minilm.encoded(chosen.tokenizer, part, chosen.longest) for part in parts]
-            chosen.parts.append(encoded)
-            longest = max(longest, *(part.x.shape[1] for part in encoded))
+        if chosen.rank > config.hidden_size:
+            raise ValueError(
+                f"--rank is {chosen.rank}, and the model has a width of {config.hidden_size}"
+            )
+        read_sentences(chosen)
     if packaged:
         minilm.check_weights(weights)
-    check_memory(config, chosen, longest)
+    check_memory(config, chosen)
+
+
+def tokenizer_for(config: bert.Config, folder: Path) -> WordPiece:
+    """Return the tokenizer in a folder; ValueError if it is not that of the model."""
+    tokenizer = WordPiece.from_folder(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{folder}: vocab.txt has {len(tokenizer):,} pieces, and the model knows "
+            f"{config.vocab_size:,}"
+        )
+    if tokenizer.pad_id != config.pad_token_id:
+        raise ValueError(
+            f"{folder}: [PAD] is number {tokenizer.pad_id} in vocab.txt, and config.json has "
+            f"{config.pad_token_id} as its pad_token_id"
+        )
+    return tokenizer
+
+
+def read_sentences(chosen: argparse.Namespace) -> None:
+    """Read the sentences, and divide them for each seed: to learn from, and to be tested on."""
+    given = sentences.read(chosen.data) if chosen.data else sentences.movies()
+    check_classes(given)
+    chosen.sentences, n = given, len(given.texts)
+    chosen.train = chosen.train or min(400, n * 4 // 5)
+    chosen.test = chosen.test or max(min(1000, n - chosen.train), 1)
+    for seed in range(chosen.seed, chosen.seed + chosen.seeds):
+        parts = sentences.split(given, seed=seed, train=chosen.train, test=chosen.test)
+        chosen.parts.append(
+            [minilm.encoded(chosen.tokenizer, part, chosen.longest) for part in parts]
+        )
 
 
 def check_classes(given: sentences.Sentences) -> None:
@@ -208,15 +219,16 @@ def check_classes(given: sentences.Sentences) -> None:
         )
 
 
-def check_memory(config: bert.Config, chosen: argparse.Namespace, longest: int) -> None:
+def check_memory(config: bert.Config, chosen: argparse.Namespace) -> None:
     """Raise ValueError if this process may not have the memory that it needs."""
+    longest = max((part.x.shape[1] for parts in chosen.parts for part in parts), default=1)
     full = "full" in chosen.method and not chosen.saved
     needed = minilm.memory_needed(config, chosen.batch_size, longest, full)
     available = machine.available()
     if available is not None and available < needed:
         raise ValueError(
             f"about {needed / 1e6:,.0f} MB of memory are needed, and {available / 1e6:,.0f} MB can be "
-            f"had: a smaller --batch-size or --longest needs less, but at least "
+            "had: a smaller --batch-size or --longest needs less, but at least "
             f"{12 * bert.size_of(config) / 1e6:,.0f} MB"
         )
 
