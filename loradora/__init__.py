@@ -17,7 +17,7 @@ from loradora import companion
 companion.check_minigrad()  # before anything imports minigrad
 
 from loradora import analysis, by_hand
-from loradora.adapters import DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import DoRALinear, LoRALinear
 from loradora.attention import (
     DecoderLayer,
     Embedding,
@@ -28,6 +28,7 @@ from loradora.attention import (
 )
 from loradora.config import LoraConfig
 from loradora.files import CheckpointError
+from loradora.low_rank import LowRankLinear
 from loradora.memory import keep_freed_memory
 from loradora.model_files import load_model, load_optimizer, save_model, save_optimizer
 from loradora.moments import optimizer_from_torch, optimizer_to_torch

@@ -1,237 +1,52 @@
-r"""LoRA and DoRA: a frozen linear layer and a trained correction of low rank.
+r"""LoRA and DoRA: a frozen linear layer and a small trained correction.
 
-Everywhere the same names and shapes:
+LoRA (Hu et al., arXiv:2106.09685, eq. 3) leaves the weight W0 of a layer as it is, and adds a product of
+two thin matrices to it.  Only these two are trained:
+
+    V = W0 + s B A                                       the changed weight
+    y = x Vᵀ + b = x W0ᵀ + b + s (x Aᵀ) Bᵀ               what the layer computes
+
+Everywhere the names and shapes are these:
 
     W0  (out, in)   the frozen weight        r       the rank, small
     A   (r, in)     trained                  s       the scaling, α/r (rsLoRA: α/√r)
-    B   (out, r)    trained, starts at 0     V       W0 + s B A, the changed weight
-    m   (out,)      DoRA's magnitudes        ‖V‖     the norms of the rows of V, shape (out,)
+    B   (out, r)    trained, starts at 0     V       W0 + s B A, shape (out, in)
+    m   (out,)      trained, DoRA only       ‖V‖     the length of each row of V, shape (out,)
 
-LoRA (Hu et al., arXiv:2106.09685, eq. 3) acts with the weight V:
+Only the right-hand side of y is computed.  B A would have the size of W0, and x Aᵀ has only r columns.  α
+sets the strength of the correction.  Dividing it by r lets one learning rate serve several ranks.
 
-    y = x Vᵀ + b = x W0ᵀ + b + s (x Aᵀ) Bᵀ
+DoRA (Liu et al., arXiv:2402.09353, eq. 5) takes each row of V apart into a length and a direction.  It
+trains the lengths as m, and leaves only the directions to B A:
 
-DoRA (Liu et al., arXiv:2402.09353, eq. 5) separates each row of V into its length and its direction,
-trains the length as m, and lets B A change only the direction:
+    y = c ∘ (x Vᵀ) + b = c ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b   with c = m/‖V‖
 
-    y = (m/‖V‖) ∘ (x Vᵀ) + b = (m/‖V‖) ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b
+c has one entry per output.  It multiplies the columns of x Vᵀ, which is the same as multiplying the rows
+of V.  (The paper draws its weights as (in, out) and therefore speaks of columns.  Our V is its V + ΔV.)
 
-Here c = m/‖V‖ has one entry per output: it multiplies the columns of x Vᵀ, or the rows of V.  α sets the
-strength of the correction; dividing it by r lets one learning rate do for several ranks.
+At the start B = 0 and m = ‖W0‖, so both layers equal the frozen one.  Other starts are in
+:mod:`loradora.init`.
 
-The paper draws its weights as (in, out) and therefore speaks of columns; our V is its V + ΔV.  At the
-start m = ‖V‖ and, unless :mod:`loradora.init` is asked for something else, B = 0.  Then both layers equal
-the frozen one.
-
-The engine differentiates what stands here.  What it arrives at is derived by hand in
-:mod:`loradora.by_hand`, step by step.  One choice is left to make: whether ‖V‖ moves with V in the
-backward pass.  The paper (§4.3) and PEFT treat it as a plain number there.  That needs less memory, and
-in the paper's experiments it costs at most 0.2 points of accuracy, so ``detach_norm=True`` is the
-default.  The direction it gives is *not* the derivative of the loss.  Finite differences disagree
-with it, unless they, too, hold the norm where it is.
+The engine differentiates the formulas as they stand here.  One choice is left: does ‖V‖ count as a
+function of A and B on the way back, or as a plain number?  The paper (§4.3) and PEFT treat it as a
+number.  This needs less memory, and in the paper's experiments it costs at most 0.2 points of accuracy,
+so ``detach_norm=True`` is the default.  The result is *not* the derivative of the loss, and finite
+differences disagree with it unless they hold the norm, too.  :mod:`loradora.by_hand` derives both
+gradients, step by step.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.init import Scheme, initial_factors
-from loradora.nn import (
-    Dropout,
-    Linear,
-    Module,
-    Rng,
-    as_operand,
-    check_finite,
-    check_formula,
-    check_positive,
-    generator,
-    short,
-)
+from loradora.low_rank import LowRankLinear
+from loradora.nn import Linear
 from loradora.norms import LowRankNorm
 from minigrad import Tensor
-from minigrad.scopes import quietly
-
-
-class Adapted(Module):
-    """A layer that acts as a Linear, its ``base_layer``, with another ``weight`` and ``bias``."""
-
-    base_layer: Linear
-
-    def __call__(self, x: Tensor | npt.ArrayLike, *args: Any, **options: Any) -> Tensor:
-        """Return ``forward(x)`` in the dtype of the base layer's own result.
-
-        Only over a float16 base is that another one, because there A and B are float32.
-        """
-        y, dtype = self.forward(x, *args, **options), self.base_layer.weight.dtype
-        if y.dtype == dtype:
-            return y
-        return y.astype(np.result_type(x.dtype, dtype) if isinstance(x, Tensor) else dtype)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-
-        def depth(name: str) -> int:
-            """Return how far from ``cls`` among its ancestors the class is that defines this."""
-            return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
-
-        # with a newer formula, the weight that is inherited would be merged, silently wrong
-        if any(hasattr(cls, name) and depth(name) < depth("weight") for name in FORMULA):
-            type.__setattr__(cls, "weight", Adapted.weight)
-
-    def as_base(self, t: Tensor) -> Tensor:
-        """Return t in the dtype of the base layer; t itself if it has that."""
-        dtype = self.base_layer.weight.dtype
-        return t if t.dtype == dtype else t.astype(dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight that this layer acts with, (out, in), to be differentiated as any result."""
-        raise NotImplementedError(f"{type(self).__name__} does not define its weight")
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias that this layer acts with, (out,), or None."""
-        raise NotImplementedError
-
-    @mg.no_grad()
-    def merge(self, safe_merge: bool = True) -> Linear:
-        """Return the base layer with this weight and bias, a copy; change nothing.
-
-        Raises
-        ------
-        ValueError
-            If NaN or infinity has got into them, naming the tensors it came from; not with
-            ``safe_merge=False``.  Also if there would be a bias where the base layer has none.
-        NotImplementedError
-            If a class has a ``forward`` of its own, but no ``weight`` that goes with it.
-        TypeError
-            If this instance has a ``forward`` of its own.
-        """
-        if not vars(self).keys().isdisjoint(FORMULA):
-            raise TypeError(f"cannot merge a {type(self).__name__} whose forward was replaced")
-        # a subclass may compute its weight in plain NumPy
-        weight, bias = quietly(lambda: (self.weight, self.bias))
-        if bias is not None and self.base_layer.bias is None:
-            raise ValueError("cannot merge a lora_bias into a layer without a bias")
-        parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        bad = [name for name, t in parts.items() if not np.isfinite(t.data).all()]
-        if safe_merge and bad:
-            sources = [n for n, p in self.named_parameters() if not np.isfinite(p.data).all()]
-            raise ValueError(f"cannot merge: {', '.join(sources or bad)} holds NaN or infinity")
-        return _with(self.base_layer, **{n: Tensor(self.as_base(t).data) for n, t in parts.items()})
-
-
-#: What makes up the formula of a layer: who replaces one of these has another weight.
-FORMULA = ("__call__", "forward", "as_input", "norm", "V", "bias")
-
-
-class LowRankLinear(Adapted):
-    """What LoRA and DoRA share: the frozen layer, A, B and their scale.
-
-    Parameters
-    ----------
-    base
-        The layer to adapt.  Its arrays are shared and become read-only; it is not changed.
-    r
-        The rank, at least 1.
-    lora_alpha
-        α; the correction is scaled by s = α/r.
-    use_rslora
-        Scale by α/√r instead (Kalajdzievski, arXiv:2312.03732).
-    lora_dropout
-        Dropout rate on the input of the correction, in [0, 1).
-    init_lora_weights
-        How A and B start: see :mod:`loradora.init`.
-    rng
-        The source of randomness, or a seed; a fresh, unseeded one by default.
-    autocast_adapter_dtype
-        Over a float16 base the adapter is float32, because training in float16 loses most of what
-        small steps add up to.  The result is float16 in any case, as that of the base.  False makes the
-        adapter float16, too.
-
-    Raises
-    ------
-    TypeError
-        If ``base`` is not a Linear or has a ``forward`` of its own, or ``r`` is not an int.
-    ValueError
-        For r < 1, an α that is not finite or too large or small for s in the dtype of the adapter, a
-        dropout rate outside [0, 1).
-    """
-
-    @np.errstate(under="ignore")
-    def __init__(
-        self,
-        base: Linear,
-        *,
-        r: int,
-        lora_alpha: float,
-        use_rslora: bool = False,
-        lora_dropout: float = 0.0,
-        init_lora_weights: Scheme = True,
-        rng: Rng = None,
-        autocast_adapter_dtype: bool = True,
-    ) -> None:
-        if not isinstance(base, Linear):
-            raise TypeError(
-                f"{type(self).__name__} adapts a Linear layer, not {type(base).__name__}"
-            )
-        check_formula(base, f"the {type(base).__name__}")
-        check_positive(r=r)
-        check_finite(lora_alpha=lora_alpha)
-        rng = generator(rng)
-        self.lora_dropout = Dropout(lora_dropout, rng=rng)
-        W0 = base.weight.data
-        dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
-        self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
-        _check_scaling(self.scaling, lora_alpha, r, dtype)
-        # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
-        A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
-        self.base_layer: Linear = frozen(base, residual)
-        self.A = Tensor(A.astype(dtype), requires_grad=True)
-        self.B = Tensor(B.astype(dtype), requires_grad=True)
-        self.train(base.training)
-
-    @property
-    def r(self) -> int:
-        """The rank of the correction."""
-        return self.A.shape[0]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the adapted layer."""
-        return self.base_layer.bias
-
-    @property
-    def V(self) -> Tensor:
-        """W0 + s B A, shape (out, in)."""
-        return self.base_layer.weight + (self.scaling * self.B) @ self.A
-
-    def as_input(self, x: Tensor | npt.ArrayLike) -> Any:
-        """Return x, checked; an array takes the dtype of the layer."""
-        checked = as_operand(x, self.base_layer.weight.dtype)
-        if checked.shape[-1:] != self.A.shape[1:]:
-            raise ValueError(f"expected x of shape (..., {self.A.shape[1]}), got {checked.shape}")
-        return checked
-
-    def extra_repr(self) -> str:
-        """Return the base layer's, rank and scaling."""
-        return f"{self.base_layer.extra_repr()}, r={self.r}, scaling={self.scaling:g}"
-
-
-def _check_scaling(s: float, lora_alpha: float, r: int, dtype: npt.DTypeLike) -> None:
-    """Raise ValueError unless s is a normal number of this dtype, or α is 0."""
-    limits = np.finfo(dtype)
-    if lora_alpha != 0 and not float(limits.tiny) <= abs(s) <= float(limits.max):
-        raise ValueError(
-            f"lora_alpha={short(lora_alpha)} with r={r} scales by {s:g}, which {limits.dtype} cannot hold"
-        )
 
 
 class LoRALinear(LowRankLinear):
@@ -271,7 +86,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h first: on the way back it comes last, and ȳ is gone when the two parts of x̄ are added
+        # h first: the way back reaches it last, when ȳ is no longer in memory
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
@@ -295,7 +110,7 @@ class LoRALinear(LowRankLinear):
 class DoRALinear(LowRankLinear):
     """y = (m/‖V‖) ∘ (x Vᵀ) + b with V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
-    With dropout, as in PEFT, the base sees x, and the change of the weight sees drop(x):
+    With dropout, the base sees x and the change of the weight sees drop(x), as in PEFT:
     y = x W0ᵀ + b + drop(x) (c∘V − W0)ᵀ with c = m/‖V‖.
 
     Parameters
@@ -306,7 +121,7 @@ class DoRALinear(LowRankLinear):
         Hold ‖V‖ constant in the backward pass (§4.3 of the paper; PEFT); False gives
         the exact gradient.
     norm_axis
-        1 takes the norm of each row of V, per output (the authors' code, PEFT), and m is
+        1 takes the norm of each row of V, one per output, as the authors' code and PEFT do; m is
         (out,).  0 makes a :class:`ColumnDoRALinear`.
     **options
         Those of :class:`LowRankLinear`.
@@ -350,15 +165,14 @@ class DoRALinear(LowRankLinear):
         z = mg.linear(self.scaling * h, self.B, mg.linear(dropped, W0))  #  x W0ᵀ + s h Bᵀ = x Vᵀ
         c = self.m / nonzero(self.norm())  #                                m/‖V‖
         y = mg.affine(z, c, b)  #                                           c ∘ (x Vᵀ) + b
-        # the base is to see x, not drop(x)
+        # the base sees x, not drop(x)
         return y if dropped is x else mg.linear(x - dropped, W0, y)
 
     def norm(self) -> Tensor:
         """Return ‖V‖, of the shape of m; a constant if ``detach_norm`` or within ``no_grad``.
 
-        This is ``mg.norm(V, axis=norm_axis)``, which is all that a first reading needs.  But V is formed
-        only where that is cheap, and in evaluation a constant is computed once: see
-        :mod:`loradora.norms`.
+        A first reading may take this as ``mg.norm(V, axis=norm_axis)``.  The same number is computed
+        without forming a large V, and in evaluation only once: see :mod:`loradora.norms`.
         """
         W0, A, B, s = self.base_layer.weight.data, self.A, self.B, self.scaling
         if not self.detach_norm and mg.is_grad_enabled():
@@ -370,7 +184,7 @@ class DoRALinear(LowRankLinear):
     def weight(self) -> Tensor:
         """(m/‖V‖) ∘ V; with ``detach_norm``, ‖V‖ is a constant.
 
-        V is formed here in any case, and the norm is that of what was formed, to the last bit.
+        Here V is formed anyway, so its norm is taken directly.
         """
         V = self.V
         norm = mg.norm(V, axis=self.norm_axis, keepdims=True)
@@ -399,8 +213,8 @@ def nonzero(norm: Tensor) -> Tensor:
 class ColumnDoRALinear(DoRALinear):
     """y = ((m/‖V‖) ∘ x) Vᵀ + b, with the norm of each *column* of V: a length for each input.
 
-    m has the shape (in,).  This is not the authors' DoRA, but is found under that name, too, because the
-    paper draws V transposed.
+    m has the shape (in,).  This is not the authors' DoRA.  It is sometimes found under that name, because
+    the paper draws V transposed.
     """
 
     norm_axis = 0
@@ -419,30 +233,3 @@ class ColumnDoRALinear(DoRALinear):
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
     weight = DoRALinear.weight
-
-
-# ----------------------------------------------------------------------------- plain layers
-
-
-def frozen(layer: Linear, weight: npt.NDArray[Any] | None = None) -> Linear:
-    """Return a copy that shares the arrays of ``layer`` as constants, or has another weight.
-
-    The arrays become read-only, because whoever shares them relies on their values.
-    """
-    tensors = {name: t for name, t in vars(layer).items() if isinstance(t, Tensor)}
-    if weight is not None:
-        tensors["weight"] = Tensor(weight)
-    return _with(layer, **{name: freeze(t) for name, t in tensors.items()})
-
-
-def freeze(t: Tensor) -> Tensor:
-    """Return a new constant that shares the array of ``t``, which becomes read-only."""
-    t.data.setflags(write=False)
-    return t.detach()
-
-
-def _with(layer: Linear, **tensors: Tensor) -> Linear:
-    """Return a copy of the layer with these tensors in place of its own."""
-    new = copy.copy(layer)
-    vars(new).update(tensors)
-    return new

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora import checkpoint
-from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear, LowRankLinear
+from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear
 from loradora.combining import own_formula
 from loradora.config import LoraConfig
 from loradora.files import CheckpointError
+from loradora.low_rank import LowRankLinear
 from loradora.matching import Match, exact_names, match_tensors
 from loradora.nn import (
     Dropout,

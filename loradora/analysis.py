@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loradora.adapters import Adapted
+from loradora.low_rank import Adapted
 from loradora.nn import Linear, Module, check_positive
 from loradora.peft import PeftModel
 from minigrad import Tensor

@@ -21,15 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.adapters import (
-    FORMULA,
-    Adapted,
-    ColumnDoRALinear,
-    DoRALinear,
-    LoRALinear,
-    LowRankLinear,
-)
+from loradora.adapters import ColumnDoRALinear, DoRALinear, LoRALinear
 from loradora.config import LoraConfig
+from loradora.low_rank import FORMULA, Adapted, LowRankLinear
 from loradora.matching import exactly
 from loradora.nn import Module, check_finite, check_positive
 from loradora.views import rebuild, share_constants

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loradora.adapters import LowRankLinear
+from loradora.low_rank import LowRankLinear
 from loradora.nn import Change, Module, all_or_none, check_finite, setting_data
 from minigrad import Tensor, hints, norm
 from minigrad.ops import like, wide

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora import checkpoint
-from loradora.adapters import Adapted, LowRankLinear
 from loradora.adapting import Adapter, in_file
 from loradora.combining import (
     Acting,
@@ -30,6 +29,7 @@ from loradora.combining import (
 )
 from loradora.config import LoraConfig, ReadOnly
 from loradora.files import CheckpointError
+from loradora.low_rank import Adapted, LowRankLinear
 from loradora.matching import check_names, match, named_as
 from loradora.nn import (
     Change,
@@ -699,7 +699,7 @@ def get_peft_model(
         The source of randomness, or a seed; a fresh, unseeded one by default.
     layer
         The class of adapted layers, if it is to be another than LoRALinear or DoRALinear: a subclass
-        of :class:`~loradora.adapters.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called
+        of :class:`~loradora.low_rank.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called
         with the base layer and, by keyword, ``r``, ``lora_alpha``, ``use_rslora``, ``lora_dropout``,
         ``init_lora_weights`` and ``rng``, with ``lora_bias``, ``detach_norm`` and ``norm_axis`` only
         if they are set.  A class with a formula of its own trains, merges and has files as any other,

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from loradora.adapters import freeze
+from loradora.low_rank import freeze
 from loradora.nn import Change, Module, all_or_none, items_of, named_tensors
 from loradora.reaching import reaches
 from minigrad import Tensor

@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.adapters import LowRankLinear
+from loradora.low_rank import LowRankLinear
 
 X = np.arange(90.0, dtype=np.float32).reshape(9, 10)
 

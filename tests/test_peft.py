@@ -25,8 +25,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import loradora as ld
 import minigrad as mg
-from loradora.adapters import Adapted, ColumnDoRALinear, LowRankLinear
+from loradora.adapters import ColumnDoRALinear
 from loradora.adapting import Adapter
+from loradora.low_rank import Adapted, LowRankLinear
 from loradora.matching import match
 
 METHODS = {"LoRA": {}, "rsLoRA": {"use_rslora": True}, "DoRA": {"use_dora": True}}
