@@ -20,7 +20,7 @@ parser = terminal.begin(__doc__)  # first, for the imports take a moment
 from pathlib import Path
 
 import numpy as np
-import plots
+import pictures
 
 import minigrad as mg
 from minigrad.engine import ancestry
@@ -191,7 +191,7 @@ print(f"  together {a.grad:+.4f}")
 # The same graph, from the leaves on the left to L on the right.
 
 # %%
-picture = plots.Graph(order, label, edges)
+picture = pictures.Graph(order, label, edges)
 if options.svg:
     picture.write(options.svg)
     print(f"\nThe picture is in {options.svg}")

@@ -2,8 +2,8 @@
 
 ``draw`` is the figure of ``finetune_digits.py``: how fast the methods learn, what each parameter buys,
 what each forgets, and what the adapter did to the first layer, whose weights can be looked at because
-they are weights of pixels.  ``Decomposition`` is that of lesson 7.  Both need matplotlib; ``Graph``, for
-lesson 1, writes SVG by itself.
+they are weights of pixels.  ``Decomposition`` is that of lesson 7, ``Authors`` that of lesson 10.  All
+need matplotlib.
 
 A lesson's picture is drawn when somebody wants to see it: a notebook, below a cell that ends with the
 picture, or a script that is asked for a file.
@@ -11,7 +11,6 @@ picture, or a script that is asked for a file.
 
 from __future__ import annotations
 
-import html
 import io
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -171,79 +170,6 @@ def _filters(figure: Any, results: Results) -> None:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label)
-
-
-# ---------------------------------------------------------------------------- lesson 1
-
-#: Without a style sheet, which would be that of the whole page around it.  The slopes are drawn twice,
-#: first broad and white, which clears the arrows away behind them.  (Not all viewers know paint-order.)
-GRAPH = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
-<marker id="minigrad-tip" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">
-<path fill="#0072b2" d="M0,0 8,4 0,8z"/></marker><rect width="100%" height="100%" fill="#fff"/>
-<g fill="none" stroke="#0072b2" stroke-width="2">{arrows}</g>
-<g font-family="sans-serif" font-size="14">{boxes}
-<g stroke="#fff" stroke-width="6">{slopes}</g><g fill="#0072b2">{slopes}</g></g></svg>
-"""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A recorded graph: a column per distance from the leaves, a box per node.
-
-    On each arrow stands the derivative along it.
-
-    Parameters
-    ----------
-    order
-        The nodes, each after what it was made from.
-    label
-        Gives the name of a node, its value and its gradient.
-    edges
-        Gives what a node was made from, as (parent, derivative along the edge).
-    """
-
-    order: Any
-    label: Any
-    edges: Any
-
-    def write(self, file: Path) -> None:
-        """Write the picture as SVG."""
-        file.write_text(self._repr_svg_(), encoding="utf-8")
-
-    def __repr__(self) -> str:
-        return f"Graph of {len(self.order)} nodes"
-
-    def _repr_svg_(self) -> str:
-        column: dict[Any, int] = {}
-        for node in self.order:
-            column[node] = 1 + max((column[parent] for parent, _ in self.edges(node)), default=-1)
-        row = {n: [m for m in self.order if column[m] == column[n]].index(n) for n in self.order}
-        arrows = boxes = slopes = ""
-        for node in self.order:
-            x, y = 20 + 290 * column[node], 20 + 130 * row[node]
-            name, value, gradient = self.label(node)
-            boxes += (
-                f'<rect fill="#fff" stroke="#333" x="{x}" y="{y}" width="160" height="72" rx="8"/>'
-                f'<text font-weight="bold" x="{x + 14}" y="{y + 20}">{html.escape(name)}</text>'
-                f'<text x="{x + 14}" y="{y + 40}">value {value:+.4f}</text>'
-                f'<text x="{x + 14}" y="{y + 60}">gradient {gradient:+.4f}</text>'
-            )
-            parents = self.edges(node)
-            for i, (parent, slope) in enumerate(parents):
-                px, py = 180 + 290 * column[parent], 56 + 130 * row[parent]
-                end = y + 36 + 24 * (2 * i + 1 - len(parents))
-                arrows += (
-                    f'<path marker-end="url(#minigrad-tip)" '
-                    f'd="M{px},{py} C{px + 50},{py} {x - 100},{end} {x - 5},{end}"/>'
-                )
-                slopes += f'<text x="{x - 62}" y="{end + 5}">{slope:+.2f}</text>'
-        return GRAPH.format(
-            width=200 + 290 * max(column.values()),
-            height=112 + 130 * max(row.values()),
-            arrows=arrows,
-            boxes=boxes,
-            slopes=slopes,
-        )
 
 
 # ---------------------------------------------------------------------------- lesson 7

@@ -16,7 +16,7 @@ MODULES = [
     path for package in ("minigrad", "loradora") for path in sorted((ROOT / package).glob("*.py"))
 ]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-DRAWN = [ROOT / "examples" / "plots.py"]  # its strings go into pictures
+DRAWN = [ROOT / "examples" / name for name in ("pictures.py", "plots.py")]  # strings of pictures
 
 
 def blocks(language: str) -> list:
