@@ -172,6 +172,145 @@ def neg(a: Array) -> Array:
     return -a
 
 
+# ----------------------------------------------------------------------------- matrix product
+
+
+def _as_rows(a: Array) -> Array:
+    """View (…, n) as a matrix of rows (N, n)."""
+    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return a @ b; where b is one matrix or vector, without the loop that is slow in NumPy's matmul.
+
+    There a stack would be multiplied matrix by matrix: all of its rows make one product.
+    """
+    n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none, and is refused below
+    if n > 2 and 0 < m < 3:
+        return _product(_as_rows(a), b).reshape((*a.shape[:-1], *b.shape[1:]))
+    known = n == m == 2 and isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return products.product(a, b) if known else a @ b
+
+
+def _over_rows(a: Array, g: Array) -> Array:
+    """Return AᵀG, which is a sum over the rows of both."""
+    known = isinstance(a, np.ndarray) and isinstance(g, np.ndarray)
+    return products.product_over_rows(a, g) if known else a.mT @ g
+
+
+def _left_vjp(g: Array, a: Array, b: Array) -> Array:
+    """Return ȲBᵀ, the cotangent of a for that of a @ b."""
+    if b.ndim == 1:
+        return g[..., None] * b
+    return _product(g[..., None, :] if a.ndim == 1 else g, b.mT)
+
+
+def _right_vjp(g: Array, a: Array, b: Array) -> Array:
+    """Return AᵀȲ, the cotangent of b for that of a @ b; of one b for a stack its sum, over all rows."""
+    if b.ndim < 3:
+        rows = _as_rows(a)
+        columns = 1 if b.ndim == 1 else b.shape[1]
+        return _over_rows(rows, g.reshape((rows.shape[0], columns))).reshape(b.shape)
+    return a[:, None] * g[..., None, :] if a.ndim == 1 else a.mT @ g
+
+
+# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
+# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
+# In a stack the products are independent, and so are their cotangents, matrix by matrix; a matrix that
+# was broadcast along the stack gets their sum.  A 1-D operand counts as one row (left) or one column
+# (right), as in NumPy: of a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+@op(lambda g, _y, _a, b: _left_vjp(g, _a, b), lambda g, _y, a, _b: _right_vjp(g, a, _b))
+def matmul(a: Array, b: Array) -> Array:
+    """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
+
+    >>> from minigrad import Tensor, grad
+    >>> A, b = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), Tensor([5.0, 6.0])
+    >>> grad(A @ b, A, gradient=[1.0, 10.0])  # ȳ bᵀ
+    Tensor([[ 5.,  6.],
+            [50., 60.]])
+    """
+    return _product(a, b)
+
+
+_PAGE = 4096  # bytes
+
+_FEW = 128  # rows
+
+
+def _times(x: Array, w: Array) -> Array:
+    """Return x wᵀ for x (…, in).
+
+    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS less time, for 8 rows half of
+    it.  But it takes up to a third more where neighbours in a row of w lie more than a page of memory
+    apart, as in the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied
+    as written.)
+
+    From 128 rows on that saves at most a tenth, and would cost much elsewhere: the result lies column by
+    column in memory, and to multiply it by an array that lies row by row takes five times as long.
+    """
+    if x.ndim != 2:
+        return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
+    few = x.shape[0] <= builtins.min(_FEW, w.shape[0] // 2)
+    if few and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
+        return (w @ x.mT).mT
+    return _product(x, w.mT)
+
+
+# Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
+@op(
+    lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
+    lambda g, _y, x, _w, _b=None: _over_rows(_as_rows(g), _as_rows(x)),  #  W̄ = Ȳᵀ X
+    lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
+)
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """Return x wᵀ + b for x (…, in), w (out, in), and b that broadcasts to (…, out).
+
+    The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
+    """
+    if np.ndim(x) == 0 or np.ndim(w) != 2:
+        raise ValueError(
+            f"expected x (..., in) and w (out, in), got {np.shape(x)} and {np.shape(w)}"
+        )
+    y = _times(x, w)
+    return y if b is None else _add_into(y, b)
+
+
+def _add_into(y: Array, b: Array) -> Array:
+    """Return y + b, in the memory of y, a fresh result, if b is a number or has y's dtype."""
+    fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
+    return np.add(y, b, out=y) if fits else y + np.broadcast_to(b, np.shape(y))
+
+
+def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
+    """Return Σ g∘z over the rows, for c (n,) and arrays g, z (…, n), without making g∘z.
+
+    For c (1,), too: the engine sums the n that are left.  In every other case return g∘z.
+    """
+    g = wide(g)
+    if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
+        return sums.over_rows(sums.of_products, _as_rows(g), _as_rows(wide(z)))
+    return g * z
+
+
+# y = z∘c + b,  dy = dz∘c + z∘dc + db   ⟹
+@op(
+    lambda g, _y, _z, c, _b=None: g * c,  #                        z̄ = ȳ∘c
+    lambda g, _y, z, c, _b=None: _sum_of_products(g, z, c),  #    c̄ = ȳ∘z, summed over the rows
+    lambda g, _y, _z, _c, _b: g,  #                                 b̄ = ȳ, likewise
+)
+def affine(z: Array, c: Array, b: Array | None = None) -> Array:
+    """Return z∘c + b, elementwise with broadcasting; b must broadcast to z∘c.
+
+    The same as ``z * c + b``, but b is added into the fresh product.
+
+    >>> affine(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([10.0, 100.0]), np.array([1.0, 2.0]))
+    Tensor([[ 11., 202.],
+            [ 31., 402.]])
+    """
+    y = np.multiply(z, c)
+    return y if b is None else _add_into(y, b)
+
+
 # ----------------------------------------------------------------------------- choice
 
 
@@ -380,145 +519,6 @@ def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
     if min is None and max is None:
         return np.positive(a)
     return a.clip(min, max, dtype=a.dtype)
-
-
-# ----------------------------------------------------------------------------- matrix product
-
-
-def _as_rows(a: Array) -> Array:
-    """View (…, n) as a matrix of rows (N, n)."""
-    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
-
-
-def _product(a: Array, b: Array) -> Array:
-    """Return a @ b; where b is one matrix or vector, without the loop that is slow in NumPy's matmul.
-
-    There a stack would be multiplied matrix by matrix: all of its rows make one product.
-    """
-    n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none, and is refused below
-    if n > 2 and 0 < m < 3:
-        return _product(_as_rows(a), b).reshape((*a.shape[:-1], *b.shape[1:]))
-    known = n == m == 2 and isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    return products.product(a, b) if known else a @ b
-
-
-def _over_rows(a: Array, g: Array) -> Array:
-    """Return AᵀG, which is a sum over the rows of both."""
-    known = isinstance(a, np.ndarray) and isinstance(g, np.ndarray)
-    return products.product_over_rows(a, g) if known else a.mT @ g
-
-
-def _left_vjp(g: Array, a: Array, b: Array) -> Array:
-    """Return ȲBᵀ, the cotangent of a for that of a @ b."""
-    if b.ndim == 1:
-        return g[..., None] * b
-    return _product(g[..., None, :] if a.ndim == 1 else g, b.mT)
-
-
-def _right_vjp(g: Array, a: Array, b: Array) -> Array:
-    """Return AᵀȲ, the cotangent of b for that of a @ b; of one b for a stack its sum, over all rows."""
-    if b.ndim < 3:
-        rows = _as_rows(a)
-        columns = 1 if b.ndim == 1 else b.shape[1]
-        return _over_rows(rows, g.reshape((rows.shape[0], columns))).reshape(b.shape)
-    return a[:, None] * g[..., None, :] if a.ndim == 1 else a.mT @ g
-
-
-# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
-# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
-# In a stack the products are independent, and so are their cotangents, matrix by matrix; a matrix that
-# was broadcast along the stack gets their sum.  A 1-D operand counts as one row (left) or one column
-# (right), as in NumPy: of a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
-@op(lambda g, _y, _a, b: _left_vjp(g, _a, b), lambda g, _y, a, _b: _right_vjp(g, a, _b))
-def matmul(a: Array, b: Array) -> Array:
-    """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
-
-    >>> from minigrad import Tensor, grad
-    >>> A, b = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), Tensor([5.0, 6.0])
-    >>> grad(A @ b, A, gradient=[1.0, 10.0])  # ȳ bᵀ
-    Tensor([[ 5.,  6.],
-            [50., 60.]])
-    """
-    return _product(a, b)
-
-
-_PAGE = 4096  # bytes
-
-_FEW = 128  # rows
-
-
-def _times(x: Array, w: Array) -> Array:
-    """Return x wᵀ for x (…, in).
-
-    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS less time, for 8 rows half of
-    it.  But it takes up to a third more where neighbours in a row of w lie more than a page of memory
-    apart, as in the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied
-    as written.)
-
-    From 128 rows on that saves at most a tenth, and would cost much elsewhere: the result lies column by
-    column in memory, and to multiply it by an array that lies row by row takes five times as long.
-    """
-    if x.ndim != 2:
-        return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
-    few = x.shape[0] <= builtins.min(_FEW, w.shape[0] // 2)
-    if few and isinstance(w, np.ndarray) and w.strides[-1] <= _PAGE:
-        return (w @ x.mT).mT
-    return _product(x, w.mT)
-
-
-# Y = X Wᵀ + b, with all leading axes of X as rows:  dY = dX Wᵀ + X dWᵀ + db   ⟹
-@op(
-    lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
-    lambda g, _y, x, _w, _b=None: _over_rows(_as_rows(g), _as_rows(x)),  #  W̄ = Ȳᵀ X
-    lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
-)
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-    """Return x wᵀ + b for x (…, in), w (out, in), and b that broadcasts to (…, out).
-
-    The same as ``x @ w.mT + b``, but b is added into the fresh product instead of making a third array.
-    """
-    if np.ndim(x) == 0 or np.ndim(w) != 2:
-        raise ValueError(
-            f"expected x (..., in) and w (out, in), got {np.shape(x)} and {np.shape(w)}"
-        )
-    y = _times(x, w)
-    return y if b is None else _add_into(y, b)
-
-
-def _add_into(y: Array, b: Array) -> Array:
-    """Return y + b, in the memory of y, a fresh result, if b is a number or has y's dtype."""
-    fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
-    return np.add(y, b, out=y) if fits else y + np.broadcast_to(b, np.shape(y))
-
-
-def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
-    """Return Σ g∘z over the rows, for c (n,) and arrays g, z (…, n), without making g∘z.
-
-    For c (1,), too: the engine sums the n that are left.  In every other case return g∘z.
-    """
-    g = wide(g)
-    if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
-        return sums.over_rows(sums.of_products, _as_rows(g), _as_rows(wide(z)))
-    return g * z
-
-
-# y = z∘c + b,  dy = dz∘c + z∘dc + db   ⟹
-@op(
-    lambda g, _y, _z, c, _b=None: g * c,  #                        z̄ = ȳ∘c
-    lambda g, _y, z, c, _b=None: _sum_of_products(g, z, c),  #    c̄ = ȳ∘z, summed over the rows
-    lambda g, _y, _z, _c, _b: g,  #                                 b̄ = ȳ, likewise
-)
-def affine(z: Array, c: Array, b: Array | None = None) -> Array:
-    """Return z∘c + b, elementwise with broadcasting; b must broadcast to z∘c.
-
-    The same as ``z * c + b``, but b is added into the fresh product.
-
-    >>> affine(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([10.0, 100.0]), np.array([1.0, 2.0]))
-    Tensor([[ 11., 202.],
-            [ 31., 402.]])
-    """
-    y = np.multiply(z, c)
-    return y if b is None else _add_into(y, b)
 
 
 # ----------------------------------------------------------------------------- shapes
