@@ -57,6 +57,9 @@ import loradora as ld
 import minigrad as mg
 from loradora.optim import linear_decay
 
+with terminal.patience():  # a Ctrl-C that comes while NumPy loads this would be swallowed
+    from numpy.random import default_rng
+
 METHODS = ("frozen", "scratch", "head", "full", "lora", "dora")
 ADAPTERS = ("lora", "dora")
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # the learning rates that each may choose from
@@ -122,7 +125,7 @@ def stream(seed: int, purpose: int) -> np.random.Generator:
 
     All methods of one seed see the same images in the same batches, and so compare in pairs.
     """
-    return np.random.default_rng([seed, purpose])
+    return default_rng([seed, purpose])
 
 
 # ---------------------------------------------------------------------------- the methods

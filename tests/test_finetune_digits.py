@@ -451,6 +451,25 @@ def test_ctrl_c_before_anything_is_finished_leaves_nothing(tmp_path):
     assert saved_in(tmp_path) == []
 
 
+def test_ctrl_c_is_not_swallowed_while_numpy_loads_its_random_numbers(tmp_path):
+    """Its modules, built with Cython, register a class as they are loaded and clear any error there.
+
+    NumPy loads them at their first use, which was that of the pre-training.
+    """
+    press_at_register = """
+        import abc, collections.abc
+        register = abc.ABCMeta.register
+        def press_and_register(base, *rest):
+            if base is collections.abc.Sequence:
+                press()
+            return register(base, *rest)
+        abc.ABCMeta.register = press_and_register"""
+    options = ["--method", "frozen", "--out", tmp_path]
+    done = run(*options, code=quick(press_at_register))
+    assert done.returncode == -signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "Interrupted.\n")
+
+
 def test_after_ctrl_c_only_whole_seeds_are_compared(tmp_path):
     file = tmp_path / "rows.json"
     options = ["--method", "head", "lora", "dora", "--epochs", 1, "--seeds", 3]
