@@ -16,8 +16,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 #: Makes the terminal on stdin the one whose Ctrl-C it gets, and becomes the command.
 TAKE_TERMINAL = """if True:
-    import fcntl, os, sys, termios
+    import fcntl, os, signal, sys, termios
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored in a shell's background jobs
     os.execv(sys.argv[1], sys.argv[1:])"""
 
 
