@@ -1,8 +1,8 @@
 """LoRA and DoRA against full fine-tuning, on a real change of domain.
 
-A net that reads MNIST is to read digits of other writers from another scanner, and learns it from only
-a few labelled images per class.  Six methods get the same images and the same number of steps, and
-each the learning rate that does best on a validation split:
+A net that reads MNIST learns to read the digits of other writers, from another scanner.  It gets only a
+few labelled images per class.  Six methods see the same images for the same number of steps, and each
+uses the learning rate that does best on a validation split:
 
     frozen    the pre-trained net as it is
     scratch   the same net, not pre-trained, on the new images alone
@@ -11,19 +11,21 @@ each the learning rate that does best on a validation split:
     lora      a low-rank correction s B A of every weight learns
     dora      the same, with the lengths of the rows of the weight learnt apart
 
-You will see a table: how much each method trains, how well it reads the new digits, and how well it
-still reads MNIST, with the adapter on and off.  LoRA comes close to full fine-tuning and trains less than
-3 % as many parameters.  Left on, it forgets, too, the more the higher its learning rate; switched off, it
-gives the old net back exactly, because nothing has touched it.
+The first table shows how much each method trains, how well it reads the new digits, and how well it
+still reads MNIST.  LoRA comes close to full fine-tuning and trains less than 3 % as many parameters.
+The second shows both accuracies at every learning rate.  The higher the rate, the more is forgotten.  At
+equal rates LoRA forgets less than full fine-tuning.  But it needs a higher rate to learn as well, and
+there it forgets more.  Switched off, an adapter gives the old net back exactly, because nothing has
+touched it.
 
-    python examples/finetune_digits.py                  well under a minute
-    python examples/finetune_digits.py --seeds 5        mean ± standard deviation
-    python examples/finetune_digits.py --plot           and a figure
+    python examples/finetune_digits.py                  ten seconds, if a core is free
+    python examples/finetune_digits.py --seeds 5        a minute; mean ± standard deviation
+    python examples/finetune_digits.py --plot           some four minutes; a figure of five seeds
 
-Ctrl-C ends it early: what is finished by then is saved and shown.
+Ctrl-C ends it early.  What is finished by then is saved and shown.
 
 Where to read on: ``loradora/adapters.py`` has the two formulas and their gradients, ``digits.py`` the
-data, ``reporting.py`` the table and what else is printed, ``plots.py`` the figure.
+data, ``reporting.py`` the tables and what else is printed, ``plots.py`` the figure.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ SWEEP = (1, 2, 4, 8, 16)  # the ranks in the figure
 
 @dataclass(frozen=True)
 class Task:
-    """What all methods of one seed share: the pre-trained base, the few images, the two domains."""
+    """What all methods of one seed share: the pre-trained base, the few images and the two domains."""
 
     seed: int
     base: ld.MLP
@@ -110,20 +112,21 @@ def experiment(chosen: argparse.Namespace) -> Iterator[Result]:
             task = Task(seed, base, few, chosen.new, chosen.old, chosen.epochs, curves=chosen.plot)
             for method in methods:
                 progress.start(f"seed {seed}: {reporting.title(method)}")
-                run = best(method, task, progress)
-                yield run, measure(run)
+                runs = attempts(method, task, progress)
+                run = best(runs)
+                yield run, measure(run, runs)
 
 
 def adapter(name: str, chosen: argparse.Namespace, rank: int | None = None) -> Method:
-    """Return LoRA or DoRA as chosen, or of another rank with the same scaling α/r."""
+    """Return LoRA or DoRA as chosen, or with another rank and the same scaling α/r."""
     rank = rank or chosen.rank
     return Method(name, rank, chosen.alpha * rank / chosen.rank)
 
 
 def stream(seed: int, purpose: int) -> np.random.Generator:
-    """Return randomness of its own for each purpose.
+    """Return a generator for one purpose, the same for all methods of a seed.
 
-    All methods of one seed see the same images in the same batches, and so compare in pairs.
+    So they see the same images in the same batches, and can be compared pair by pair.
     """
     return default_rng([seed, purpose])
 
@@ -132,7 +135,7 @@ def stream(seed: int, purpose: int) -> np.random.Generator:
 
 
 def build(method: Method, base: ld.MLP, rng: np.random.Generator) -> Any:
-    """Return the model to train; ``base`` is shared or copied, and stays as it is."""
+    """Return the model to train; ``base`` is shared or copied, and never changes."""
     if method.adapts:
         config = ld.LoraConfig(
             r=method.rank,
@@ -183,14 +186,18 @@ def train(method: Method, task: Task, rate: float, progress: reporting.Progress)
     return Run(method, task, rate, model, watch.seconds, curve)
 
 
-def best(method: Method, task: Task, progress: reporting.Progress) -> Run:
-    """Train at every candidate rate; return the run that does best on the validation split."""
+def attempts(method: Method, task: Task, progress: reporting.Progress) -> list[Run]:
+    """Train at every candidate rate; what is frozen needs no training."""
     if method.name == "frozen":
-        return Run(method, task, 0.0, task.base, 0.0, [])
-    runs = [train(method, task, rate, progress) for rate in RATES]
+        return [Run(method, task, 0.0, task.base, 0.0, [])]
+    return [train(method, task, rate, progress) for rate in RATES]
+
+
+def best(runs: list[Run]) -> Run:
+    """Return the run that does best on the validation split of the new domain."""
 
     def quality(run: Run) -> tuple[float, float]:
-        validation = ld.evaluate(run.model, *task.new.validation)
+        validation = ld.evaluate(run.model, *run.task.new.validation)
         return validation.accuracy, -validation.loss
 
     return max(runs, key=quality)
@@ -200,11 +207,22 @@ def best(method: Method, task: Task, progress: reporting.Progress) -> Run:
 
 
 @dataclass(frozen=True)
-class Row:
-    """How well a run does: one object of the JSON file.
+class Attempt:
+    """How well a model reads the test images of both domains after training at one learning rate."""
 
-    ``base_accuracy`` is that of the base on the old domain, after the training; an adapter is switched
-    off for it.
+    rate: float
+    new_domain_accuracy: float
+    old_domain_accuracy: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """How well a method does: one object of the JSON file.
+
+    The accuracies are those of the run at ``rate``, which was chosen on the validation split.
+    ``old_domain_accuracy`` is measured after the training, with the adapter on if there is one.
+    ``base_accuracy`` is that of the base on the old domain, also after the training; an adapter is
+    switched off for it.
     """
 
     method: str
@@ -215,32 +233,42 @@ class Row:
     base_accuracy: float
     seconds: float
     seed: int
+    rate: float
+    attempts: list[Attempt]
 
 
 Result = tuple[Run, Row]
 Results = list[Result]
 
 
-def measure(run: Run) -> Row:
-    """Return parameters, accuracies and time of a run."""
+def measure(run: Run, runs: list[Run]) -> Row:
+    """Return parameters, accuracies and time of a run, and the accuracies of all runs of its method."""
     model, task = run.model, run.task
-    old = ld.evaluate(model, *task.old.test).accuracy
     if isinstance(model, ld.PeftModel):
         with model.disable_adapter():
             off = ld.evaluate(model, *task.old.test).accuracy
     else:
         off = ld.evaluate(task.base, *task.old.test).accuracy
     trainable = 0 if run.method.name == "frozen" else size(model.trainable_parameters())
+    attempt = read_both(run)
     return Row(
         method=run.method.name,
         trainable=trainable,
         total=size(model.parameters()),
-        new_domain_accuracy=ld.evaluate(model, *task.new.test).accuracy,
-        old_domain_accuracy=old,
+        new_domain_accuracy=attempt.new_domain_accuracy,
+        old_domain_accuracy=attempt.old_domain_accuracy,
         base_accuracy=off,
         seconds=run.seconds,
         seed=task.seed,
+        rate=run.rate,
+        attempts=[attempt if other is run else read_both(other) for other in runs],
     )
+
+
+def read_both(run: Run) -> Attempt:
+    """Evaluate a model on the test images of both domains."""
+    new, old = (ld.evaluate(run.model, *domain.test) for domain in (run.task.new, run.task.old))
+    return Attempt(run.rate, new.accuracy, old.accuracy)
 
 
 def size(parameters: list[mg.Tensor]) -> int:
@@ -253,7 +281,7 @@ def size(parameters: list[mg.Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far merged models answer as the models they were merged from."""
+    """How well the answers of merged models agree with those of the models they were merged from."""
 
     answers: int
     same: int  # of these answers
@@ -290,13 +318,13 @@ def check(runs: list[Run]) -> Agreement:
 
 
 def files(directory: Path, seed: int, method: Method) -> tuple[Path, Path]:
-    """Return where a seed's base is saved, and where an adapter of it."""
+    """Return where the base of a seed is saved, and where one of its adapters."""
     adapter = f"{method.name}_r{method.rank}_seed{seed}.npz"
     return directory / f"base_seed{seed}.npz", directory / adapter
 
 
 def save(runs: list[Run], directory: Path) -> list[tuple[Path, Path]]:
-    """Write NumPy files; return for each run those of its base and its adapter."""
+    """Write NumPy files; return those of its base and its adapter for each run."""
     saved = [files(directory, run.task.seed, run.method) for run in runs]
     for run, (base, adapter) in zip(runs, saved):
         ld.save_model(base, run.task.base)
@@ -305,7 +333,7 @@ def save(runs: list[Run], directory: Path) -> list[tuple[Path, Path]]:
 
 
 def write_rows(results: Results, file: Path | None) -> None:
-    """Write the rows of the table as JSON, if a file is given."""
+    """Write the rows as JSON, if a file is given."""
     if file:
         text = json.dumps([asdict(row) for _, row in results], indent=2)
         file.write_text(text + "\n", encoding="utf-8")
@@ -315,7 +343,7 @@ def write_rows(results: Results, file: Path | None) -> None:
 
 
 def options() -> argparse.Namespace:
-    """Return the options and the data they ask for, or end with one line that says what is wrong."""
+    """Return the options and the data that they ask for, or end with one line on what is wrong."""
     parser = terminal.Parser(
         usage="%(prog)s [options]",
         description="LoRA and DoRA against full fine-tuning, from MNIST to the UCI optical digits.",
@@ -331,13 +359,13 @@ def options() -> argparse.Namespace:
     add("--seed", type=terminal.natural, default=0, help="the first seed (0)")
     add("--seeds", type=terminal.positive, help="how many seeds (1; 5 with --plot)")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="where to save (out)")
-    add("--json", type=Path, metavar="FILE", help="write the table, an object per method and seed")
+    add("--json", type=Path, metavar="FILE", help="write the tables, an object per method and seed")
     add("--mnist", type=Path, metavar="DIR", help="MNIST's standard IDX files, gzipped or not")
     add("--plot", action="store_true", help="draw a figure of ranks 1 to 16, which takes longer")
     chosen: argparse.Namespace = parser.parse_args()
 
     chosen.alpha = 2 * chosen.rank if chosen.alpha is None else chosen.alpha
-    numbers = np.finfo(np.float32)  # of which alpha/rank has to be one
+    numbers = np.finfo(np.float32)  # alpha/rank has to be one of these
     if not float(numbers.tiny) <= chosen.alpha / chosen.rank <= float(numbers.max):
         parser.error(f"argument --alpha: must be positive and finite, not {chosen.alpha}")
     if chosen.plot and chosen.method:
@@ -363,7 +391,7 @@ def options() -> argparse.Namespace:
 
 
 def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
-    """End if any file that is to be written cannot be."""
+    """End with an error if any of the files to write cannot be written."""
     parser.expect_directory("--out", chosen.out)
     adapters = [adapter(name, chosen) for name in chosen.method if name in ADAPTERS]
     seeds = range(chosen.seed, chosen.seed + chosen.seeds)
@@ -377,7 +405,7 @@ def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
 
 
 def main() -> None:
-    """Run the experiment, and conclude from what is finished, even if something ends it early."""
+    """Run the experiment and conclude from what is finished, even if something ends it early."""
     chosen = options()
     everything: Results = []
     try:
@@ -394,7 +422,7 @@ def main() -> None:
 
 
 def conclude(everything: Results, chosen: argparse.Namespace) -> None:
-    """Save what is finished and show it; whatever goes wrong with one, the others are done."""
+    """Save and show what is finished; if one of these steps fails, the others are still done."""
     with terminal.patience():
         results = [(run, row) for run, row in everything if run.method.rank in (0, chosen.rank)]
         if not results:
@@ -411,7 +439,7 @@ def conclude(everything: Results, chosen: argparse.Namespace) -> None:
         print(reporting.checked(check(adapters)))
         print(reporting.saved(saved))
     if chosen.json:
-        print(f"The table as JSON: {chosen.json}")
+        print(f"The results as JSON: {chosen.json}")
 
 
 if __name__ == "__main__":

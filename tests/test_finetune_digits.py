@@ -230,12 +230,27 @@ def test_json_is_the_table(short_run):
     for row in short_run.rows:
         assert list(row) == [
             "method", "trainable", "total", "new_domain_accuracy", "old_domain_accuracy",
-            "base_accuracy", "seconds", "seed",
+            "base_accuracy", "seconds", "seed", "rate", "attempts",
         ]  # fmt: skip
         assert row["seed"] == 7
         assert 0 <= row["new_domain_accuracy"] <= 1
         assert f"{100 * row['new_domain_accuracy']:.1f}" in short_run.text
         assert f"{row['trainable']:,}" in short_run.text
+
+
+def test_json_has_every_rate_and_the_second_table_shows_it(short_run, script):
+    frozen, *others = short_run.rows
+    assert len(frozen["attempts"]) == 1
+    _, _, second = short_run.text.partition("Accuracy at each learning rate in %")
+    second, _, _ = second.partition("\nLoRA trains")
+    new, old = second.split("MNIST after")
+    for row in others:
+        assert [attempt["rate"] for attempt in row["attempts"]] == list(script.RATES)
+        (chosen,) = [attempt for attempt in row["attempts"] if attempt["rate"] == row["rate"]]
+        for key, part in {"new_domain_accuracy": new, "old_domain_accuracy": old}.items():
+            assert chosen[key] == row[key]
+            line = " +".join(f"{100 * attempt[key]:.1f}" for attempt in row["attempts"])
+            assert re.search(f" {line}$", part, re.MULTILINE)
 
 
 def test_parameters_are_counted(short_run):
@@ -318,6 +333,25 @@ def test_the_printed_code_names_the_files_on_windows_too(reporting):
 )
 def test_says_what_dora_gained(reporting, gains, verdict):
     assert verdict in reporting.dora_against_lora(np.array(gains))
+
+
+def test_says_what_is_kept_at_chosen_and_at_equal_rates(script, reporting):
+    """Where LoRA keeps more at every rate, and less at the rates that were chosen."""
+    kept = {"lora": [0.9, 0.8, 0.6], "full": [0.85, 0.6, 0.2]}
+    chosen = {"lora": 2, "full": 0}
+    rows = {name: [] for name in reporting.TITLES}
+    for name, accuracies in kept.items():
+        attempts = [script.Attempt(rate, 0.9, a) for rate, a in zip(script.RATES, accuracies)]
+        best = attempts[chosen[name]]
+        rows[name] = [
+            script.Row(name, 1, 2, 0.9, best.old_domain_accuracy, 0.94, 1.0, 0, best.rate, attempts)
+        ]
+    at_chosen, over_rates, at_equal = reporting.forgetting(rows)
+    assert "LoRA 60.0, full fine-tuning 85.0; with the adapter off 94.0" in at_chosen
+    assert over_rates.endswith("highest: LoRA 90.0 to 60.0, full fine-tuning 85.0 to 20.0.")
+    assert "LoRA keeps more than full fine-tuning at 3 of 3 rates (+5.0 to +40.0" in at_equal
+    rows["lora"] = []
+    assert list(reporting.forgetting(rows)) == []
 
 
 @pytest.mark.parametrize(
@@ -648,8 +682,11 @@ def test_no_line_is_too_long_for_a_terminal(script, reporting, seeds):
         for name in script.METHODS:
             rank = 784 * (name in script.ADAPTERS)
             accuracies = 3 * [1.0 if seed == 0 else 0.0]
-            row = script.Row(name, 1_234_567, 1_469_713, *accuracies, 12345.67, seed)
             rate = script.RATES[seed]
+            attempts = [script.Attempt(rate, *accuracies[:2]) for rate in script.RATES]
+            row = script.Row(
+                name, 1_234_567, 1_469_713, *accuracies, 12345.67, seed, rate, attempts
+            )
             run = script.Run(script.Method(name, rank, 8.0), None, rate, None, 0.0, [])
             results.append((run, row))
     text = reporting.summary(results[:-1] if seeds == 5 else results, 57)
@@ -668,6 +705,24 @@ def test_help_fits_a_narrow_terminal(tmp_path):
     assert status == 0
     assert "--per-class" in shown
     assert max(map(len, shown.splitlines())) <= 40
+
+
+# -- what the script says of forgetting
+
+
+def test_the_committed_run_shows_what_is_said_of_forgetting():
+    """The higher the rate the more; LoRA less at equal rates, and more at the chosen ones."""
+    rows = json.loads((EXAMPLES / "figures" / "finetune_digits.json").read_text())
+    kept, chosen = {}, {}
+    for method in ("head", "full", "lora", "dora"):
+        of_method = [row for row in rows if row["method"] == method]
+        kept[method] = np.mean(
+            [[a["old_domain_accuracy"] for a in row["attempts"]] for row in of_method], axis=0
+        )
+        chosen[method] = np.mean([row["old_domain_accuracy"] for row in of_method])
+        assert np.all(np.diff(kept[method]) < 0)
+    assert np.all(kept["lora"] > kept["full"])
+    assert chosen["lora"] < chosen["full"]
 
 
 # -- the experiment is fair
@@ -703,8 +758,9 @@ def test_the_few_images_come_from_the_pool_and_every_seed_has_its_turn(
     pools, seeds = [], []
     monkeypatch.setattr(digits, "few", lambda pool, n, rng: pools.append((pool, n)) or pool)
     monkeypatch.setattr(digits, "pretrained", lambda train, rng, report: None)
-    monkeypatch.setattr(script, "best", lambda method, task, progress: seeds.append(task.seed))
-    monkeypatch.setattr(script, "measure", lambda run: None)
+    monkeypatch.setattr(script, "attempts", lambda method, task, progress: seeds.append(task.seed))
+    monkeypatch.setattr(script, "best", lambda runs: None)
+    monkeypatch.setattr(script, "measure", lambda run, runs: None)
     chosen = chosen_by(script, monkeypatch, tmp_path, "--method", "lora", "--seed", 4, "--seeds", 3)
     list(script.experiment(chosen))
     assert seeds == [4, 5, 6]
@@ -713,16 +769,21 @@ def test_the_few_images_come_from_the_pool_and_every_seed_has_its_turn(
 
 def test_the_learning_rate_is_chosen_on_the_validation_split(script, task, monkeypatch):
     """The best on validation wins, and nothing else is looked at."""
-    monkeypatch.setattr(
-        script, "train", lambda method, task, rate, progress: SimpleNamespace(rate=rate, model=rate)
-    )
+    runs = [SimpleNamespace(rate=rate, model=rate, task=task) for rate in script.RATES]
 
     def evaluate(model, x, y):
         assert x is task.new.validation.x
         return SimpleNamespace(accuracy=0.9 if model in (0.001, 0.01) else 0.8, loss=1 / model)
 
     monkeypatch.setattr(ld, "evaluate", evaluate)
-    assert script.best(script.Method("lora", 4, 8.0), task, None).rate == 0.01
+    assert script.best(runs).rate == 0.01
+
+
+def test_every_rate_is_tried(script, task, monkeypatch):
+    monkeypatch.setattr(script, "train", lambda method, task, rate, progress: rate)
+    assert script.attempts(script.Method("lora", 4, 8.0), task, None) == list(script.RATES)
+    (frozen,) = script.attempts(script.Method("frozen"), task, None)
+    assert frozen.model is task.base
 
 
 @pytest.mark.parametrize("name", ["scratch", "head", "full", "lora", "dora"])
@@ -774,7 +835,7 @@ def test_the_adapter_is_switched_off_to_measure_the_base(script, trained, monkey
         "evaluate",
         lambda model, x, y: off.append(model._disabled) or SimpleNamespace(accuracy=len(off)),
     )
-    row = script.measure(trained)
+    row = script.measure(trained, [trained])
     assert off[int(row.base_accuracy) - 1]
     assert not off[int(row.new_domain_accuracy) - 1]
     assert not off[int(row.old_domain_accuracy) - 1]
