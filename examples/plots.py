@@ -1,9 +1,9 @@
 """The pictures of the course.
 
 ``draw`` is the figure of ``finetune_digits.py``: how fast the methods learn, what each parameter buys,
-what each forgets, and what the adapter did to the first layer, whose weights can be looked at because
-they are weights of pixels.  ``Decomposition`` is that of lesson 7, ``Authors`` that of lesson 10.  All
-need matplotlib.
+what is learnt and forgotten at each learning rate, and what the adapter did to the first layer, whose
+weights can be looked at because they are weights of pixels.  ``Decomposition`` is that of lesson 7,
+``Authors`` that of lesson 10.  All need matplotlib.
 
 A lesson's picture is drawn when somebody wants to see it: a notebook, below a cell that ends with the
 picture, or a script that is asked for a file.
@@ -43,24 +43,25 @@ def draw(results: Results, rank: int, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    figure: Any = plt.figure(figsize=(11, 6.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1.45, 1])
-    left, middle, right = above.subplots(1, 3, width_ratios=[1.2, 1.2, 0.8])
+    figure: Any = plt.figure(figsize=(10, 12.5), layout="constrained")
+    above, middle, below = figure.subfigures(3, 1, height_ratios=[1.15, 1.05, 0.8])
     shown = [pair for pair in results if pair[0].method.rank in (0, rank)]
+    left, right = above.subplots(1, 2)
     _learning_curves(left, shown, rank)
-    _parameters(middle, results)
-    _forgetting(right, shown, rank)
+    _parameters(right, results)
+    _rates(middle, shown)
     _filters(below, shown)
 
-    lora, full = (accuracies(shown, name).mean() for name in ("lora", "full"))
+    mean = {name: f"{accuracies(shown, name).mean():.1f} %" for name in ("frozen", *STYLE)}
     row = next(row for _, row in shown if row.method == "lora")
     figure.suptitle(
-        f"LoRA r={rank}: {100 * lora / full:.1f} % of full fine-tuning's accuracy "
-        f"with {100 * row.trainable / row.total:.1f} % of the parameters",
-        fontsize=13,
-        fontweight="bold",
+        f"LoRA r={rank} trains {100 * row.trainable / row.total:.1f} % of the parameters and reads "
+        f"{mean['lora']} of the new digits; full fine-tuning {mean['full']},\n"
+        f"from scratch {mean['scratch']}, the last layer alone {mean['head']}, the base as it is "
+        f"{mean['frozen']} (means over the seeds)",
+        fontsize=11,
     )
-    figure.savefig(file, dpi=200)
+    figure.savefig(file, dpi=180)
     plt.close(figure)
 
 
@@ -96,7 +97,8 @@ def _learning_curves(axes: Any, results: Results, rank: int) -> None:
 def _parameters(axes: Any, results: Results) -> None:
     for name, (title, color, marker) in STYLE.items():
         counts, means, spreads = [], [], []
-        for rank in sorted({run.method.rank for run, row in results if row.method == name}):
+        ranks = sorted({run.method.rank for run, row in results if row.method == name})
+        for rank in ranks:
             values = accuracies(results, name, rank)
             rows = [r for run, r in results if (r.method, run.method.rank) == (name, rank)]
             counts.append(rows[0].trainable)
@@ -112,12 +114,8 @@ def _parameters(axes: Any, results: Results) -> None:
             linewidth=2,
             elinewidth=1,
             capsize=3,
-            label=f"{title}, r = 1 … 16" if name in ("lora", "dora") else title,
+            label=title if ranks == [0] else f"{title}, r = {', '.join(map(str, ranks))}",
         )
-        if name == "lora":
-            for i, text, beside in ((0, "r = 1", (-8, -40)), (-1, "r = 16", (7, -11))):
-                place = {"xytext": beside, "textcoords": "offset points", "color": color}
-                axes.annotate(text, (counts[i], means[i]), **place)
     low, high = axes.get_ylim()
     frozen = accuracies(results, "frozen").mean()
     axes.text(0.04, 0.02, f"↓ frozen base {frozen:.1f}", transform=axes.transAxes)
@@ -132,20 +130,48 @@ def _parameters(axes: Any, results: Results) -> None:
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.05))
 
 
-def _forgetting(axes: Any, results: Results, rank: int) -> None:
-    """Show what each method still knows of MNIST, and what it does with the adapter switched off."""
-    names = [name for name in STYLE if name != "scratch"]
-    for name in names:
-        title, color, _ = STYLE[name]
-        old = 100 * np.array([row.old_domain_accuracy for _, row in results if row.method == name])
-        spread = old.std(ddof=1) if len(old) > 1 else 0
-        axes.bar(title.replace(" ", "\n"), old.mean(), yerr=spread, color=color, capsize=3)
+def _rates(figure: Any, results: Results) -> None:
+    """Show what each method learns and keeps at each rate, and then one against the other."""
+    new, old, both = figure.subplots(1, 3)
+    keys = "new_domain_accuracy", "old_domain_accuracy"
+    for name, (_, color, marker) in STYLE.items():
+        rows = [row for _, row in results if row.method == name]
+        rates = [attempt.rate for attempt in rows[0].attempts]
+        learnt, kept = (
+            100 * np.mean([[getattr(a, key) for a in row.attempts] for row in rows], axis=0)
+            for key in keys
+        )
+        look = {"color": color, "marker": marker, "markersize": 5, "linewidth": 2}
+        new.plot(rates, learnt, **look)
+        if name == "scratch":
+            continue  # it has nothing to forget
+        old.plot(rates, kept, **look)
+        both.plot(learnt, kept, **look)
+        chosen = [100 * np.mean([getattr(row, key) for row in rows]) for key in keys]
+        both.plot(
+            *chosen, marker=marker, markersize=13, markeredgewidth=2, fillstyle="none", color=color
+        )
     base = 100 * np.mean([row.base_accuracy for _, row in results])
-    axes.axhline(base, color="#0072B2", linestyle="--")
-    axes.annotate(
-        "adapter off: the base", (len(names) - 0.5, base + 0.7), ha="right", color="#0072B2"
+    for axes in (old, both):
+        axes.axhline(base, color="#666666", linestyle=":")
+        place = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        axes.annotate("adapter off: the base", (1, base + 0.5), **place)
+        axes.set(ylabel="accuracy on MNIST (%)", ylim=(None, base + 6))
+    for axes in (new, old):
+        axes.set(
+            xscale="log",
+            xlabel="learning rate",
+            xticks=rates,
+            xticklabels=[f"{r:g}" for r in rates],
+        )
+        axes.minorticks_off()
+    new.set(title="Learnt at each rate", ylabel="accuracy on the new digits (%)")
+    old.set(title="Kept of MNIST at each rate")
+    both.set(title="Both: the rate rises downwards", xlabel="accuracy on the new digits (%)")
+    figure.suptitle(
+        "What is learnt and what is kept "
+        "(means; colours and markers as above; ringed: at the chosen rates)"
     )
-    axes.set(title="Kept on MNIST (mean ± sd)", ylabel="accuracy on MNIST (%)", ylim=(40, 100))
 
 
 def _filters(figure: Any, results: Results) -> None:
@@ -157,19 +183,21 @@ def _filters(figure: Any, results: Results) -> None:
     change = merged - base
     most = np.argsort(-np.linalg.norm(change, axis=1))[:FILTERS]
     figure.suptitle(
-        "The first-layer filters that LoRA changed most: "
-        f"each change is a mixture of the same {run.method.rank} patterns"
+        f"The {FILTERS} first-layer filters that LoRA changed most, one weight per pixel (one seed).\n"
+        f"Each change s·BA is a mixture of the same {run.method.rank} patterns, the rows of A"
     )
     for line, (label, weight) in zip(
-        figure.subplots(2, FILTERS), [("base", base), ("change", change)]
+        figure.subplots(2, FILTERS), [("base W0", base), ("change", change)]
     ):
         limit = np.abs(weight[most]).max()
-        label = f"{label}\n±{limit:.2f}"
         for axes, row in zip(line, weight[most]):
-            axes.imshow(row.reshape(28, 28), cmap="PuOr", vmin=-limit, vmax=limit)
+            image = axes.imshow(row.reshape(28, 28), cmap="PuOr", vmin=-limit, vmax=limit)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label)
+        bar = figure.colorbar(image, ax=line, pad=0.01)
+        bar.set_ticks([-limit, 0, limit], labels=[f"−{limit:.2f}", "0", f"+{limit:.2f}"])
+        bar.outline.set_visible(False)
 
 
 # ---------------------------------------------------------------------------- lesson 7
