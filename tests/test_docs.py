@@ -117,6 +117,7 @@ def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
     """Every number of the table, and the sentence on DoRA, from the JSON file that the command writes."""
     runs = json.loads((ROOT / "examples" / "figures" / "finetune_digits.json").read_text())
     text = section("What it prints")
+    assert "| optical digits | MNIST after | MNIST, adapter off |" in text
     accuracy = {}
     for method, title in {
         "frozen": "frozen base",
@@ -129,13 +130,13 @@ def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
         rows = [row for row in runs if row["method"] == method]
         accuracy[method] = 100 * np.array([row["new_domain_accuracy"] for row in rows])
         (cells,) = re.findall(rf"^\| {title} \|(.*)\|$", text, re.MULTILINE)
-        trainable, share, new, on, off = (cell.strip() for cell in cells.split("|"))
+        trainable, share, new, after, off = (cell.strip() for cell in cells.split("|"))
         assert trainable == f"{rows[0]['trainable']:,}"
         assert float(share.rstrip(" %")) == pytest.approx(
             100 * rows[0]["trainable"] / rows[0]["total"], abs=0.005
         )
         assert new == spread(row["new_domain_accuracy"] for row in rows)
-        assert on == spread(row["old_domain_accuracy"] for row in rows)
+        assert after == spread(row["old_domain_accuracy"] for row in rows)
         if method in ("lora", "dora"):
             assert off == spread(row["base_accuracy"] for row in rows)
     gain = accuracy["dora"] - accuracy["lora"]
