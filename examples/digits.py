@@ -7,7 +7,7 @@ licences in ``data/README.md``, and split by position, so that results compare:
     MNIST        0:6000 pre-training   7500:8000 validation   8000:10000 test   (6000:7500 is spare)
     optdigits    0:600 the pool        600:797 validation     797:1797 test
 
-From the pool a few labelled images per class are drawn; the rest of it is not looked at.
+A few labelled images per class are drawn from the pool.  Nothing looks at the rest of it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Split(NamedTuple):
 def mnist(directory: Path | None = None) -> Split:
     """Return MNIST: the 10,000 images in ``data/``, or the standard files in ``directory``.
 
-    Of the standard files, ``train-*`` is for pre-training, but for its last twelfth, which is the
-    validation part (55,000 and 5,000 images), and ``t10k-*`` is the test part.
+    Of the standard files, ``t10k-*`` is the test part.  The last twelfth of ``train-*`` is the validation
+    part (5,000 images), and the rest of it is for pre-training (55,000).
 
     Raises
     ------
@@ -90,7 +90,7 @@ def few(pool: Digits, per_class: int, rng: np.random.Generator) -> Digits:
 
 
 def most_per_class(pool: Digits) -> int:
-    """Return how many images per class the pool has for every digit."""
+    """Return how many images of each digit can be drawn from the pool: those of the rarest one."""
     return int(np.bincount(pool.y, minlength=CLASSES).min())
 
 
@@ -105,8 +105,8 @@ def pretrained(
 ) -> ld.MLP:
     """Return an MLP 784-256-128-10 trained on MNIST: Adam from 1e-3 down to 0, batches of 64.
 
-    The default number of steps is 15 epochs of 6,000 images.  With the 55,000 of the standard files it
-    stays the same, and so does the time.
+    The default number of steps is 15 epochs of 6,000 images.  It is the same for the 55,000 images of the
+    standard files, and so is the time.
     """
     model = ld.MLP(SIZES, rng=rng)
     optimizer = ld.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
@@ -135,11 +135,12 @@ def as_mnist(images: Array) -> Array:
 
 
 def bilinear(n: int, m: int) -> Array:
-    """Return the (m, n) matrix that interpolates n pixels in a row linearly at m.
+    """Return the (m, n) matrix that interpolates a row of n pixels linearly, to give m pixels.
 
     Pixels are areas, not points: new pixel i has its centre at (i + ½)·n/m − ½ in old pixels, as in
-    PyTorch's ``interpolate(align_corners=False)``.  What lies beyond the outermost centres takes their
-    value.  Both directions of an image: ``bilinear(n, m) @ image @ bilinear(n, m).T``.
+    PyTorch's ``interpolate(align_corners=False)``.  A centre beyond the outermost old ones takes the
+    value of the nearest.  For both directions of an image:
+    ``bilinear(n, m) @ image @ bilinear(n, m).T``.
     """
     position = np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
     distance = np.abs(position[:, None] - np.arange(n))
