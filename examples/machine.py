@@ -1,9 +1,11 @@
 """How much memory this process can still get, and how much it has had.
 
 Linux tells both in files, which are read here with nothing but the standard library.  Other systems tell
-less, and what nobody tells is None.  The files under ``/proc`` are described in proc(5), the limits of a
-process in getrlimit(2), and those of a group of processes, such as a container, in cgroups(7) and in the
-kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
+less.  What the system does not tell is None.
+
+Sources: proc(5) for the files under ``/proc``, getrlimit(2) for the limits of a process.  For those of a
+group of processes, such as a container, cgroups(7) and the kernel's
+``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ CGROUPS = Path("/sys/fs/cgroup")
 def available() -> int | None:
     """Return how many bytes this process can still get, or None where that is unknown.
 
-    Three set bounds, and the least one holds: the machine by what it has left (``MemAvailable``: free, or
-    to be freed at once), the groups that the process is in, and the limits of the process itself.
+    There are three bounds, and the smallest one counts: what the machine has left (``MemAvailable``:
+    free, or freed at once when needed), the limits of the groups that the process is in, and the limits
+    of the process itself.
     """
     machine = _field(PROC / "meminfo", "MemAvailable")
     bounds = [machine, *_left_by_groups(), *_left_by_limits()]
@@ -45,7 +48,7 @@ def peak() -> int | None:
 
 
 def restart_peak() -> bool:
-    """Let ``peak`` start anew, from what is held now, and return whether that could be done.
+    """Restart ``peak`` from what is held now; return whether that worked.
 
     Linux does it when a 5 is written to ``clear_refs``.
     """
@@ -60,7 +63,7 @@ def restart_peak() -> bool:
 
 
 class _Files(NamedTuple):
-    """Where a version of cgroups keeps what, below ``CGROUPS``."""
+    """Where a version of cgroups keeps its numbers, below ``CGROUPS``."""
 
     folder: str
     limit: str
@@ -68,7 +71,7 @@ class _Files(NamedTuple):
     cache: str
 
 
-#: By what stands between the colons in ``/proc/self/cgroup``: nothing is version 2.
+#: By the name between the colons in ``/proc/self/cgroup``.  Version 2 has no name there.
 _VERSIONS = {
     "": _Files("", "memory.max", "memory.current", "inactive_file"),
     "memory": _Files(
@@ -78,11 +81,11 @@ _VERSIONS = {
 
 
 def _left_by_groups() -> Iterator[int]:
-    """Yield what is left in each group of this process: a group shares the limits of those above it.
+    """Yield what is left in each group of this process, and in the groups above, whose limits it shares.
 
-    A group counts the files that were read, too.  Those not looked at lately (``inactive_file``) make
-    room as soon as it is needed, so they do not count here.  In a container the path may be the one
-    outside, which does not exist inside; then the root's files are the container's.
+    A group also counts files that were read.  Files not used lately (``inactive_file``) make room as soon
+    as it is needed, so they do not count here.  In a container the path may be the one outside, which
+    does not exist inside.  Then the files of the root are the container's.
     """
     for line in _text(PROC / "self" / "cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
@@ -99,7 +102,7 @@ def _left_by_groups() -> Iterator[int]:
 
 
 def _left_by_limits() -> list[int]:
-    """Return what the limits of this process leave, of all its addresses and of its data."""
+    """Return what the limits of this process leave: one for all its addresses, one for its data."""
     left: list[int] = []
     if sys.platform != "win32":
         for limit, used in (resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"):
@@ -113,7 +116,7 @@ def _left_by_limits() -> list[int]:
 
 
 def _text(file: Path) -> str:
-    """Return what a file says, and nothing if there is no such file."""
+    """Return the text of a file, or an empty one if there is no such file."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -121,7 +124,7 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number that is all a file says; "max" is none."""
+    """Return the number that a file consists of; None for "max"."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 

