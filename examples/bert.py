@@ -1,12 +1,14 @@
 """BERT's encoder: a transformer that reads a text as a whole and gives each of its tokens a vector.
 
-It differs from the decoder of ``gpt.py`` in four things.  A token looks at those behind it, too.  A norm
-stands after each sublayer, not before it (Vaswani et al., arXiv:1706.03762, sec. 3.1).  The net between
-``intermediate`` and ``output`` has a GELU.  And texts of several lengths share a batch: the shorter ones
-are filled up with padding, which nobody looks at.
+It differs from the decoder of ``gpt.py`` in four ways:
 
-The parameters have their names from ``transformers.BertModel``, so the files of a BERT fit: of
-all-MiniLM-L6-v2, which is one of six layers, and of any other whose ``config.json`` says ``bert``.
+- A token also looks at the tokens that come after it.
+- A norm stands after each sublayer, not before it (Vaswani et al., arXiv:1706.03762, sec. 3.1).
+- The net between ``intermediate`` and ``output`` has a GELU.
+- Texts of different lengths share a batch.  The shorter ones are padded, and nobody looks at the padding.
+
+The parameters have the names of ``transformers.BertModel``.  So the files of any BERT fit whose
+``config.json`` says ``bert``, such as all-MiniLM-L6-v2, which has six layers.
 
 Sources: Devlin et al., "BERT", arXiv:1810.04805; Wang et al., "MiniLM", arXiv:2002.10957; Reimers &
 Gurevych, "Sentence-BERT", arXiv:1908.10084.
@@ -50,7 +52,7 @@ class Config(NamedTuple):
     pad_token_id: int = 0
 
 
-#: What makes the activations that a ``config.json`` may name.
+#: How to make each activation that a ``config.json`` may name.
 ACTIVATIONS: dict[str, Callable[[], ld.Module]] = {
     "gelu": ld.GELU,
     "gelu_new": partial(ld.GELU, "tanh"),
@@ -58,7 +60,7 @@ ACTIVATIONS: dict[str, Callable[[], ld.Module]] = {
     "relu": ld.ReLU,
 }
 
-#: What all-MiniLM-L6-v2 has.
+#: The sizes of all-MiniLM-L6-v2.
 MINILM = Config(30522, 384, 6, 12, 1536, 512)
 
 #: Options that change what is computed, and the one value of each that is computed here.
@@ -68,7 +70,7 @@ ONLY = {
     "add_cross_attention": False,
     "pruned_heads": {},
     "quantization_config": None,
-    "auto_map": None,  # to code of its own
+    "auto_map": None,  # would name the model's own code
 }
 
 
@@ -78,8 +80,8 @@ def read_config(folder: Path) -> Config:
     Raises
     ------
     CheckpointError
-        If there is none, or it describes another architecture, which is named, or a BERT that is not
-        computed here.
+        If there is none, if it describes another architecture (the message names it), or if it describes
+        a BERT that is not computed here.
     """
     name = "config.json"
     given = files.parsed(folder, name, files.read(folder / name, files.MOST_BYTES))
@@ -100,7 +102,7 @@ def read_config(folder: Path) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise TypeError or ValueError unless there can be such a BERT."""
+    """Raise TypeError or ValueError unless a BERT can have these sizes."""
     sizes = config._asdict()
     check_positive(**{n: sizes[n] for n in (*Config._fields[:6], "type_vocab_size")})
     check_integer(pad_token_id=config.pad_token_id)
@@ -125,7 +127,7 @@ def check(config: Config) -> None:
 
 
 def size_of(config: Config) -> int:
-    """Return how many numbers the matrices of a BERT have; all its vectors have few beside them."""
+    """Return how many numbers the matrices of a BERT have.  The vectors add few to that."""
     tables = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     in_layer = 4 * config.hidden_size + 2 * config.intermediate_size
     return config.hidden_size * (tables + config.num_hidden_layers * in_layer)
@@ -135,10 +137,10 @@ def size_of(config: Config) -> int:
 
 
 class Embeddings(ld.Module):
-    """The vectors that tokens start with, (…, T, width): of the token, its place and its sentence, added.
+    """The vectors that tokens start with, (…, T, width): the sum of three, for token, place and sentence.
 
-    BERT was trained on pairs of sentences, and tells the two apart by a table of two rows.  A text by
-    itself is the first sentence.
+    BERT was trained on pairs of sentences.  A table of two rows tells the two apart.  A single text
+    counts as the first sentence.
     """
 
     def __init__(self, config: Config, rng: np.random.Generator, dtype: npt.DTypeLike) -> None:
@@ -182,7 +184,7 @@ class SelfAttention(ld.Module):
 
 
 class AddAndNorm(ld.Module):
-    """The end of each sublayer: LayerNorm(x + dense(h)), for what it has computed of x, h."""
+    """The end of each sublayer: LayerNorm(x + dense(h)), where the sublayer has computed h from x."""
 
     def __init__(
         self, in_features: int, config: Config, rng: np.random.Generator, dtype: npt.DTypeLike
@@ -222,7 +224,7 @@ class Intermediate(ld.Module):
 
 
 class Layer(ld.Module):
-    """A block: attention, then a net for each token by itself; after both, what went in is added."""
+    """A block: attention, then a net for each token by itself.  Each adds its input to its output."""
 
     def __init__(self, config: Config, rng: np.random.Generator, dtype: npt.DTypeLike) -> None:
         self.attention = Attention(config, rng, dtype)
@@ -236,9 +238,9 @@ class Layer(ld.Module):
 
 
 class Bert(ld.Module):
-    """From ids (N, T) to a vector for each token, (N, T, width), that knows the whole text.
+    """From ids (N, T) to a vector for each token, (N, T, width), which depends on the whole text.
 
-    TypeError or ValueError for sizes that cannot be.
+    TypeError or ValueError for impossible sizes.
     """
 
     def __init__(
@@ -259,19 +261,19 @@ class Bert(ld.Module):
         ids
             The tokens of each text.
         there
-            Bools (N, T), False where a text is only filled up; by default all are there.
+            Bools (N, T), False at padding; by default all True.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            For ids that are no integers or in no table, more tokens than there are places, and a
-            ``there`` that is not made of bools or does not fit.
+            For ids that are not integers or not in the vocabulary, for more tokens than there are places,
+            and for a ``there`` that is not made of bools or has another shape.
         """
         ids = np.atleast_1d(ids)
         there = np.ones(ids.shape, bool) if there is None else np.asarray(there)
         if there.shape != ids.shape:
             raise ValueError(f"there has the shape {there.shape}, and ids have {ids.shape}")
-        mask = there[..., None, None, :]  # the same for each head and for whoever looks
+        mask = there[..., None, None, :]  # the same for each head and for each token that looks
         x = self.embeddings(ids)
         for layer in self.encoder["layer"]:
             x = layer(x, mask)
@@ -284,12 +286,12 @@ class Bert(ld.Module):
 def load(folder: Path, dropout: float | None = None, *, rng: Rng = None) -> Bert:
     """Return the BERT in a folder, in float32.
 
-    Its rates of dropout are those of ``config.json``, unless another one is given for all places.
+    Its dropout rates are those of ``config.json``, unless ``dropout`` gives one for all places.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or damaged, is no BERT, or does not fit; all that does not fit is listed.
+        If a file is missing or damaged, is not a BERT, or does not fit.  All that does not fit is listed.
     """
     config = read_config(folder)
     file = weights_of(config, folder)
@@ -308,7 +310,7 @@ def weights_of(config: Config, folder: Path) -> Path:
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     for name in (model_files.MODEL, model_files.INDEX):
         if (folder / name).exists():
-            if size_of(config) > held:  # a number has two bytes at least
+            if size_of(config) > held:  # a number takes at least two bytes
                 raise ld.CheckpointError(
                     f"{folder} has {held:,} bytes of weights, too few for the {size_of(config):,} "
                     "numbers that its config.json describes"
@@ -321,16 +323,16 @@ def weights_of(config: Config, folder: Path) -> Path:
     )
 
 
-#: What a checkpoint may have beyond the encoder: heads for several tasks, and constants.
+#: What a checkpoint may have besides the encoder: heads for several tasks, and constants.
 NOT_WANTED = "pooler.", "cls.", "classifier.", "qa_outputs."
 CONSTANTS = "embeddings.position_ids", "embeddings.token_type_ids"
 
 
 def name_here(name: str) -> str | None:
-    """Return what a tensor of a checkpoint is called here; None for what is no part of the encoder.
+    """Return what a tensor of a checkpoint is called here; None if it is not part of the encoder.
 
-    A BERT that was saved with a head has all its names behind ``bert.``, and those that came from
-    TensorFlow call the weight and the bias of a norm gamma and beta.
+    A BERT that was saved with a head has ``bert.`` in front of all its names.  One that came from
+    TensorFlow calls the weight and the bias of a norm gamma and beta.
     """
     name = name.removeprefix("bert.")
     if name in CONSTANTS or name.startswith(NOT_WANTED):
@@ -344,7 +346,7 @@ def name_here(name: str) -> str | None:
 
 
 def padded(texts: Sequence[Sequence[int]], pad_token_id: int) -> Array:
-    """Return ids of several lengths as one array, (N, longest), filled up at their ends."""
+    """Return ids of different lengths as one array, (N, longest), padded at their ends."""
     ids = np.full((len(texts), max(map(len, texts), default=0)), pad_token_id)
     for row, text in zip(ids, texts):
         row[: len(text)] = text
@@ -361,10 +363,10 @@ def lengths_of(ids: Array, pad_token_id: int) -> Array:
 class Classifier(ld.Module):
     """From ids (N, T) to logits (N, classes): a linear layer on the mean of a text's vectors.
 
-    That mean is what all-MiniLM-L6-v2 was trained to make.  The linear layer starts at 0, with all
-    classes equally likely.
+    all-MiniLM-L6-v2 was trained to describe a text by that mean.  The linear layer starts at 0, with
+    all classes equally likely.
 
-    TypeError or ValueError for a number of classes that is no integer of at least 1.
+    TypeError or ValueError unless the number of classes is an integer of at least 1.
     """
 
     def __init__(self, bert: Bert, classes: int) -> None:
@@ -390,7 +392,7 @@ class Classifier(ld.Module):
         there = np.arange(ids.shape[1]) < lengths
         x = self.bert(ids, there)
         weights = (there / lengths).astype(x.dtype)
-        # of each text a row of weights times the matrix of its vectors
+        # for each text, a row of weights times the matrix of its vectors
         means: mg.Tensor = mg.matmul(weights[:, None], x)[:, 0]
         return means
 

@@ -1,26 +1,26 @@
 """A real pre-trained transformer learns what reviewers think: LoRA and DoRA on all-MiniLM-L6-v2.
 
-The net has 22.6 million parameters.  It is a BERT of six layers that has been trained on a billion pairs
-of sentences, to give sentences of like meaning similar vectors.  Whether a sentence about a film is
-praise or blame is another question.  It is learnt here from 400 sentences:
+The net is a BERT of six layers with 22.6 million parameters.  It was trained on a billion pairs of
+sentences, to give sentences with similar meanings similar vectors.  Here it learns a different question
+from 400 sentences: does a sentence about a film praise it or not?
 
-    head    a linear layer learns, on the vectors of the frozen net
-    lora    beside it, the queries and values of attention get a low-rank correction s B A
-    dora    the same, with the lengths of the rows of these weights learnt apart
+    head    only a linear layer learns, on the vectors of the frozen net
+    lora    in addition, the queries and values of attention get a low-rank correction s B A
+    dora    the same, and the lengths of the rows of these weights are learnt separately
     full    everything learns (only if asked for: it needs much more memory)
 
 You will see a table: how much each method trains, how well it judges 1,000 other sentences, and what it
-costs.  Then it judges sentences of yours, without an adapter and with one.  The adapters are saved in
-PEFT's folders, each with its head.
+costs.  Then the nets judge sentences of yours, without an adapter and with one.  The adapters are saved
+in PEFT's folders, each with its head.
 
     python examples/finetune_minilm.py                          about a minute
     python examples/finetune_minilm.py --seeds 5                mean and standard deviation
     python examples/finetune_minilm.py --data mine.csv          a text and its label in each line
-    python examples/finetune_minilm.py --model DIR              another BERT, as a snapshot of a hub
+    python examples/finetune_minilm.py --model DIR              another BERT, from a folder
     python examples/finetune_minilm.py --saved out/minilm       judge what you type, and train nothing
 
-Where to read on: ``bert.py`` is the net, ``wordpiece.py`` how it reads, ``sentences.py`` the data, and
-``minilm.py`` the training.
+Read next: ``bert.py`` is the net, ``wordpiece.py`` is how it reads, ``sentences.py`` is the data, and
+``minilm.py`` is the training.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import terminal
 
 if __name__ == "__main__":
-    terminal.prepare()  # first, for the other imports take a moment
+    terminal.prepare()  # first, because the other imports take a moment
 
 import bert
 import machine
@@ -55,11 +55,11 @@ import minigrad as mg
 from loradora import files
 from loradora.nn import check_positive
 
-#: Learning rates, tried with the seeds 10 to 12.  For the head 0.003 did best, for LoRA 0.001 and 0.002
-#: did equally well.
+#: Learning rates, chosen with the seeds 10 to 12.  For the head 0.003 was best.  For LoRA 0.001 and 0.002
+#: were equally good.
 RATES = {"head": 0.003, "lora": 0.001, "dora": 0.001, "full": 0.0001}
 
-#: What is judged of films if nobody types anything.
+#: Sentences on films, judged before anything that somebody types.
 ON_FILMS = (
     "It is not without charm.",
     "Two hours that I will never get back.",
@@ -71,7 +71,7 @@ ON_FILMS = (
 
 
 def options() -> argparse.Namespace:
-    """Return the options and what they ask for, or end with what is missing or wrong."""
+    """Return the options and what they name, already read; or end, saying what is missing or wrong."""
     parser = terminal.begin(__doc__)
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="config.json, model.safetensors and vocab.txt")
@@ -91,7 +91,7 @@ def options() -> argparse.Namespace:
     add("--seeds", type=terminal.positive, default=1, help="how many (1)")
     add("--out", type=Path, metavar="DIR", help="to save (out/minilm, or out/NAME of the data)")
     add("--json", type=Path, metavar="FILE", help="write an object per method and seed")
-    add("--sentence", nargs="+", metavar="TEXT", help="judge these, instead of what is typed")
+    add("--sentence", nargs="+", metavar="TEXT", help="judge these instead of what is typed")
     add("--saved", type=Path, metavar="DIR", help="train nothing: judge with what was saved there")
     chosen: argparse.Namespace = parser.parse_args()
 
@@ -122,7 +122,7 @@ def options() -> argparse.Namespace:
 
 
 def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
-    """End if anything cannot be written, or would be written over what is read."""
+    """End if a file cannot be written, or would overwrite one that is read."""
     for file in chosen.model.iterdir():
         parser.keep("--model", file)
     if chosen.data:
@@ -136,7 +136,7 @@ def expect_targets(chosen: argparse.Namespace, parser: terminal.Parser) -> None:
 
 
 def absent(chosen: argparse.Namespace) -> list[str]:
-    """Return in words all that is missing, with the commands that get it."""
+    """Return in words what is missing, with the commands that get it."""
     missing = []
     if not find_spec("safetensors"):
         missing.append("what reads the model, safetensors (extra 'peft'): pip install safetensors")
@@ -149,12 +149,12 @@ def absent(chosen: argparse.Namespace) -> list[str]:
 
 
 def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
-    """Read all but the model's weights, and check what can be checked before they are read.
+    """Read everything except the model's weights, and check what can be checked without them.
 
     Raises
     ------
     OSError, ValueError
-        For what is wrong with the model's folder or the sentences, and for too little memory.
+        If something is wrong with the model's folder or the sentences, or there is too little memory.
     """
     config = bert.read_config(chosen.model)
     weights = bert.weights_of(config, chosen.model)
@@ -179,7 +179,7 @@ def prepare(chosen: argparse.Namespace, packaged: bool) -> None:
 
 
 def tokenizer_for(config: bert.Config, folder: Path) -> WordPiece:
-    """Return the tokenizer in a folder; ValueError if it is not that of the model."""
+    """Return the tokenizer in a folder; ValueError if it does not belong to the model."""
     tokenizer = WordPiece.from_folder(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
@@ -195,7 +195,7 @@ def tokenizer_for(config: bert.Config, folder: Path) -> WordPiece:
 
 
 def read_sentences(chosen: argparse.Namespace) -> None:
-    """Read the sentences, and divide them for each seed: to learn from, and to be tested on."""
+    """Read the sentences, and split them for each seed into those to learn from and those to test on."""
     given = sentences.read(chosen.data) if chosen.data else sentences.movies()
     check_classes(given)
     chosen.sentences, n = given, len(given.texts)
@@ -209,18 +209,18 @@ def read_sentences(chosen: argparse.Namespace) -> None:
 
 
 def check_classes(given: sentences.Sentences) -> None:
-    """Raise ValueError for a class of a single sentence, which cannot be learnt and tested."""
+    """Raise ValueError for a class with a single sentence, which cannot be both learnt and tested."""
     lone = np.flatnonzero(np.bincount(given.labels) == 1)
     if len(lone):
         text = given.texts[np.flatnonzero(given.labels == lone[0])[0]]
         raise ValueError(
             f"only one text has the label {given.names[lone[0]]!a}: {text!a}; a class needs two, one to "
-            "learn from and one to be tested on (what heads the columns is: text, label)"
+            "learn from and one to be tested on (a heading row is: text, label)"
         )
 
 
 def check_memory(config: bert.Config, chosen: argparse.Namespace) -> None:
-    """Raise ValueError if this process may not have the memory that it needs."""
+    """Raise ValueError if this process cannot get the memory that it needs."""
     longest = max((part.x.shape[1] for parts in chosen.parts for part in parts), default=1)
     full = "full" in chosen.method and not chosen.saved
     needed = minilm.memory_needed(config, chosen.batch_size, longest, full)
@@ -264,7 +264,7 @@ def train(base: bert.Bert, chosen: argparse.Namespace) -> dict[str, Judge]:
 
 
 def targets(chosen: argparse.Namespace) -> tuple[str, ...]:
-    """Return which layers are adapted: what is asked for, or where LoRA's authors put theirs."""
+    """Return which layers are adapted: by default, those that LoRA's authors adapted."""
     return tuple(chosen.target_modules or ("query", "value"))
 
 
@@ -285,7 +285,7 @@ HEAD = f"   {'':17}{'trained':>11}{'share':>8}{'accuracy':>15}{'ms a step':>11}{
 
 
 def line(rows: list[Row]) -> str:
-    """Return the line of the table for a method: means over the seeds, of which there is a row each."""
+    """Return the line of the table for a method: means over its rows, one for each seed."""
     first, accuracy = rows[0], 100 * np.array([row.accuracy for row in rows])
     spread = f" +- {np.std(accuracy, ddof=1):.1f}" if len(rows) > 1 else ""
     step, seconds = np.mean([(row.milliseconds, row.seconds) for row in rows], axis=0)
@@ -301,7 +301,7 @@ def line(rows: list[Row]) -> str:
 
 
 class Judge(NamedTuple):
-    """A model, with what its classes are called and how many tokens of a sentence it reads."""
+    """A model, with the names of its classes and the number of tokens of a sentence that it reads."""
 
     model: Any
     names: list[str]
@@ -314,8 +314,8 @@ NOTES = "notes.json"
 def save(method: str, judge: Judge, base: bert.Bert, out: Path) -> None:
     """Write a model into a folder of its own: an adapter with its head as PEFT does, else a file.
 
-    Beside it are notes: the names of the classes, the longest text, and a sum that tells the base.  They
-    are written last, so where they are, all is there.
+    Beside it are notes: the names of the classes, the longest text, and a checksum of the base.  They are
+    written last.  So where there are notes, everything is there.
     """
     folder = out / method
     (folder / NOTES).unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def load(base: bert.Bert, out: Path, methods: list[str]) -> dict[str, Judge]:
     Raises
     ------
     CheckpointError
-        If there is nothing, or something damaged, if it belongs to another base, or if the methods have
+        If nothing is there, if it is damaged, if it belongs to another base, or if the methods have
         learnt different classes.
     """
     judges = {m: _load(m, base, out / m) for m in methods if (out / m / NOTES).exists()}
@@ -346,7 +346,7 @@ def load(base: bert.Bert, out: Path, methods: list[str]) -> dict[str, Judge]:
     classes = {method: judge.names for method, judge in judges.items()}
     if any(names != next(iter(classes.values())) for names in classes.values()):
         raise ld.CheckpointError(
-            f"{out} holds models of several trainings, choose by --method: "
+            f"{out} holds models of several trainings; choose one by --method: "
             + "; ".join(f"{method} tells {', '.join(names)}" for method, names in classes.items())
         )
     return judges
@@ -362,9 +362,11 @@ def _load(method: str, base: bert.Bert, folder: Path) -> Judge:
             raise ValueError("its labels are not two or more different ones")
         check_positive(longest=longest)
         if not 3 <= longest <= base.config.max_position_embeddings:
-            raise ValueError(f"longest is {longest}, and the model has other places")
+            raise ValueError(
+                f"longest is {longest}, not from 3 to {base.config.max_position_embeddings}"
+            )
         if notes.get("base") != minilm.fingerprint(base):
-            raise ValueError("the base was another model than this one: give that with --model")
+            raise ValueError("the model was trained on another base: give that with --model")
     model: Any = bert.Classifier(base, len(names))
     if method in ADAPTERS:
         model = ld.PeftModel.from_pretrained(model, folder)
@@ -380,7 +382,7 @@ def _load(method: str, base: bert.Bert, folder: Path) -> Judge:
 
 
 def typed() -> Iterator[str]:
-    """Yield the sentences that somebody types, until one is empty, or that are piped."""
+    """Yield the sentences that somebody types, until an empty one, or all that are piped."""
     asking = sys.stdin.isatty()
     while True:
         if asking:
@@ -394,7 +396,7 @@ def typed() -> Iterator[str]:
 
 @mg.no_grad()
 def verdicts(judges: dict[str, Judge], tokenizer: WordPiece, given: Iterable[str]) -> None:
-    """Print what each model makes of each sentence, and how sure it is."""
+    """Print how each model judges each sentence, and how sure it is."""
     for sentence in given:
         print(f"\n   {sentence}")
         if not tokenizer.knows(sentence):
@@ -410,7 +412,7 @@ def verdicts(judges: dict[str, Judge], tokenizer: WordPiece, given: Iterable[str
 
 
 def main() -> None:
-    """Load the model, train and show what came of it, or only judge."""
+    """Load the model, train it and show the results, or only judge."""
     chosen = options()
     ld.keep_freed_memory()  # a step makes many large arrays
     try:

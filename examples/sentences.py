@@ -10,8 +10,8 @@ They belong to the paper
     C. J. Hutto, E. Gilbert: VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
     Text, ICWSM 2014,
 
-whose authors had each of them rated anew by several people.  The sentences themselves were collected
-from reviews on rottentomatoes.com by
+whose authors had several people rate each of them anew.  The sentences themselves were collected from
+reviews on rottentomatoes.com by
 
     B. Pang, L. Lee: Seeing stars: Exploiting class relationships for sentiment categorization with
     respect to rating scales, ACL 2005.
@@ -39,14 +39,14 @@ Array: TypeAlias = npt.NDArray[Any]
 ARCHIVE = Path(__file__).parent / "data" / "vaderSentiment-3.3.2.tar.gz"
 COMMAND = "pip download --no-deps --no-binary :all: --dest {} vaderSentiment==3.3.2"
 
-#: The text with the ratings: in the source archive is an archive of the paper's data, and in that one it.
+#: The archive of the paper's data, within the source archive, and the ratings within that.
 PAPER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 RATINGS_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
 
 class Sentences(NamedTuple):
-    """N different texts and the class of each, (N,); ``names[c]`` is what class c is called."""
+    """N different texts and the class of each, (N,); ``names[c]`` is the name of class c."""
 
     texts: list[str]
     labels: Array
@@ -67,8 +67,7 @@ def split(sentences: Sentences, *, seed: int, train: int, test: int) -> tuple[Se
     Raises
     ------
     ValueError
-        If there are not enough sentences, or if there is a class that cannot be learnt, because none of
-        the sentences to learn from has it.
+        If there are not enough sentences, or if none of the sentences to learn from has some class.
     """
     n = len(sentences.texts)
     if train < 1 or test < 1:
@@ -98,14 +97,14 @@ def movies(archive: Path = ARCHIVE) -> Sentences:
     """Return the sentences on films, straight from the source archive of vaderSentiment 3.3.2.
 
     A mean rating above 0 is positive (5,241 sentences), one below is negative (5,325).  The 37 with a
-    mean of 0 are left out: they are neither.  Two sentences occur twice, with ratings of the same sign,
-    and are here once, so that none is both learnt and tested.  22 have an ``&amp;`` from HTML, which is
-    ``&`` here.
+    mean of 0 are neither, and are left out.  Two sentences occur twice, with ratings of the same sign.
+    Each is taken once, so that none is both learnt and tested.  22 have an ``&amp;`` from HTML, which
+    becomes ``&``.
 
     Raises
     ------
     ValueError
-        If the archive is missing (the message says how to get it), damaged, or has another content.
+        If the archive is missing (the message says how to get it), damaged, or has different content.
     """
     ratings = [line.split("\t") for line in _ratings(archive).decode("utf-8").splitlines()]
     rows = [
@@ -132,7 +131,7 @@ def _ratings(archive: Path) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != RATINGS_SHA256:
         raise ValueError(
-            f"{archive}: {RATINGS} has another content than the one known here: its SHA-256 is {found}, "
+            f"{archive}: {RATINGS} is not the known file: its SHA-256 is {found}, "
             f"not {RATINGS_SHA256}"
         )
     return data
@@ -153,19 +152,19 @@ def _member(archive: bytes, name: str) -> bytes:
 def read(file: Path) -> Sentences:
     """Return the sentences of a table with two columns, text and label, in UTF-8.
 
-    In a ``.tsv`` a tab is between them, and a quote is a character like others.  A ``.csv`` has a comma
-    there; a text with commas, quotes or line ends stands in quotes, and its own quotes are doubled
-    (RFC 4180).
+    In a ``.tsv`` a tab separates them, and a quote is an ordinary character.  In a ``.csv`` a comma
+    separates them.  There, a text with commas, quotes or line ends stands in quotes, and its own quotes
+    are doubled (RFC 4180).
 
-    A label is an integer or a word, such as 3, -1, pos or very-good.  Integers are sorted by value, words
-    by letters.  A first row whose label is "label" is a heading.  Blank lines are passed over, and so are
-    spaces around a text or a label.  A sentence that occurs again with the same label is taken once, so
-    that none is both learnt and tested.
+    A label is an integer or a word, such as 3, -1, pos or very-good.  Classes are in order: integers by
+    value, words alphabetically.  A first row whose label is "label" is a heading.  Blank lines are
+    ignored, and so are spaces around a text or a label.  A sentence that occurs again with the same label
+    is taken once, so that none is both learnt and tested.
 
     Raises
     ------
     ValueError
-        If the file is no such table, with the lines that are not as they should be.
+        If the file is not such a table.  The message shows the wrong lines.
     OSError
         If the file cannot be read.
     """
@@ -199,9 +198,10 @@ def _what_is_wrong(cells: list[str]) -> str | None:
 
 
 def _label(cell: str) -> int | str:
-    """Return an integer where there is one; letters with accents have one form, however they are stored.
+    """Return a label, as an integer if it is one.  Accented letters get one form, however stored.
 
-    An integer has 18 digits at most: a longer one is no label, and Python reads no integer of any length.
+    An integer has at most 18 digits.  A longer one is no label, and Python does not read integers of
+    every length.
     """
     label = unicodedata.normalize("NFC", cell.strip())
     return int(label) if re.fullmatch("[+-]?[0-9]{1,18}", label) else label
@@ -215,7 +215,7 @@ def _is_word(label: str) -> bool:
 # ---------------------------------------------------------------------------- text and tables
 
 
-#: What files begin with that are often taken for tables.
+#: The first bytes of files that are often mistaken for such tables.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive, as an .xlsx is: save the sheet as CSV, in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel file: save the sheet as CSV, in UTF-8",
@@ -227,7 +227,7 @@ _OTHERS = {
 
 
 def _text(file: Path) -> str:
-    """Return the text of a file, without the mark that some programs put before UTF-8."""
+    """Return the text of a file, without the byte order mark that some programs put before UTF-8."""
     if file.is_dir():
         raise ValueError(f"{file} is a folder: expected a file")
     data = file.read_bytes()
@@ -245,15 +245,15 @@ def _text(file: Path) -> str:
 
 
 def _tsv(text: str, file: Path) -> list[tuple[int, list[str]]]:
-    """Return the cells of each line, and its number.  A line ends as files do (not at U+2028, say)."""
+    """Return the number and the cells of each line.  Lines end as usual, and not at U+2028."""
     return [(n, line.rstrip("\n").split("\t")) for n, line in enumerate(io.StringIO(text, None), 1)]
 
 
 def _csv(text: str, file: Path) -> list[tuple[int, list[str]]]:
     """Return the cells of each row, and the number of the line in which it begins.
 
-    The module ``csv`` bounds a cell, for all its readers at once, by 131,072 characters unless told
-    otherwise.  Here the text is the bound.
+    The module ``csv`` limits a cell to 131,072 characters by default, for all its readers at once.  Here
+    the length of the text is the limit.
     """
     reader, rows, line = csv.reader(io.StringIO(text, ""), strict=True), [], 1
     bound = csv.field_size_limit(len(text))
@@ -291,7 +291,7 @@ def _sentences(rows: list[_Row], file: Path) -> Sentences:
     if len(classes) == 1:
         raise ValueError(
             f"{file}: all lines from {rows[0].line} to {rows[-1].line} have the label "
-            f"{_short(str(classes[0]))}, and it takes two to tell them apart"
+            f"{_short(str(classes[0]))}, and at least two labels are needed"
         )
     place = {label: c for c, label in enumerate(classes)}
     labels = np.array([place[row.label] for row in first.values()], np.intp)
@@ -299,7 +299,7 @@ def _sentences(rows: list[_Row], file: Path) -> Sentences:
 
 
 def _contradictions(rows: Iterable[_Row], first: dict[str, _Row]) -> list[tuple[int, str]]:
-    """Return the lines that give a sentence another label than it has had."""
+    """Return the lines that give a sentence a second label."""
     return [
         (
             row.line,
@@ -340,5 +340,5 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def _short(text: str, most: int = 40) -> str:
-    """Return a text in quotes, in ASCII, and not at any length."""
+    """Return a text in quotes, in ASCII, and shortened if it is long."""
     return ascii(text if len(text) <= most else f"{text[:most]}...")

@@ -2,13 +2,13 @@
 
     python torch_minilm.py ADAPTER SENTENCE... [--model DIR]
 
-ADAPTER is what ``finetune_minilm.py`` has saved of LoRA or DoRA, say out/minilm/lora: a folder of PEFT,
-which holds the classifier, too, and in ``notes.json`` the names of the classes.  DIR is the folder of the
-BERT, by default that of all-MiniLM-L6-v2 as pip has installed it.  For each sentence you see how likely
-each class is.
+ADAPTER is a folder that ``finetune_minilm.py`` has saved for LoRA or DoRA, for example out/minilm/lora.
+It is a folder of PEFT, which also holds the classifier, and in ``notes.json`` the names of the classes.
+DIR is the folder of the BERT, by default that of all-MiniLM-L6-v2 as installed by pip.  For each sentence
+the script prints how likely each class is.
 
-Nothing of minigrad or loradora is imported: whoever uses such an adapter needs PyTorch, transformers and
-PEFT alone.
+Nothing of minigrad or loradora is imported.  To use such an adapter, PyTorch, transformers and PEFT are
+enough.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers import BertModel, BertTokenizer, logging
 
 
 class Classifier(nn.Module):
-    """What ``bert.Classifier`` is, under the same names: a linear layer on the mean of the vectors."""
+    """The same as ``bert.Classifier``, with the same names: a linear layer on the mean of the vectors."""
 
     def __init__(self, bert: BertModel, classes: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ if __name__ == "__main__":
         parser.error("all-MiniLM-L6-v2 is not installed: give a BERT with --model")
     if not (chosen.adapter / "adapter_config.json").exists():
         parser.error(f"{chosen.adapter} is no adapter: give a folder such as out/minilm/lora")
-    logging.set_verbosity_error()  # it would say that the file has more than is needed
+    logging.set_verbosity_error()  # it would warn that the file holds more than is needed
     logging.disable_progress_bar()
     model = chosen.model or Path(package.origin).parent / "model"
     for sentence, likely in zip(chosen.sentences, judge(model, chosen.adapter, chosen.sentences)):

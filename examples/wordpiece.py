@@ -2,19 +2,19 @@
 
     "Unaffordable cafés!"  →  unaffordable  cafes  !  →  una ##ff ##ord ##able  cafes  !
 
-BERT (Devlin et al. 2018, arXiv:1810.04805, section 3) has 30,000 pieces, which WordPiece (Schuster and
-Nakajima 2012; Wu et al. 2016, arXiv:1609.08144, section 4.1) has learnt.  A piece that goes on within a
-word begins with ``##``.  There are two steps, and each is short:
+BERT (Devlin et al. 2018, arXiv:1810.04805, section 3) has 30,000 pieces, learnt by WordPiece (Schuster
+and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144, section 4.1).  A piece that continues a word begins
+with ``##``.  There are two short steps:
 
-1.  **Words.**  Each character is cleaned for itself, whatever stands around it: it may vanish, lose its
-    accent, or become a word of its own.  White space parts the words.
+1.  **Words.**  Each character is cleaned by itself, whatever stands around it.  It may vanish, lose its
+    accent, or become a word of its own.  Then white space separates the words.
 2.  **Pieces.**  From the left, the longest piece that fits is taken, again and again.  If nothing fits
-    somewhere, then the whole word is unknown: ``[UNK]``.
+    somewhere, the whole word is unknown: ``[UNK]``.
 
-The ids are those that Hugging Face's ``BertWordPieceTokenizer`` gives, which the tests compare.  There
-are two exceptions, far from any vocabulary.  That library has Unicode's tables of about 2015, while ours
-are those of this Python; so characters that are younger, or have changed their category since, may
-differ.  And marks that take up space, as in written music, are left in the order in which they come.
+The ids are those of Hugging Face's ``BertWordPieceTokenizer``; the tests compare them.  There are two
+exceptions, both for rare characters.  First, that library has Unicode's tables of about 2015, and we
+have those of this Python.  So characters that are newer, or have changed their category since, may
+differ.  Second, marks that take up space, as in written music, stay in their order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
-#: A longer word is unknown, so that a hostile one costs little.
+#: A longer word counts as unknown, so that a hostile one costs little.
 LONGEST_WORD = 100
 
 #: The blocks of Chinese characters, which need no spaces between words.
@@ -40,11 +40,11 @@ IDEOGRAPHS = [
 
 
 class Characters(dict[int, str]):
-    """What becomes of each character: the table that ``str.translate`` asks.
+    """What each character becomes: the table for ``str.translate``.
 
-    It fills itself, a character at a time.  Taking each character for itself keeps the time
+    It fills itself, one character at a time.  Cleaning each character by itself keeps the time
     proportional to the length of the text.  (``unicodedata.normalize`` takes quadratic time for a long
-    row of accents, because it sorts them; here they are dropped.)
+    row of accents, because it sorts them.  Here they are dropped.)
     """
 
     def __init__(self, lower_case: bool, strip_accents: bool, chinese: bool) -> None:
@@ -57,13 +57,13 @@ class Characters(dict[int, str]):
         return self[code]
 
     def cleaned(self, character: str) -> str:
-        """Return what a character becomes, with a space on either side of what stands alone."""
-        # Control and format characters vanish, private and half ones, and what replaces unreadable bytes.
-        # White space stays, and words are parted there.
+        """Return what a character becomes.  One that stands alone has a space on either side."""
+        # What vanishes: control and format characters, private ones, halves of a surrogate pair, and the
+        # replacement of unreadable bytes.  White space stays, because it separates words.
         vanishing = unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs")
         if (vanishing and character not in "\t\n\r") or ord(character) == 0xFFFD:
             return ""
-        if self.strip_accents:  # é is e and a mark, which is of the category Mn
+        if self.strip_accents:  # é is e and a mark of the category Mn
             parts = unicodedata.normalize("NFD", character)
             character = "".join(part for part in parts if unicodedata.category(part) != "Mn")
         if self.lower_case:
@@ -83,10 +83,10 @@ class WordPiece:
     Parameters
     ----------
     vocabulary
-        The pieces; the id of each is its place.  It needs ``[PAD]``, ``[UNK]``, ``[CLS]`` and ``[SEP]``.
+        The pieces; the id of each is its index.  It needs ``[PAD]``, ``[UNK]``, ``[CLS]`` and ``[SEP]``.
     lower_case, strip_accents, chinese
         What is done to characters: ``do_lower_case``, ``strip_accents`` and ``tokenize_chinese_chars``
-        of a tokenizer_config.json.  Unless it is said, accents are stripped with lower case only.
+        of a tokenizer_config.json.  By default, accents are stripped only together with lower case.
 
     Raises
     ------
@@ -112,13 +112,13 @@ class WordPiece:
 
     @classmethod
     def from_folder(cls, folder: Path) -> WordPiece:
-        """Read vocab.txt and, if they are there, tokenizer_config.json and the options in tokenizer.json.
+        """Read vocab.txt and, if present, tokenizer_config.json and the options in tokenizer.json.
 
         Raises
         ------
         ValueError
-            Naming the file, and the line if there is one, for what is missing, unreadable or of another
-            kind of tokenizer.
+            If something is missing, unreadable or of another kind of tokenizer.  The message names the
+            file, and the line if there is one.
         """
         options = read_options(folder / "tokenizer_config.json")
         vocabulary = read_vocabulary(folder)
@@ -132,7 +132,7 @@ class WordPiece:
         return self._length
 
     def pieces(self, text: str) -> list[str]:
-        """Return the pieces of a text.  A special token that is written in it, as ``[MASK]``, is one."""
+        """Return the pieces of a text.  A special token in the text, such as ``[MASK]``, is one piece."""
         found = []
         for i, part in enumerate(self._special.split(text)):
             if i % 2:  # what the pattern has matched
@@ -164,7 +164,7 @@ class WordPiece:
         return [self.ids[piece] for piece in (CLS, *self.pieces(text)[: longest - 2], SEP)]
 
     def knows(self, text: str) -> bool:
-        """Tell whether some piece of a text is known, that is, not ``[UNK]``."""
+        """Tell whether at least one piece of a text is known, that is, not ``[UNK]``."""
         return any(piece != UNK for piece in self.pieces(text))
 
 
@@ -174,7 +174,7 @@ def numbered(vocabulary: Sequence[str]) -> dict[str, int]:
         raise ValueError("there are no pieces")
     ids: dict[str, int] = {}
     for i, piece in enumerate(vocabulary):
-        # Empty lines may come again: they hold a place, but no word has an empty piece.
+        # Empty lines may repeat: they only take up ids, because no word has an empty piece.
         if piece and piece in ids:
             raise ValueError(f"lines {ids[piece] + 1} and {i + 1} are both {piece!a}")
         ids[piece] = i
@@ -210,7 +210,7 @@ def read_vocabulary(folder: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}: line {line} is not UTF-8") from None
-    lines = text.split("\n")  # str.splitlines would break at U+2028, which a piece may have
+    lines = text.split("\n")  # str.splitlines would split at U+2028, which a piece may contain
     return [line.rstrip() for line in (lines if lines[-1] else lines[:-1])]
 
 
@@ -269,7 +269,7 @@ def chosen(config: dict[str, Any], names: dict[str, str], path: Path) -> dict[st
     """Return the options that a config sets, under the names that they have here."""
     options: dict[str, bool] = {}
     for name, ours in names.items():
-        value = config.get(name)  # null is the default, as if nothing was said
+        value = config.get(name)  # null means the default
         if isinstance(value, bool):
             options[ours] = value
         elif value is not None:

@@ -348,7 +348,7 @@ def test_a_heading_that_is_not_known_as_one_is_no_class(main, tmp_path):
     (tmp_path / "mine.tsv").write_text("the scene\tTopic\n" + text, encoding="utf-8")
     said = main("--data", tmp_path / "mine.tsv", exits=2).err
     assert "only one text has the label 'Topic': 'the scene'; a class needs two" in said
-    assert "(what heads the columns is: text, label)" in said
+    assert "(a heading row is: text, label)" in said
     (tmp_path / "mine.tsv").write_text("the scene\tLabel\n" + text, encoding="utf-8")
     main("--data", tmp_path / "mine.tsv", "--method", "head")
 
@@ -443,7 +443,7 @@ def test_what_was_saved_for_another_base_is_refused(main, script, tmp_path, fold
     save = importlib.import_module("safetensors.numpy").save_file
     save(weights, other / "model.safetensors")
     saved = "--saved", tmp_path / "out"
-    main(*saved, "--model", other, small=False, exits="the base was another model than this one")
+    main(*saved, "--model", other, small=False, exits="the model was trained on another base")
     good = json.loads((tmp_path / "out" / "lora" / "notes.json").read_text(encoding="utf-8"))
     for notes in (
         *("{}", '{"labels": "ab"}', "no JSON"),
@@ -485,7 +485,7 @@ def test_each_method_keeps_its_own_labels(main, tmp_path, folder, data):
     (tmp_path / "other.tsv").write_text(text, encoding="utf-8")
     main("--method", "lora", "--epochs", 1, "--data", tmp_path / "other.tsv")
     saved = "--saved", tmp_path / "out", "--model", folder, "--sentence", "a grand film"
-    said = "several trainings, choose by --method: head tells blame, praise; lora tells no, yes"
+    said = "several trainings; choose one by --method: head tells blame, praise; lora tells no, yes"
     main(*saved, small=False, exits=said)
     judged = main(*saved, "--method", "lora", small=False).out
     assert re.search(r"LoRA +(yes|no) ", judged)

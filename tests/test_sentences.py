@@ -379,7 +379,7 @@ def test_one_text_with_two_labels_is_refused_with_both_lines(table):
 
 def test_one_class_is_refused(table):
     assert refused(sentences.read, table("\na\t7\nb\t7\n\nc\t7\n")) == (
-        "FILE: all lines from 2 to 5 have the label '7', and it takes two to tell them apart"
+        "FILE: all lines from 2 to 5 have the label '7', and at least two labels are needed"
     )
 
 
