@@ -16,7 +16,7 @@ settings.register_profile(
     max_examples=EXAMPLES,
     deadline=None,
     print_blob=True,
-    # named, although it is the usual one: a place that is named may be read-only without a warning
+    # the default place, but named: then it may be read-only without a warning
     database=DirectoryBasedExampleDatabase(FAILED),
     suppress_health_check=[HealthCheck.too_slow],  # a slow machine is not a failure
 )
@@ -32,14 +32,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # a shell has what it starts in the background ignore Ctrl-C, which many tests press
+    # many tests press Ctrl-C, and a shell makes its background jobs ignore that
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("thorough" if config.getoption("--thorough") else "default")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Import nothing here but tests to look for examples: the rest may need an extra, or run at once."""
+    """Look for examples only in tests: importing other files may need an extra, or run a script."""
     is_code, is_test = collection_path.suffix == ".py", collection_path.name.startswith("test_")
     return True if is_code and not is_test else None
 

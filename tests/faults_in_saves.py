@@ -1,17 +1,21 @@
-"""Let saves fail, be interrupted, be killed and meet other saves, and see what is on the disk then.
+"""Let saves fail, be interrupted, be killed or meet other saves, and check what is left on the disk.
 
     python tests/faults_in_saves.py
     python tests/faults_in_saves.py kills --kills 1000
 
-What a save asks of the operating system is counted.  Then it is done again for every call k, and this one
-fails, or Ctrl-C comes just before it or just after; the same with a second fault on the way back; and in
-a process of its own that is killed there.  Killed at random moments are also processes that save in a
-loop, one alone and two in the same folder.  Two threads save there, and a signal handler saves in the
-middle of a save.
+First, the calls that a save makes to the operating system are counted.  Then the save is repeated for
+every call k, with one of these at that call:
 
-What can be loaded then must always be the old or the new, whole: it is known by what it computes.
-Nothing else may be left behind, and the next save must succeed.  A kill may leave something, which the
-next save sweeps, and a folder with files of two saves; but then loading must say so.
+- the call fails, or Ctrl-C comes just before it or just after it;
+- the same, and a second fault while the save cleans up;
+- the process is killed.
+
+Processes that save in a loop are also killed at random moments, one alone and two in the same folder.
+Two threads save into one folder, and a signal handler saves in the middle of a save.
+
+What can be loaded afterwards must always be the old or the new, whole.  Its outputs tell which it is.
+Nothing else may be left behind, and the next save must succeed.  After a kill, something may be left,
+which the next save removes.  A folder may even hold files of two saves, but then loading must say so.
 """
 
 import argparse
@@ -172,7 +176,7 @@ def state(root, scenario):
 
 
 def whole(root, scenario):
-    """Return the names of all that is there, but for what is temporary, and what the parts compute."""
+    """Return the names of all that is there, except temporary files, and what the parts compute."""
     inside = {p for home in root.rglob(TEMPORARY) for p in (home, *home.rglob("*"))}
     paths = sorted(p for p in root.rglob("*") if p not in inside)
     names = [f"{p.relative_to(root)}{' (a link)' * p.is_symlink()}" for p in paths]
@@ -211,7 +215,7 @@ class Ground:
         return list(self.root.rglob(TEMPORARY))
 
     def check_next_save(self):
-        """Raise unless the next save succeeds and sweeps what was left."""
+        """Raise unless the next save succeeds and removes what was left."""
         self.scenario.new(self.root)
         assert whole(self.root, self.scenario) == self.after
         assert not self.left(), f"the next save does not sweep {self.left()}"
@@ -236,8 +240,8 @@ KILLED_BEFORE, KILLED_AFTER = "killed before", "killed after"
 class Faults:
     """Inside the ``with``, counts what this thread asks of the system, and spoils some of it.
 
-    ``spoiled`` says what happens at which call.  What the system cannot close it closes all the same; and
-    nothing stays open here because a result was lost.
+    ``spoiled`` says what happens at which call.  A file is closed even if its ``close`` fails,
+    and nothing stays open here because a result was lost.
     """
 
     def __init__(self, spoiled=None, number=errno.EIO):
@@ -517,7 +521,7 @@ def kills_at_calls(folder, names=SCENARIOS):
 
 def saves_without_end(root, kinds):
     parent = os.getppid()
-    while os.getppid() == parent:  # it may have failed, and this is of no use to anybody else
+    while os.getppid() == parent:  # it may have failed, and nobody else needs this
         for kind in kinds:
             adapted(kind).save_pretrained(root)
 

@@ -1,17 +1,17 @@
-"""Damage adapter files at random and see what loading does: a clear error or a sound model, no third way.
+"""Damage adapter files at random: loading must give a clear error or a sound model, and nothing else.
 
     python tests/fuzz_adapter_files.py --count 20000
 
 Valid files (``.npz``, PEFT's folder if safetensors is installed, models, one of them in shards, and
 configs alone) are changed a little: bytes flipped, removed, repeated or moved, values in the JSON
 replaced, tensors renamed, reshaped or retyped, headers and directories made to lie.  Where a checksum or
-a length would betray the change at once, it is made to fit again, so that the damage reaches what is
+a length would give the change away at once, it is corrected, so that the damage reaches what is
 inside.  Then come the files of ``hostile_files.py``, which somebody made on purpose.
-The suite tries those, and four hundred at random.
+The test suite tries those, and four hundred random ones.
 
 A clear error is a ``CheckpointError`` of less than 10,000 characters.  A sound model computes what the
-tensors and the config in the file say, evaluated here in NumPy alone.  Either way the base must be what
-it was before, and it must take less than two seconds of the processor, and no more memory than a small
+tensors and the config in the file say, evaluated here in NumPy alone.  Either way the base must be
+unchanged.  Loading must take less than two seconds of processor time, and no more memory than a small
 multiple of the file.  Anything else is reported with its seed.
 """
 
@@ -56,7 +56,7 @@ SECONDS, TIMES, MEGABYTES = 2, 20, 30
 
 
 class Net(ld.Module):
-    """An MLP behind a long name: what is slow for every letter of a path shows."""
+    """An MLP behind a long name, so that work for every letter of a path shows."""
 
     def __init__(self):
         self.fifteen_letters = ld.MLP(SIZES, rng=np.random.default_rng(0))
@@ -524,7 +524,7 @@ class Spent(RuntimeError):
 
 
 class Late(BaseException):
-    """It is high time to give up, whoever catches exceptions."""
+    """Time to give up, even for code that catches every Exception."""
 
 
 @contextlib.contextmanager
@@ -591,7 +591,7 @@ def reader(files, net, folder):
 
 
 def attempt(read):
-    """Return what is read, None if it is refused, as it should be."""
+    """Return what is read; None if it is refused properly."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -1,12 +1,12 @@
-"""The golden cases: what PyTorch, transformers and PEFT make of the inputs in ``data/``.
+"""The golden cases: what PyTorch, transformers and PEFT compute from the inputs in ``data/``.
 
     python tests/golden_cases.py [--write]
 
 ``data/op_cases.json``, ``adapter_cases.json`` and ``bert_cases.json`` describe the cases, and the
 ``.npz`` beside each holds its arrays under the keys of the description.  The inputs were drawn once and
-are kept.  What is expected follows from them: it is computed here, in the dtype of the inputs, and
-compared with what is in the files, to the tolerance of the case.  ``--write`` puts what differs or is
-missing into the files, so a new case is its description and its inputs.
+are kept.  The expected values are computed from them here, in the dtype of the inputs, and compared with
+the files, to the tolerance of the case.  ``--write`` puts what differs or is missing into the files.  So
+to add a case, write its description and its inputs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def op_expectations(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]
 
 
 def _apply(case: Case, operands: list[Any]) -> Any:
-    """Return what PyTorch makes of the operands; its keywords are others than NumPy's."""
+    """Return what PyTorch makes of the operands; its keywords differ from NumPy's."""
     import torch
     from torch.nn import functional
 

@@ -1,4 +1,4 @@
-"""Adapter files that somebody made on purpose: each is small, or true in every detail but one.
+"""Adapter files made to do harm: each is small, or correct in every detail but one.
 
 They are put together byte by byte from what the formats say: PKWARE's APPNOTE for zip archives, NEP 1 for
 ``.npy`` headers, and the README of safetensors.  So nothing here depends on the code that reads them.
@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-#: The two layers of the model, behind a name that is long enough for a pattern to choke on.
+#: The two layers of the model, behind a name long enough to make some patterns very slow.
 LAYERS = "fifteen_letters.layers.0", "fifteen_letters.layers.2"
 A = f"{PREFIX}{LAYERS[0]}.lora_A.weight"
 B = f"{PREFIX}{LAYERS[0]}.lora_B.weight"
@@ -37,7 +37,7 @@ def tensors(r=RANK, dtype=np.float32):
 
 
 def npy(header, data=b"", version=1):
-    """Return an ``.npy`` file with this header, whatever it says."""
+    """Return an ``.npy`` file with this header, right or wrong."""
     text = header.encode("utf-8" if version == 3 else "latin1")
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
@@ -56,14 +56,14 @@ def deflated(data):
 
 
 def member(name, data, compressed=False, **lies):
-    """Return what :func:`archive` takes: a file, and what the directory says falsely of it."""
+    """Return what :func:`archive` takes: a file, and what the directory says wrongly about it."""
     packed = deflated(data) if compressed else data
     true = {"method": 8 if compressed else 0, "flags": 0, "crc": zlib.crc32(data), "extra": b""}
     return name, packed, true | {"packed": len(packed), "size": len(data)}, lies
 
 
 def archive(members, **lies):
-    """Return a zip archive; ``lies`` are what its end says falsely of the directory."""
+    """Return a zip archive; ``lies`` are what its end says wrongly about the directory."""
     body, directory = bytearray(), bytearray()
     for name, packed, true, false in members:
         at, name = len(body), name.encode()
@@ -104,7 +104,7 @@ def config_member(text, **options):
 
 
 def members(config=VALUES, arrays=None, drop=(), **options):
-    """Return the members of a valid adapter, but for what is given."""
+    """Return the members of a valid adapter, except those given."""
     text = config if isinstance(config, bytes) else json.dumps(config).encode()
     arrays = {k: v for k, v in (tensors() | (arrays or {})).items() if k not in drop}
     return [config_member(text), *(member(f"{k}.npy", as_npy(v)) for k, v in arrays.items())]
@@ -434,7 +434,7 @@ HOSTILE = {
         lambda: configured(layers_to_transform=list(range(MANY))),
         "either",
     ),
-    # what the tensors say, and the config says otherwise or not at all
+    # what the tensors say, and the config contradicts or omits
     "no targets": (lambda: configured(target_modules=None), "loaded"),
     "other targets": (lambda: configured(target_modules=["1"]), "loaded"),
     "fewer targets": (lambda: configured(target_modules=["0"]), "loaded"),

@@ -1,8 +1,8 @@
 """An interrupt at every point of some work, one at a time.
 
-Python looks for a Ctrl-C between two of its instructions.  Here it comes in turn at each line of our
-packages that the work executes, or at each instruction, without a clock.  It comes from a timer where
-it matters at which instructions Python does look.
+Python looks for a Ctrl-C between two of its instructions.  Here the Ctrl-C comes at each line of our
+packages that the work executes, one after the other, or at each instruction, without a clock.  Where it
+matters at which instructions Python looks, a timer sends it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ PACKAGES = "loradora.", "minigrad."
 
 
 def interrupted(work, at, instructions=False):
-    """Do the work, interrupted at the point of this number; return whether it came so far."""
+    """Do the work, interrupted at the point of this number; return whether that point was reached."""
     left = at
 
     def watch(frame, event, arg):
@@ -78,8 +78,8 @@ needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no t
 def interrupted_by_a_timer(work, times):
     """Repeat ``work`` until it is interrupted, and yield then; ``times`` times over.
 
-    Each time it is first done undisturbed: how long that takes tells when to interrupt, however fast
-    the machine is, and whatever else it does.
+    Each time the work is first done undisturbed.  How long that takes tells when to interrupt, however
+    fast or busy the machine is.
     """
     rung = False
 

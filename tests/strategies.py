@@ -2,7 +2,7 @@
 
 A case is a strategy, which draws calls, and the same function written in NumPy.  A :class:`Call` names
 the arrays to differentiate by and says how a function is called on them.  It does not know the function:
-the op and NumPy's are called in the same way, and so is a definition that the op is held against.
+the op, NumPy's function and any other definition are called in the same way.
 
 Hypothesis draws the structure (shapes, axes, indices, a seed), NumPy fills it with values.  These keep
 away from kinks and poles by construction: all magnitudes in one call are distinct and lie between 0.3
@@ -26,7 +26,7 @@ SMALLEST, LARGEST = 0.3, 3.0
 class Call:
     """The arrays to differentiate by, and how a function is called on them.
 
-    ``apply(f, *variables)`` calls f.  It closes over all else that f is given: numbers, axes, indices.
+    ``apply(f, *variables)`` calls f.  It closes over everything else that f gets: numbers, axes, indices.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ def array(of: st.SearchStrategy[Shape], signed: bool = True) -> st.SearchStrateg
     return of.flatmap(lambda shape: arrays(shape, signed=signed)).map(lambda drawn: drawn[0])
 
 
-#: No two axes of a shape have the same length, lest a wrong order of axes go unseen.
+#: No two axes of a shape have the same length, so that a wrong order of axes shows.
 SHAPES = [
     (),
     (1,),

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/accuracies.py [--seeds 3]
 
-The recipe is that of ``examples/finetune_minilm.py``.  Both sides begin with the same A and see the same
+The recipe is that of ``examples/finetune_minilm.py``.  Both sides start with the same A and see the same
 batches.  Each row has the accuracy of both on 1,000 other sentences, how many of these they judge
 differently, and the largest difference of their losses in any step.  (Extra ``bench``; about a minute for
 each row on one core.)
@@ -43,7 +43,7 @@ def recipe(method: str, seed: int) -> Recipe:
 
 
 def batches(how: Recipe, train: Examples, classes: int) -> list[np.ndarray]:
-    """Return which examples are in each batch of a training, by a model that only remembers."""
+    """Return which examples are in each batch of a training, using a model that only records them."""
     seen = []
 
     class Remembering(ld.Module):

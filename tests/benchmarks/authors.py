@@ -2,8 +2,8 @@
 
     python tests/benchmarks/authors.py [--steps 200] [--seeds 3]
 
-Both sides begin with the same numbers and see the same batches; what they report is the loss on the last
-scene of the play.  They may differ by rounding alone, which grows with the steps: by 0.01 nats at most.
+Both sides start with the same numbers and see the same batches.  They report the loss on the last scene
+of the play.  Only rounding may make a difference.  It grows with the steps, to 0.01 nats at most.
 (Extra ``bench``; about half an hour on one core.)
 """
 
@@ -67,7 +67,7 @@ def start(method, base, seed):
 
 
 def batches(x, y, steps, seed):
-    """Return the batches that ``fit`` draws: a model that only remembers is trained on them."""
+    """Return the batches that ``fit`` draws: a model that only records them is trained."""
     seen = []
 
     class Remembering(ld.Module):
@@ -125,7 +125,7 @@ def main():
     print(f"{chosen.steps} steps, loss on the new author\n")
     print(f"{'':28}  seed    ours  PyTorch  difference")
     for method in author.methods(8):
-        if method.kind in ("frozen", "scratch"):  # which have no start in common
+        if method.kind in ("frozen", "scratch"):  # these do not start from common numbers
             continue
         for seed in range(chosen.seeds):
             _, theirs = start(method, base, seed)

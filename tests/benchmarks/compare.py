@@ -2,9 +2,9 @@
 
     python tests/benchmarks/compare.py [--quick] [--out FILE]
 
-Needs the extra ``bench``.  Everybody works in one process and on one thread, in float32, taking turns.
-Shown are medians over the rounds, ± half the distance between the quartiles; a ratio is the median of
-the ratios within a round.  A ratio with a target beside it ends in ✓ or ✗.
+Needs the extra ``bench``.  All run in one process and on one thread, in float32, interleaved.  The tables
+show medians over the rounds, ± half the distance between the quartiles.  A ratio is the median of the
+ratios within a round.  A ratio with a target beside it ends in ✓ or ✗.
 """
 
 from one_thread import settle  # isort: split

@@ -1,9 +1,9 @@
-"""The same training step, done by everybody.
+"""The same training step, done by each library.
 
 A step is forward, mean cross-entropy, backward and AdamW on the adapters of a multilayer perceptron.
-Everybody starts from the arrays of one :class:`Problem` and offers ``step()``, which returns the loss,
-and ``parameters()``, the trained arrays in the order of ``Problem.trained``.  :func:`agree` holds them
-to each other.
+Each contender starts from the arrays of one :class:`Problem`.  It offers ``step()``, which returns the
+loss, and ``parameters()``, the trained arrays in the order of ``Problem.trained``.  :func:`agree`
+compares them with each other.
 
 PEFT and loradora run their own layers.  Plain torch, HIPS autograd and MyGrad differentiate one
 textbook formula, :func:`textbook`.
@@ -30,7 +30,7 @@ import loradora as ld
 import minigrad as mg
 
 RATE = 1e-4
-EPS = 1e-4  # not 1e-8: AdamW would move what has a gradient of mere rounding error at full rate
+EPS = 1e-4  # not 1e-8: AdamW would move a number at full rate for a mere rounding error
 FEW = 16  # examples
 Array = np.ndarray
 
@@ -90,7 +90,7 @@ class Problem:
 
 
 class Contender(Protocol):
-    """Somebody who can do the step."""
+    """A library that can do the step."""
 
     def step(self) -> float: ...
 
@@ -104,10 +104,10 @@ def agree(
     tolerance: float = 1e-5,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Refuse to go on unless everybody does the same work: losses and parameters after a few steps.
+    """Refuse to go on unless all do the same work: losses and parameters after a few steps.
 
     Losses are compared on the whole batch, parameters on a few of its examples: among a million inputs of
-    a ReLU there is one so close to 0 that rounding alone decides on which side of the kink it falls.
+    a ReLU there is one so close to 0 that rounding alone decides on which side of the kink it lies.
     """
     few = dataclasses.replace(problem, batch=min(problem.batch, FEW))
     before = problem.trained(dora)
@@ -336,10 +336,10 @@ class NumpyAdamW:
 
 
 class Floor:
-    """Only the matrix products of a LoRA step that nobody can avoid: no sum, no ReLU, no AdamW.
+    """The matrix products that no LoRA step can avoid, and nothing else: no sum, no ReLU, no AdamW.
 
     Every layer: the frozen product, the adapter's two forward and three backward.  Every layer but the
-    first: two to go back to its input.
+    first: two more for the gradient of its input.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -1,12 +1,12 @@
 """Whole training steps of the small GPT of ``examples/gpt.py``, beside OPT of transformers with PEFT.
 
 A step is that of lesson 10: 32 texts of 64 characters through four blocks of 128, mean cross-entropy, the
-way back, the gradient clipped to length 1, AdamW.  First both must have the same loss and gradients.
-PEFT's time is with that of transformers' forms of attention which is the faster one here.
+backward pass, the gradient clipped to length 1, AdamW.  First both must have the same loss and gradients.
+PEFT's time is that with the faster of transformers' two forms of attention.
 
-glibc gives arrays as large as these back to the system whenever they are dropped, if they happen to lie
-at the end of its memory.  So everybody is timed twice: as it happens, and after
-``ld.keep_freed_memory()``, which concerns PyTorch's memory, too.
+When arrays as large as these are dropped and happen to lie at the end of glibc's memory, glibc gives them
+back to the system.  So each side is timed twice: as it is, and after ``ld.keep_freed_memory()``, which
+applies to PyTorch's memory, too.
 """
 
 import functools
@@ -90,9 +90,9 @@ def logits(model: peft.PeftModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def agree(case: Case) -> None:
-    """Refuse to go on unless everybody computes the same loss, and of one text the same gradients.
+    """Refuse to go on unless all compute the same loss, and the same gradients of one text.
 
-    Of 32 texts, some of four million inputs of a ReLU are so close to 0 that rounding decides.
+    With 32 texts, a few of four million inputs of a ReLU are so close to 0 that rounding decides.
     """
     for form in FORMS:
         same_loss(ours(case), theirs(case, form), form)

@@ -3,13 +3,13 @@
     python tests/benchmarks/encoder.py [--quick]
 
 A step is that of ``examples/finetune_minilm.py``: 16 sentences, LoRA or DoRA on query and value and a
-head, mean cross-entropy, the way back, AdamW.  In one batch the sentences are of similar lengths, as in
-training; in the other the shorter ones are filled up.  First both sides must have the same loss and
-gradients.  PEFT's time is with that of transformers' forms of attention which is the faster one here.
-Freed memory is kept, as the example keeps it.
+head, mean cross-entropy, the backward pass, AdamW.  In one batch the sentences have similar lengths, as
+in training.  In the other they have mixed lengths, and the shorter ones are padded.  First both sides
+must have the same loss and gradients.  PEFT's time is that with the faster of transformers' two forms of
+attention.  Freed memory is kept, as in the example.
 
-The weights are those of all-MiniLM-L6-v2 where its package is installed, and random otherwise.  With
-``--quick`` it is a single layer of random ones.
+The weights are those of all-MiniLM-L6-v2 if its package is installed, and random otherwise.  With
+``--quick`` there is a single layer with random weights.
 """
 
 import one_thread  # isort: skip  # first: NumPy and PyTorch look once
@@ -115,7 +115,7 @@ def sides(case: Case, folder: Path) -> tuple[Ours, dict[str, Theirs]]:
 
 
 def agree(ours: Ours, theirs: dict[str, Theirs]) -> None:
-    """Refuse to go on unless everybody computes the same loss and the same gradients."""
+    """Refuse to go on unless all compute the same loss and the same gradients."""
     for form, side in theirs.items():
         same_loss(ours, side, form)
         same_gradients(ours, side, form)
@@ -183,7 +183,7 @@ LINES = {
 
 
 def by_operation(case: Case, folder: Path, times: int) -> Iterator[list[str]]:
-    """Yield the rows: what each operation takes of a step, forward and back."""
+    """Yield the rows: the time of each operation in a step, forward and backward."""
     ours, theirs = sides(case, folder)
     ours.step()
     start = time.process_time()

@@ -1,8 +1,8 @@
-"""A step of fine-tuning a transformer with adapters, by ours and by PEFT, held to each other and timed.
+"""A step of fine-tuning a transformer with adapters: ours and PEFT's, compared and timed.
 
-Each side is given its model, one batch of ids, and the labels: the model of PEFT is the twin of ours.  A
-step is the mean cross-entropy, the way back, and AdamW; where a bound is given, the gradient is clipped
-to it first.
+Each side gets its model, one batch of ids, and the labels.  The model of PEFT is the twin of ours.  A
+step is the mean cross-entropy, the backward pass, and AdamW.  If there is a bound, the gradient is
+clipped to it first.
 """
 
 import gc
@@ -23,7 +23,7 @@ RATE = 1e-4
 #: transformers' forms of attention.
 FORMS = "sdpa", "eager"
 
-#: What our names for the tensors of an adapter are in PEFT.
+#: Our names for the tensors of an adapter, and PEFT's.
 THEIRS = {"A": "lora_A", "B": "lora_B", "m": "lora_magnitude_vector"}
 
 
@@ -133,7 +133,7 @@ def same_gradients(ours: Ours, theirs: Theirs, form: str) -> None:
 
 
 def timed(ours: Ours, theirs: Mapping[str, Theirs], bound: float, seconds: float) -> Iterator[str]:
-    """Yield the cells of a row: the ms of each side, and how far the faster form of PEFT is behind."""
+    """Yield the cells of a row: the ms of each side, and the ratio of the faster form of PEFT to ours."""
     sides = {"ours": ours, **theirs}
     gc.collect()
     times = interleaved({name: side.step for name, side in sides.items()}, seconds)

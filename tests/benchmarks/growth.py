@@ -1,4 +1,4 @@
-"""How time grows with the depth of a graph, the batch and the rank.  Linear means: a constant column."""
+"""How time grows with the depth of a graph, the batch and the rank.  A constant column means linear growth."""
 
 import sys
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """How much of its training time ``examples/finetune_digits.py`` spends inside NumPy.
 
-Counted is what runs in the forwards and rules of the ops, in the factored norm of a DoRA, in the
-optimizer's update and in the making of batches: there is next to nothing in them but calls of NumPy.  All
-else, recording, walking back, layers, checks, is ours, although NumPy is called there, too.  Watching
-takes time itself, so the whole is timed without it.
+What counts as inside are the forwards and rules of the ops, the factored norm of a DoRA, the optimizer's
+update and the making of batches.  These are little more than calls of NumPy.  Everything else counts as
+ours: recording, the backward walk, layers, checks, although NumPy is called there, too.  Watching takes
+time itself, so the total is timed without it.
 """
 
 import contextlib
@@ -110,4 +110,4 @@ class Silent:
     """Shows no progress."""
 
     def step(self, step: Any) -> None:
-        """Pass over a step."""
+        """Ignore a step."""

@@ -1,14 +1,13 @@
 """What a training step needs beyond the model, ours side by side with PyTorch's.
 
-Both are measured over the same stretch, a second step: the optimizer's state is there already, and no
-gradient is, neither before nor after.  What counts is the highest sum of bytes held at any moment of it,
-less what was held when it began.  Everything is traced from its making, so that what a step replaces is
-given back.
+Both are measured over a second step.  The optimizer's state is there already, and there are no gradients
+before or after.  What counts is the highest sum of bytes held at any moment of the step, less what was
+held when it began.  Everything is traced from its creation, so what a step replaces counts as freed.
 
 - Ours is what ``tracemalloc`` sees: NumPy's arrays, and Python's own objects, too.
-- PyTorch's is what its allocator for the CPU gives out and takes back, as its profiler records it: the
-  memory of its tensors, in the bytes that were asked for.  (``torch.cuda`` has a peak for that, the CPU
-  has none.)  Its graph, which is C++, and its Python objects are not in it.
+- PyTorch's is what its CPU allocator hands out and takes back, as its profiler records it: the memory of
+  its tensors, in the bytes that were asked for.  (``torch.cuda`` has a peak for that, the CPU
+  has none.)  It excludes PyTorch's graph, which is C++, and its Python objects.
 
 Neither sees the workspace of a BLAS.
 """

@@ -2,18 +2,18 @@
 
     python tests/benchmarks/ops.py [--quick] [--size 1000x1000] [pow softmax "x[rows" ...]
 
-A table is one size, and a row in it is one way to use an operation.
+Each table is for one size.  Each row is one way to use an operation.
 
 - The forward is called as in training, and recorded: every array of floats wants a gradient.
-- The backward is ``y.backward(g)`` alone.  The graph is kept, and the ``.grad`` of the leaves is taken
-  away before the next time.
-- PyTorch does the same.  First both must agree.
+- The backward is ``y.backward(g)`` alone.  The graph is kept, and the ``.grad`` of the leaves is removed
+  before the next time.
+- PyTorch does the same.  Before any timing, both must agree.
 - "NumPy" is the floor: what you write by hand if you know the derivative and need no graph.  These
-  formulas share nothing with the rules of the engine, so a rule that takes the long way does not lift
-  its floor.  Here, too, each gradient is an array of its own: one that is only ``g`` again is a copy.
+  formulas share nothing with the rules of the engine, so a rule that takes a detour does not raise its
+  floor.  Here, too, each gradient is an array of its own: if it is just ``g``, it is a copy.
 
 Times are medians in µs; "/torch" and "/NumPy" are ours in proportion.  A ✓ means at most 1.5 of PyTorch's
-time, or at most 1.3 of NumPy's.  What has a ✗ is named once more at the end.  An operation without a row
+time, or at most 1.3 of NumPy's.  Whatever has a ✗ is listed again at the end.  An operation without a row
 is an error.
 """
 
@@ -36,7 +36,7 @@ Axis = int | None
 Shape = tuple[int, ...]
 
 #: From a size to the arguments: arrays of floats, which want gradients, and others, which do not.
-#: None if there is nothing to be measured at this size.
+#: None if there is nothing to measure at this size.
 Draw = Callable[[np.random.Generator, Shape], "Sequence[Array] | None"]
 
 SIZES: dict[str, Shape] = {
@@ -90,7 +90,7 @@ def row_and_whole(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
 
 
 def with_places(axis: int) -> Draw:
-    """Draw as many places along an axis as it has.  Some come twice, some not at all."""
+    """Draw as many indices along an axis as it is long.  Some come twice, some not at all."""
     return lambda rng, s: (*one(rng, s), rng.integers(s[axis], size=s[axis]))
 
 
@@ -261,7 +261,7 @@ def gelu_back(g: Array, y: Array, x: Array) -> Array:
 
 
 def placed(a: Array, index: Any, like: Array) -> Array:
-    """Return zeros with a at an index that names no place twice."""
+    """Return zeros with a at an index in which no place comes twice."""
     y = np.zeros_like(like)
     y[index] = a
     return y
@@ -319,12 +319,12 @@ def same(
     draw: Draw = one,
     numpy: Callable[..., Any] | None = None,
 ) -> Row:
-    """Return the row of a formula that is written alike everywhere, or by hand in a better way."""
+    """Return the row of a formula that is written the same way everywhere, or by hand in a better way."""
     return Row(op, name, f, f, numpy or f, backward, draw)
 
 
 def named(name: str, backward: Callable[..., Any], draw: Draw = one) -> Row:
-    """Return the row of a function that is called alike everywhere."""
+    """Return the row of a function that is called the same way everywhere."""
     op = name.partition("(")[0]
     return Row(op, name, *(getattr(library, op) for library in (mg, torch, np)), backward, draw)
 

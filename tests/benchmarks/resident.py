@@ -3,7 +3,7 @@
     python tests/benchmarks/resident.py ours|sdpa|eager BASE ADAPTER BATCH
 
 The base and the adapter are folders, the batch is an ``.npz`` of ids and labels.  After ten steps it
-prints the most bytes that the process has ever held.  Ours imports no PyTorch.
+prints the highest number of bytes that the process has held.  Ours imports no PyTorch.
 """
 
 import sys

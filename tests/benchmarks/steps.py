@@ -75,7 +75,7 @@ def report(quick: bool) -> Iterator[str]:
 
 
 def run(case: Case, seconds: float):
-    """Check that everybody does the same work, then time them."""
+    """Check that all do the same work, then time them."""
     contenders = {}
     for method in ("LoRA", "DoRA"):
         agree(case.problem, method == "DoRA")

@@ -1,4 +1,4 @@
-"""Taking turns with a stopwatch, and setting the results in columns.
+"""Interleaved timing of several contenders, and tables of the results.
 
 The stopwatch counts this process's processor time, of all its threads: other programs on the machine
 disturb it little, and a second thread would not go unnoticed.

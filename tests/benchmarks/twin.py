@@ -1,4 +1,4 @@
-"""The classifier of ``examples/bert.py`` by PyTorch and transformers, called as ours is."""
+"""The classifier of ``examples/bert.py`` in PyTorch and transformers, called like ours."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Where the time of a step goes, by operation: looked at from outside, without a word in the engine.
+"""Where the time of a step goes, by operation, measured without any change in the engine.
 
-For as long as it is watched, the forward of each operation and its rules are exchanged for ones that note
-how long they take.  An operation that a rule uses belongs to that rule.
+While it is measured, the forward of each operation and its rules are replaced by ones that note how long
+they take.  An operation that a rule uses belongs to that rule.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class _Timed:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Split]:
-    """Note what all operations take within this block."""
+    """Note how long all operations take within this block."""
     split = Split(Counter(), Counter())
     before = [(op, op.forward, op.vjps) for op in mg.OPS.values()]
     try:
