@@ -1,8 +1,8 @@
 """LoRA and DoRA compute what their papers say, and their gradients are what calculus says.
 
-Three witnesses are called: finite differences, the closed forms of the module's docstring written out
-in plain NumPy, and the definition of a norm.  What is said about DoRA holds for the norm of rows and of
-columns, with the norm held constant and exactly differentiated.
+They are compared with three things: finite differences, closed forms written out in plain NumPy, and the
+definition of a norm.  DoRA is tested with the norm of rows and of columns, and with the norm held
+constant and exactly differentiated.
 """
 
 import ast
@@ -173,7 +173,7 @@ def problems(draw):
 
 
 def condition(layer):
-    """Return how much larger than V are the terms that V, whose length divides, is the sum of."""
+    """Return how much larger the terms of V are than V itself, by whose length DoRA divides."""
     W0, BA = layer.base_layer.weight.data, layer.scaling * layer.B.data @ layer.A.data
     if not isinstance(layer, ld.DoRALinear):
         return 1
@@ -235,7 +235,7 @@ def test_finite_differences_agree_when_they_too_hold_the_norm_constant(kind, pro
 
 @contextlib.contextmanager
 def norms_that_differences_can_see(layer):
-    """Leave out norms near to 0: a step of a difference walks around them, or drowns in rounding."""
+    """Leave out norms near 0: a difference steps across them, or drowns in rounding."""
     if isinstance(layer, ld.DoRALinear):
         assume(layer.norm().data.min() > 0.05)
         assume(condition(layer) < 100)
@@ -313,7 +313,7 @@ def test_at_the_start_a_large_layer_is_the_base_bit_by_bit(kind, sizes, rows):
 
 @every_dora
 def test_a_new_weight_has_new_norms(kind):
-    """What is remembered of the old one is dropped, in training and in evaluation."""
+    """What was cached for the old one is dropped, in training and in evaluation."""
     for mode in (True, False):
         layer = trained(kind).train(mode)
         x, G = inputs(layer)
@@ -394,7 +394,7 @@ def test_factored_norm_is_its_definition(dtype, data):
 @pytest.mark.parametrize("dtype", RTOL)
 @given(data=st.data())
 def test_factored_norm_survives_cancellation(dtype, data):
-    """B A = −W0/s up to a little: small integers make all products exact, so no digit is excused."""
+    """B A ≈ −W0/s: small integers make all products exact, so every digit must be right."""
     integers = st.integers(0, 2**16)
     rng = np.random.default_rng(data.draw(integers))
     A, B = rng.integers(-4, 5, (2, 6)), rng.integers(-4, 5, (5, 2))
@@ -926,7 +926,7 @@ class Normed(ld.Linear):
 
 
 class Called(ld.Linear):
-    """A Linear that is not called as one."""
+    """A Linear whose call differs from that of a Linear."""
 
     def __call__(self, x):
         return mg.relu(super().__call__(x))
@@ -957,7 +957,7 @@ def test_a_linear_with_a_formula_of_its_own_is_refused(kind, base):
 
 
 class Labelled(ld.Linear):
-    """A Linear that carries something along, and computes what a Linear does."""
+    """A Linear with something extra, which computes the same as a Linear."""
 
     label = "mine"
 
@@ -1270,7 +1270,7 @@ class RowsOnly(ld.DoRALinear):
 
 
 class ColumnsInside(ld.DoRALinear):
-    """A variant that asks for the other axis where it is too late."""
+    """A variant that sets the other axis too late."""
 
     def __init__(self, base, **options):
         super().__init__(base, norm_axis=0, **options)

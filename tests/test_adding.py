@@ -1,4 +1,4 @@
-"""What is added at an index is what ``np.add.at`` adds, also where it is computed in another way."""
+"""Adding at an index gives the result of ``np.add.at``, even where it is computed differently."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_integers_in_arrays_may_repeat(index):
 
 
 def test_a_place_that_is_picked_often_keeps_its_digits():
-    """Within 20 roundings; one after the other, 20,000 rows lose two parts in ten thousand."""
+    """Within 20 roundings; one after the other, 20,000 rows would lose two parts in ten thousand."""
     a = np.full((20_000, 128), 0.1, np.float32)
     assert_allclose(
         added(a, [1] * 20_000, (3, 128))[1], 20_000 * a[0].astype(float), rtol=20 * 2**-23

@@ -1,7 +1,7 @@
 """Attention, layer norm and embeddings are their formulas, and their gradients what calculus says.
 
-Three witnesses are called: loops over texts, heads and tokens in plain NumPy, the five lines for the
-backward pass in the module's docstring, and finite differences.  PyTorch is asked in tests/interop.
+They are compared with loops over texts, heads and tokens in plain NumPy, with the five lines for the
+backward pass in the module's docstring, and with finite differences.  PyTorch is for tests/interop.
 """
 
 import copy
@@ -30,7 +30,7 @@ def numbers(*shape, seed=0, dtype=np.float64):
 
 
 def scattered(module, seed=0):
-    """Return the module with numbers in place of its ones and zeros, too."""
+    """Return the module with its ones and zeros replaced by other numbers."""
     for i, p in enumerate(module.parameters()):
         p.data = (p.data + numbers(*p.shape, seed=seed + i) / 3).astype(p.dtype)
     return module
@@ -354,7 +354,7 @@ def test_an_array_takes_the_dtype_of_the_layer(name, dtype):
 
 @pytest.mark.parametrize("name", MADE)
 def test_float16_is_close_to_float64(name):
-    """Each step is rounded to 11 bits: the results are some of these apart."""
+    """Each step is rounded to 11 bits, so the results may differ by a few of these roundings."""
     layer, x = MADE[name](dtype=np.float16), numbers(3, 4, dtype=np.float16)
     exact = MADE[name]()
     exact.load_state_dict(layer.state_dict())

@@ -102,7 +102,7 @@ def test_what_is_no_text_in_utf_8_is_refused_by_name(tmp_path):
 
 
 class Fixed(ld.Module):
-    """Says the same logits after whatever it reads, and notes how long that was."""
+    """Gives the same logits whatever it reads, and notes how long that was."""
 
     def __init__(self, logits):
         self.logits = np.asarray(logits)

@@ -1,4 +1,4 @@
-"""``examples/bert.py``: what transformers and PEFT compute, what padding changes, and what is refused.
+"""``examples/bert.py`` computes what transformers and PEFT do, ignores padding, and refuses what it must.
 
 The file ``data/bert_cases.json`` describes a small BERT, its inputs and the tolerance; the arrays lie in
 ``data/bert_cases.npz``.  ``golden_cases.py`` computes them again.
@@ -80,7 +80,7 @@ def test_an_adapter_and_its_head_are_trained_as_in_peft(case):
 
 # ----------------------------------------------------------------------------- padding
 
-#: A BERT without dropout, and a classifier on it that starts anywhere.
+#: A BERT without dropout, and a classifier on it with random weights.
 BERT = of(ENCODERS[0])
 CONFIG = BERT.config
 CLASSIFIER = bert.Classifier(BERT, 3)

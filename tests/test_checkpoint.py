@@ -148,7 +148,7 @@ def test_both_formats_hold_the_same(kind, tmp_path, safetensors):
 def test_a_loaded_adapter_is_frozen_and_evaluated_unless_asked_for_training(
     trainable, mode, tmp_path
 ):
-    """To be trained it is loaded in the mode of its base, or of the model that it is loaded into."""
+    """With is_trainable, the mode is that of the base, or of the model that loads the adapter."""
     trained("DoRA").save_adapter(tmp_path / "a.npz")
     model = load(tmp_path / "a.npz", base().train(mode), is_trainable=trainable)
     assert bool(model.trainable_parameters()) is trainable
@@ -530,7 +530,7 @@ def test_of_a_folder_the_file_is_to_be_named(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_no_more_than_one_shard_is_held_beside_the_arrays(dtype, tmp_path):
-    """A shard is there twice while it is taken apart; then its bytes are dropped, and arrays made."""
+    """While a shard is split into arrays it is held twice; then its bytes are dropped."""
     net = ld.Sequential(*[ld.Linear(256, 256, bias=False, rng=0) for _ in range(8)])
     places = {name: f"{name}.safetensors" for name in net.state_dict()}
     state = {name: a.astype(dtype) for name, a in net.state_dict().items()}
@@ -613,7 +613,7 @@ def in_any_file(folder, state):
 
 
 def test_names_says_what_the_tensors_of_a_file_are_called_here(tmp_path):
-    """As of a net that was saved with another head, in a framework with other names."""
+    """As for a net that was saved with another head, in a framework with other names."""
 
     def names(name):
         if name.startswith("head."):
@@ -820,7 +820,7 @@ def test_all_that_would_be_lost_is_listed(tmp_path):
 
 @every_kind
 def test_whatever_leaves_the_function_of_an_adapter_to_its_tensors_is_saved(kind, tmp_path):
-    """New values, flags, modes, a state that is loaded, and copies change no more than the tensors."""
+    """New values, flags, modes, loaded states and copies change at most the tensors."""
     model = trained(kind)
     model.load_state_dict(model.state_dict())
     model.train().requires_grad_(False)
@@ -1236,7 +1236,7 @@ def test_a_folder_with_a_pickle_alone_says_what_to_do(tmp_path, safetensors):
 
 
 class Wrapped(ld.Module):
-    """A module whose parts have the names that PEFT has for its own."""
+    """A module whose parts have the names of PEFT's own parts."""
 
     def __init__(self, seed=0):
         rng = np.random.default_rng(seed)
@@ -1342,7 +1342,7 @@ def test_flipped_bytes_are_refused_by_their_checksum(flips, tmp_path):
 
 
 def test_members_that_the_directory_of_an_archive_hides_are_missed(tmp_path):
-    """One wrong byte in the length of a comment, and all further members are a part of it."""
+    """With one wrong byte in the length of a comment, all further members become part of the comment."""
     file = tmp_path / "a.npz"
     trained().save_adapter(file)
     data = bytearray(file.read_bytes())
@@ -1440,7 +1440,7 @@ def test_a_falsified_safetensors_file_is_refused(name, tmp_path, safetensors):
 
 
 def test_an_intact_file_of_the_same_make_is_read(tmp_path, safetensors):
-    """What was falsified above is refused for its fault, not for the way it was written."""
+    """The damaged files above are refused for their damage, not for the way they were written."""
     assemble(tmp_path / "t.safetensors", header(), np.array([1, 2], np.float32).tobytes())
     file = tmp_path / "t.safetensors"
     entries, _ = files.described(file, file.read_bytes())
@@ -1667,7 +1667,7 @@ def importing_no_safetensors(real):
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, safetensors):
-    """The second of two files cannot be put in its place: the first goes back to what it was."""
+    """If the second of two files cannot be put in its place, the first one is restored."""
     trained().save_pretrained(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     replace, calls = os.replace, []
@@ -1774,7 +1774,7 @@ def test_a_part_of_a_folder_is_no_adapter(name, tmp_path, safetensors):
 
 
 def test_a_folder_whose_save_goes_on_is_read_again(tmp_path, monkeypatch, safetensors):
-    """The config of a new save is there, and its weights come while the reader waits."""
+    """The config of a new save is there already, and its weights arrive while the reader waits."""
     trained("DoRA").save_pretrained(tmp_path / "new")
     trained().save_pretrained(tmp_path / "a")
     (tmp_path / "a" / CONFIG).write_bytes((tmp_path / "new" / CONFIG).read_bytes())
@@ -1891,7 +1891,7 @@ def test_what_no_load_would_read_is_not_saved(tmp_path, monkeypatch, safetensors
 
 
 def test_an_array_is_unpacked_to_its_size_alone(tmp_path):
-    """The size of a member is true of its array, but what is packed goes on."""
+    """The size of a member is right for its array, but the packed data go on."""
     trained().save_adapter(tmp_path / "a.npz")
     name = PREFIX + A
     arrays = read(tmp_path / "a.npz")

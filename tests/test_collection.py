@@ -1,6 +1,6 @@
 """The tests are the same ones wherever, however and in whichever order they are run.
 
-Whoever runs a failed test again by its name relies on it, and so do tools that share the tests out among
+Running a failed test again by its name relies on this, and so do tools that distribute the tests among
 processes.
 """
 
@@ -30,7 +30,7 @@ def pytest_run(*arguments, cwd=None, **environment):
 
 
 def test_every_process_finds_the_same_tests_in_the_same_order(request):
-    """A name must not hold an address, a time, or what comes first in a set."""
+    """A name must not contain an address, a time, or the first element of a set."""
     here = [item.nodeid for item in request.session.items]
     files = dict.fromkeys(item.path for item in request.session.items)
     root = request.config.rootpath
@@ -39,7 +39,7 @@ def test_every_process_finds_the_same_tests_in_the_same_order(request):
         for seed in "12"
     )
     assert first[:-1] == second[:-1]  # all but the seconds it took
-    assert set(here) <= set(first)  # perhaps a few of them, and in an order of their own
+    assert set(here) <= set(first)  # perhaps a few of them, in another order
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def elsewhere(tmp_path):
 
 def test_a_checkout_in_which_nothing_can_be_written_will_do(elsewhere):
     """Hypothesis keeps failed examples if it can."""
-    (elsewhere / ".hypothesis").touch()  # so there can be no directory, not even for root
+    (elsewhere / ".hypothesis").touch()  # so that not even root can make that folder
     assert "1 passed" in pytest_run("tests", cwd=elsewhere)
 
 
 def test_nothing_is_imported_but_the_packages_and_the_tests(elsewhere):
-    """Not even to look for examples: a script may run at once, and need what is not installed."""
+    """Not even to look for examples: a script may start running, and need what is not installed."""
     for name in ("examples/01_lesson.py", "tests/benchmarks/run.py", "tests/helper.py"):
         file = elsewhere / name
         file.parent.mkdir(exist_ok=True)

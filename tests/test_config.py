@@ -268,7 +268,7 @@ def test_how_a_lora_started_is_of_no_consequence_once_it_is_trained(scheme):
     given = values | {"init_lora_weights": scheme} | {n: {"rho": 2.0} for n in [START[scheme]] if n}
     assert LoraConfig.from_dict(as_trained(given)).to_dict() == values
     with pytest.raises(ValueError, match=r"init_lora_weights must be|is not implemented"):
-        LoraConfig.from_dict(given)  # a new one cannot start so
+        LoraConfig.from_dict(given)  # a new adapter cannot start like this
 
 
 @pytest.mark.parametrize("name", ["eva_config", "lora_ga_config", "corda_config", "loftq_config"])
@@ -516,7 +516,7 @@ TARGETS = [
     ({"target_modules": r"layer\.[0-3]\.q"}, "layer.4.q", False),
     ({"target_modules": r".*"}, "anything.at.all", True),
     ({"target_modules": "all-linear"}, "anything.at.all", True),
-    # exclusion goes first
+    # exclusion comes first
     ({"target_modules": ["q"], "exclude_modules": ["0.q"]}, "layer.0.q", False),
     ({"target_modules": ["q"], "exclude_modules": ["0.q"]}, "layer.1.q", True),
     ({"target_modules": ["q"], "exclude_modules": r"layer\.0\..*"}, "layer.0.q", False),

@@ -1,4 +1,4 @@
-"""The data in the repository is what it is said to be, and its scripts would notice if it were not."""
+"""The data in the repository are as described, and its scripts would notice if they were not."""
 
 import gzip
 import sys

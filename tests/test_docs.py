@@ -36,7 +36,7 @@ def blocks(language: str) -> list:
     ids=lambda path: f"{path.parent.name}.{path.stem}",
 )
 def test_every_console_can_show_what_is_printed(path):
-    """Strings are ASCII, messages of errors among them; docstrings and comments write the mathematics.
+    """Strings are ASCII, including error messages.  Docstrings and comments may use other characters.
 
     A pipe on Windows has a code page, one under ``LC_ALL=C`` has ASCII, and print() fails at the rest.
     """

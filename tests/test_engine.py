@@ -188,7 +188,7 @@ def test_backward_frees_the_graph_while_the_result_lives_on(no_gc):
     ],
 )
 def test_a_graph_keeps_only_what_its_rules_read(f, n):
-    """n arrays, beside the result; h is a result itself, which nobody else keeps."""
+    """n arrays besides the result; h is a result itself, which nobody else holds."""
     x = leaf(SQUARE)
     tracemalloc.start()
     try:
@@ -226,7 +226,7 @@ def test_in_the_place_of_what_is_not_read_stands_its_outline():
     ],
 )
 def test_a_rule_that_reads_what_it_said_it_would_not_is_refused(rule):
-    """For a result; a leaf has its array in any case, and so gradcheck makes a result of it."""
+    """This is about results.  A leaf always has its array, so gradcheck makes a result of it."""
     misleading = mg.ops.Op(lambda a: a * a / 2, (rule,))
     with pytest.raises(TypeError, match="underscore"):
         misleading(mg.exp(leaf([1.0, 2.0]))).sum().backward()
@@ -1040,7 +1040,7 @@ def test_a_finaliser_may_call_an_op_while_an_op_runs():
 
 
 def asked_while_an_op_runs(question):
-    """Return the answer that ``question()`` gets from within the forward of an op."""
+    """Return what ``question()`` returns when it is called inside the forward of an op."""
     answers = []
     op = mg.ops.Op(lambda a: answers.append(question()) or a * 1, (lambda g, y, a: g,))
     op(np.ones(1))

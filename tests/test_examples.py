@@ -1,6 +1,6 @@
 """The course: every lesson runs on its own, prints what it promises, and needs NumPy only.
 
-It is a script in every console and a notebook in Jupyter, from one file.
+One file is both a script for every console and a notebook in Jupyter.
 """
 
 import ast
@@ -132,7 +132,7 @@ finally:
 """
 
 
-#: The poorest of consoles: ASCII, for what is printed and for files opened without an encoding.  Every
+#: The most limited console: ASCII, for what is printed and for files opened without an encoding.  Every
 #: code page of Windows contains it.
 CONSOLE = {
     "LC_ALL": "C",
@@ -168,7 +168,7 @@ def run(*arguments, cwd, encoding="ascii"):
 
 
 def check_output(name, printed):
-    """The lesson has printed its points, in their order, and fits on the narrowest of consoles."""
+    """The lesson has printed its points, in order, and fits into 80 columns."""
     rest = printed
     for pattern in LESSONS[name]:
         found = re.search(pattern, rest)
@@ -253,7 +253,7 @@ def test_the_graph_of_the_first_lesson_is_drawn(tmp_path):
     ],
 )
 def test_the_first_lesson_takes_another_function(formula, tmp_path):
-    """A notebook is there to try one."""
+    """In a notebook one can try things."""
     lesson = (EXAMPLES / "01_backward.py").read_text(encoding="utf-8")
     line = "    return mg.tanh(a * b) + a * a\n"
     assert line in lesson
@@ -270,7 +270,7 @@ def test_the_first_lesson_takes_another_function(formula, tmp_path):
 
 @pytest.mark.parametrize("steps", [16, 31])
 def test_lesson_seven_has_eight_checkpoints_and_the_last_is_the_end(steps, tmp_path):
-    """However many steps there are; prints how far each checkpoint is from the last step."""
+    """However many steps there are."""
     code = """if True:
         import runpy, sys
         sys.path.insert(0, sys.argv[1].rpartition("/")[0])
@@ -447,7 +447,7 @@ def test_a_text_of_ones_own_is_learnt_and_not_written_over(tmp_path):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("name", LESSONS)
 def test_every_console_can_show_a_lesson(name, encoding, tmp_path):
-    """Also the name of a file, which may be anything, after the picture is written."""
+    """This includes the name of a file, which may be anything, after the picture is written."""
     picture = {"01_backward": ["--svg", "\u4e8c\u03c0.svg"]}
     if importlib.util.find_spec("matplotlib"):
         picture["07_magnitude_and_direction"] = ["--plot", "\u4e8c\u03c0.svg"]
@@ -531,8 +531,8 @@ def test_every_console_can_show_the_help(path, tmp_path):
 
 NOTEBOOK = ("ipykernel", "jupytext", "nbclient")
 
-#: Runs a lesson as Jupyter does, in its own folder, and in the interpreter of the tests, whatever kernels
-#: there are besides.  In a process of its own: what Jupyter's libraries warn of is not about ours.
+#: Runs a lesson as Jupyter does, in its own folder, with the interpreter of the tests, whatever kernels
+#: are installed.  A process of its own, because warnings of Jupyter's libraries are not about our code.
 JUPYTER = """
 import os, sys, tempfile
 import jupytext, nbformat
@@ -597,7 +597,7 @@ def check_prose(text, prose):
 
 
 def check_code(code):
-    """Each cell is short, and does something."""
+    """Each cell is short and does something."""
     for cell in code:
         assert ast.parse(cell).body
         assert len(cell.splitlines()) <= 30

@@ -1,4 +1,4 @@
-"""A small GPT is adapted where LoRA's authors adapt theirs, and given back bit for bit."""
+"""A small GPT is adapted where LoRA's authors adapt theirs, and can be restored bit for bit."""
 
 import importlib
 import re
@@ -52,7 +52,7 @@ def small(gpt, **options):
 
 
 def adapted(base, seed=1, **options):
-    """Return the GPT with an adapter that is anywhere, not only at its start."""
+    """Return the GPT with an adapter with random numbers, not only at its start."""
     config = ld.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": Q_AND_V, **options})
     model = ld.get_peft_model(base, config, rng=seed)
     rng = np.random.default_rng(seed)
@@ -429,7 +429,7 @@ def test_two_values_for_a_tied_table_are_refused(base):
 
 
 def test_a_tied_table_that_is_missing_under_one_name_is_not_guessed(base):
-    """From PEFT, for a model that is not one of transformers, it is a table that is not tied any more."""
+    """If it comes from PEFT, for a model not of transformers, the table is no longer tied."""
     model = whole(base, ["embed_tokens"])
     state = ld.get_peft_model_state_dict(model)
     state.pop("base_model.model.lm_head.weight")

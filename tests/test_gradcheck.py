@@ -1,4 +1,4 @@
-"""The checker itself: it accepts what is right, and sees each way in which a gradient can be wrong."""
+"""The checker itself accepts right gradients and notices each way in which one can be wrong."""
 
 import re
 
@@ -151,7 +151,7 @@ def test_a_smooth_error_is_not_called_a_kink():
 
 
 class Counting:
-    """A rule for a² that drifts from call to call, by less than any tolerance."""
+    """A rule for a² that changes from call to call, by less than any tolerance."""
 
     calls = 0
 

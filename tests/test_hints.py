@@ -1,6 +1,6 @@
-"""Names of other libraries are answered with what to write here, and every answer is true.
+"""For names of other libraries, the error says what to write here, and every answer is right.
 
-Each answer is run as the code that it is.  What composes a function of NumPy's is held against that.
+Each answer is run as code.  If it composes a function of NumPy, the results are compared.
 """
 
 import copy
@@ -46,7 +46,7 @@ def code(answer):
 
 # ----------------------------------------------------------------------------- compositions
 
-#: How a function is asked for what its answer gives.  All others are given x, or x and y.
+#: The arguments for functions that need special ones.  All others get x, or x and y.
 ASKED = {
     "einsum": lambda f, x, y: f("...i,...i", x, y),
     "prod": lambda f, x, y: f(x, axis=0),
@@ -314,7 +314,7 @@ def test_schedules_do_what_those_of_pytorch_do():
     assert begin[name] < middle[name] > end[name] == 0
 
 
-#: Answers that a reader's copy must be able to follow: a wheel holds the two packages alone.
+#: Answers must not refer to files that only a clone has: a wheel holds just the two packages.
 ANSWERS = {
     **(hints.COMPOSITIONS | hints.OF_TENSORS | hints.OF_MINIGRAD),
     **(hints.OF_MODULES | hints.OF_ADAPTED_MODELS | hints.OF_LORADORA),

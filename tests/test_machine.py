@@ -44,7 +44,7 @@ def kernel(tmp_path, monkeypatch):
 
 
 def in_a_process(body, *arguments):
-    """Return the numbers that a script prints which has the module."""
+    """Return the numbers printed by a script that uses the module."""
     begin = (
         f"import os, sys; sys.path.insert(0, os.fsdecode({os.fsencode(machine.__file__)!r}[:-11]))"
     )
@@ -102,7 +102,7 @@ def test_the_peak_rises_with_what_is_held_stays_and_starts_anew():
         "print(first, during, freed, int(machine.restart_peak()), machine.peak())"
     )
     assert 99 * MB < held - first < 120 * MB
-    assert abs(freed - held) < MB  # each core keeps a little of the count to itself
+    assert abs(freed - held) < MB  # each core counts a little of this privately
     if restarted:
         assert abs(last - first) < 20 * MB
     else:

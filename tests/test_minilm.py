@@ -1,4 +1,4 @@
-"""examples/finetune_minilm.py: it says what is missing, trains, saves, and judges as it did before.
+"""examples/finetune_minilm.py says what is missing, trains, saves, and judges the same after loading.
 
 The model here is a BERT of 40 words and two small layers, so nothing is downloaded.
 """
@@ -117,7 +117,7 @@ def main(script, folder, data, tmp_path, monkeypatch, capsys):
 
 
 pytestmark = [
-    # an option is prepared for a script that ends: hooks for what comes after it are not for a test
+    # the exit hooks of a script are not for the process of the tests
     pytest.mark.usefixtures("untouched"),
 ]
 

@@ -1,4 +1,4 @@
-"""An optimizer's state by name: as a file, whole or refused, whatever the order of the parameters."""
+"""An optimizer's state by name, as a file: loaded whole or refused, whatever the order of parameters."""
 
 import tracemalloc
 
@@ -61,7 +61,7 @@ def test_a_file_restores_the_state_bit_by_bit(make, kind, file):
 
 @every_optimizer
 def test_the_order_of_the_parameters_does_not_matter(kind, file):
-    """A number would give the moments of one to another, where they have one shape."""
+    """Numbering would give the moments of one parameter to another of the same shape."""
     model = ld.get_peft_model(base((3, 3, 3)), ld.LoraConfig(r=3, target_modules=["0", "2"]), rng=1)
     make = OPTIMIZERS[kind]
     optimizer = train(model, make(model.trainable_parameters()))
@@ -109,7 +109,7 @@ def test_several_adapters_have_names_of_their_own(file):
 
 
 class Scaled(ld.LowRankLinear):
-    """A formula that PEFT has not: s B A, and a factor for each output."""
+    """A formula that PEFT does not have: s B A, and a factor for each output."""
 
     def __init__(self, base, **options):
         super().__init__(base, **options)
@@ -347,7 +347,7 @@ def test_a_nested_state_is_read_by_the_names_that_are_given():
 
 
 def test_names_in_another_order_than_those_of_the_state_are_refused():
-    """All four matrices could change places without a word, because they have one shape."""
+    """All four matrices could be swapped unnoticed, because they have the same shape."""
     model = base((4, 4, 4))
     optimizer = train_on_zeros(model, ld.AdamW(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
@@ -369,7 +369,7 @@ def train_on_zeros(model, optimizer):
 
 @pytest.mark.parametrize("option", ["amsgrad", "decoupled_weight_decay"])
 def test_a_state_that_does_not_say_its_formula_is_refused(option):
-    """RAdam has AdamW's options but for one; of old, Adam's were all of AdamW's."""
+    """RAdam has all of AdamW's options except one.  Adam used to have all of them."""
     model = base()
     optimizer = train(model, ld.AdamW(model.parameters()))
     names = [name for name, _ in model.named_parameters()]
@@ -383,7 +383,7 @@ def test_a_state_that_does_not_say_its_formula_is_refused(option):
 
 
 def test_no_momentum_yet_is_no_momentum():
-    """PyTorch has written None for it."""
+    """PyTorch writes None for it."""
     model = base()
     optimizer = ld.SGD(model.parameters(), momentum=0.5)
     names = [name for name, _ in model.named_parameters()]

@@ -115,7 +115,7 @@ def test_containers_that_cannot_be_walked_are_refused(held):
 
 
 class Lazy:
-    """A collection that is dear to read."""
+    """A collection that is expensive to read."""
 
     def __len__(self):
         return 10**12

@@ -1,4 +1,4 @@
-"""How time grows with the depth of a graph, the batch and the rank.  A constant column means linear growth."""
+"""How time grows with depth, batch and rank.  A column that is constant means linear growth."""
 
 import sys
 from collections.abc import Iterator
