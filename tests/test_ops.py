@@ -1,4 +1,4 @@
-"""Every op in the registry keeps the same promises; a new one is found here by itself.
+"""Every op in the registry keeps the same promises; a new one is found here automatically.
 
 Gradients are compared with central differences written here, independent of ``minigrad.gradcheck``: in
 float64, with the step 6e-6·max(1, |x|), the full Jacobian, to a relative 1e-6 and an absolute 1e-8 of
@@ -83,14 +83,14 @@ def differences(drawn, position):
 
 
 def change_rules(patch, op, change):
-    """Put ``change(position, rule)`` in the place of each rule of an op."""
+    """Replace each rule of an op by ``change(position, rule)``."""
     patch.setattr(op, "vjps", tuple(change(i, rule) for i, rule in enumerate(op.vjps)))
     if each := op.each:
         patch.setattr(op, "each", lambda i: change(len(op.vjps) + i, each(i)))
 
 
 def watch_rules(patch, ops):
-    """Return a list to which each rule that is called adds the argument it differentiates by."""
+    """Return a list to which each called rule adds the argument that it differentiates by."""
     differentiated = []
 
     def watched(position, rule):
@@ -205,7 +205,7 @@ def test_float32_stays_float32_and_agrees_with_float64(name, drawn, seed):
 
 @every(CASES)
 def test_no_rule_computes_in_float64_what_is_narrower(name, drawn, seed):
-    """The engine would return the gradient in its own dtype, and hide what it has cost."""
+    """The engine would convert the gradient to the right dtype, and so hide a wider one."""
     returned = []
 
     def noting(position, rule):
@@ -221,12 +221,12 @@ def test_no_rule_computes_in_float64_what_is_narrower(name, drawn, seed):
 
 @every(EVERYTHING)
 def test_second_derivatives_are_those_of_finite_differences(name, drawn, seed):
-    if any(x.size for x in drawn.variables):  # else there is nothing to differentiate by
+    if any(x.size for x in drawn.variables):  # otherwise there is nothing to differentiate by
         mg.gradgradcheck(drawn.function, *drawn.variables, seed=seed, rtol=1e-5, atol=1e-6)
 
 
 def names_read(rule):
-    """Return the names that a rule written as one lambda, or as one function, asks for."""
+    """Return the names that a rule, written as one lambda or one function, reads."""
     names = set()
     for instruction in dis.get_instructions(rule):
         named = instruction.argval
@@ -352,7 +352,7 @@ def test_layer_norm_is_the_deviation_in_units_of_its_spread(call, seed):
 
 @given(st.integers(2, 9), st.integers(0, 99), st.sampled_from([0, 0.5]))
 def test_the_derivative_of_layer_norm_is_symmetric_and_without_eps_a_projection(n, seed, eps):
-    """Its rank is n − 2 then: a shift and a scaling of x are not felt."""
+    """Its rank is n − 2: it does not feel a shift or a scaling of x."""
     x = Tensor(np.random.default_rng(seed).normal(size=n), requires_grad=True)
     y = mg.layer_norm(x, eps=eps)
     jacobian = np.array([mg.grad(y, x, unit).data for unit in np.eye(n)])
@@ -365,7 +365,7 @@ def test_the_derivative_of_layer_norm_is_symmetric_and_without_eps_a_projection(
         np.testing.assert_allclose(np.trace(P), n - 2, atol=1e-12)
 
 
-#: Large enough for the forms that are only for many numbers, with short, middle and long rows.
+#: Large enough for the special forms for many numbers, with short, middle and long rows.
 LARGE = [(1500, 16), (30, 40, 20), (16, 1200), (12, 5000), (3, 6000), (20_000,)]
 
 
@@ -469,7 +469,7 @@ def test_scatter_keeps_the_dtype(index, dtype):
 
 # ----------------------------------------------------------------------------- odd shapes
 
-#: What a parameter may be, by its name: much of it does not fit.
+#: Values for each parameter, by its name.  Many of them do not fit.
 ODD_PARAMETERS = {
     "axis": st.none() | st.integers(-2, 2) | st.sampled_from([(), (0,), (0, 1), (-1, 0), (0, 2)]),
     "axis1": st.integers(-2, 2),
@@ -495,7 +495,7 @@ ODD_SHAPES = [(), (1,), (2,), (3,), (1, 3), (2, 3), (3, 2), (2, 1), (2, 2, 3), (
 @pytest.mark.parametrize("name", sorted(OPS))
 @given(data=st.data())
 def test_what_a_forward_accepts_its_rules_can_handle(name, data):
-    """Any arrays with any parameters: the call is refused, or it can be differentiated twice."""
+    """Any arrays with any parameters: either the call is refused, or it can be differentiated twice."""
     op = OPS[name]
     names, optional = op._parameters
     args, variables = [], []

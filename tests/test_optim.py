@@ -388,7 +388,7 @@ def test_an_interrupt_leaves_a_step_taken_or_not_taken(make, dtype):
 
 @needs_timers
 def test_a_real_signal_leaves_a_step_taken_or_not_taken():
-    """The moments are those of a constant gradient: they tell how many steps there were."""
+    """With a constant gradient, the moments tell how many steps there were."""
     params = [parameter(np.full(3, 1.0)) for _ in range(20)]
     optimizer = ld.AdamW(params, lr=1e-6)
     for p in params:
@@ -405,7 +405,7 @@ def test_a_real_signal_leaves_a_step_taken_or_not_taken():
 @every_optimizer
 @pytest.mark.parametrize("what", ["over", "invalid"])
 def test_a_step_that_numpy_refuses_is_not_taken(make, what):
-    """The first two parameters could have moved."""
+    """The first two parameters could have moved before the third one fails."""
     params, optimizer = trained(make)
     last = params[-1]
     last.grad[...], last.data[...] = (1e308, -1.7e308) if what == "over" else (np.inf, np.inf)
@@ -417,7 +417,7 @@ def test_a_step_that_numpy_refuses_is_not_taken(make, what):
 
 
 class Halving(ld.SGD):
-    """An optimizer of one's own: p ← p/2, which remembers the last gradient."""
+    """A custom optimizer: p ← p/2.  It remembers the last gradient."""
 
     def _moved(self, p, g, state, rate, options):
         return p / 2, {"last": g}
@@ -432,7 +432,7 @@ def test_an_optimizer_of_ones_own_returns_the_new_value_and_the_new_state():
     assert_array_equal(optimizer.state[p]["last"], GRADIENTS[0])
 
 
-#: What a step of one's own may return by mistake.
+#: What the step of a custom optimizer may return by mistake.
 MISTAKES = {
     "a value without a state": lambda p: p / 2,
     "a value of another shape": lambda p: (p[:1], {}),
@@ -828,7 +828,7 @@ def test_what_is_no_number_is_refused_by_name(name):
         NOT_A_NUMBER[name](parameter())
 
 
-#: What is no list of leaves or of groups, and what the error says of it.
+#: What is not a list of leaves or of groups, and what the error says.
 NOT_PARAMETERS = {
     "a tensor": (lambda p: p, "not a Tensor"),
     "a result": (lambda p: [p * 2], r"not the result of mul \(shape \(3, 2\)\)"),

@@ -116,12 +116,12 @@ def assert_is_noticed(outcome, *said):
 
 
 def packed(site):
-    """Put the packages into a zip file, which Python imports from, too."""
+    """Put the packages into a zip file, from which Python can import, too."""
     return Path(shutil.make_archive(str(site), "zip", site))
 
 
 def compiled(site):
-    """Keep the byte code and no source."""
+    """Keep the byte code, not the source."""
     compileall.compile_dir(site, legacy=True, quiet=1)
     for file in site.rglob("*.py"):
         file.unlink()
@@ -280,7 +280,7 @@ def test_an_extra_is_enough_by_itself(extra, what_it_is_for):
 
 @pytest.mark.parametrize("folder", ["minigrad", "loradora", "examples"])
 def test_advice_on_an_extra_works_in_a_checkout_and_without_one(folder):
-    """It is `(extra 'name'): pip install what-it-brings`: a wheel has no folder to install from."""
+    """It is `(extra 'name'): pip install PACKAGES`, because a wheel has no folder to install from."""
     source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / folder).glob("*.py"))
     assert "pip install -e" not in source
     advice = re.findall(r"\(extra '(\w+)'\): pip install (\w+(?: \w+)*)", source)

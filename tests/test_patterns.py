@@ -14,7 +14,7 @@ from loradora.patterns import MOST_TRIES, TRAILING, PatternError, compiled, trie
 
 LONG = "model.layers.10.self_attn.q_proj." * 3 + "q"
 
-#: What people write, some of it found on the Hub.
+#: Patterns that people write.  Some are from the Hub.
 WRITTEN = [
     "q_proj",
     r".*\.(q_proj|v_proj)$",
@@ -91,7 +91,7 @@ REFUSED = {
             "q(?<!(?:a|a(?:)){40})",
             "((a?){100}){100}",
             "(((a|b.)*)*c)*",
-            # what nobody could tell: both the ways and their number are infinite
+            # impossible to tell: both the ways and their number are infinite
             "(?:(?:(?:a+b?)+c?)+(?:d+e?)+){1,3}!",
         ],
         "a search could take too long",
@@ -199,7 +199,7 @@ _parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) el
 
 
 def tried(pattern, path):
-    """Return how many pieces a search that backtracks tries, if all ways have to be gone."""
+    """Return how many pieces a backtracking search tries if it has to go all ways."""
     count = 0
 
     def go(items, i, then, in_a_row=False):

@@ -1,8 +1,8 @@
-"""Random graphs, grown step by step, against an oracle that differentiates the other way round.
+"""Random graphs, grown step by step, against an oracle that differentiates in the other direction.
 
-The oracle goes forward: every node carries, beside its value, its Jacobian for each leaf, propagated
-on plain arrays.  It shares nothing with what it judges: it has no graph, no order and no cotangents,
-and nobody undoes broadcasting, because a tangent broadcasts by itself.  It also predicts, from the
+The oracle goes forward.  Every node carries its value and its Jacobian for each leaf, propagated on plain
+arrays.  It shares nothing with the engine that it judges: it has no graph, no order and no cotangents.
+It need not undo broadcasting, because a tangent broadcasts by itself.  It also predicts, from the
 history of a node, which backward passes must be refused because an earlier one released the graph.
 """
 
@@ -74,7 +74,7 @@ BINARY = {
 
 
 class RandomGraphs(RuleBasedStateMachine):
-    """Leaves, ops on whatever there is, and backward passes from anywhere in any order."""
+    """Leaves, ops on whatever exists, and backward passes from anywhere in any order."""
 
     nodes = Bundle("nodes")
 

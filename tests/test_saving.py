@@ -1,4 +1,4 @@
-"""A save leaves the old or the new, whole, whatever fails or interrupts it and whoever saves beside it.
+"""A save leaves the old or the new, whole, whatever fails, interrupts it or saves at the same time.
 
 The long versions are in ``faults_in_saves.py``.
 """
@@ -54,7 +54,7 @@ def safetensors():
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "two adapters"])
 def test_a_fault_at_any_call_leaves_the_old_or_the_new(name, tmp_path):
-    """Whatever is asked of the system fails once, or Ctrl-C comes just before it or just after it."""
+    """Each call of the system fails once, or Ctrl-C comes just before it or just after it."""
     counts = single_faults(tmp_path, [name])
     found = {(way, result) for _, way, result in counts}
     assert found == {(way, result) for way in (FAILS, BEFORE, AFTER) for result in ("old", "new")}
@@ -153,7 +153,7 @@ def open_folder():
 
 @contextlib.contextmanager
 def without_privileges():
-    """Be a user whom permissions bind, also where the tests run as root."""
+    """Become a user to whom permissions apply, even if the tests run as root."""
     if not hasattr(os, "seteuid"):
         pytest.skip("no users on this system")
     user = os.geteuid()
@@ -418,7 +418,7 @@ def test_a_handler_may_save_in_the_middle_of_a_save(safetensors):
 
 
 def test_a_mix_of_two_saves_says_so(tmp_path, safetensors):
-    """What the tests above let pass as refused is refused by this message, and for no other reason."""
+    """What the tests above accept as refused is refused with this message, and for no other reason."""
     for kind in ("LoRA", "PiSSA"):
         adapted(kind).save_pretrained(tmp_path / kind)
     shutil.copy(tmp_path / "LoRA" / CONFIG, tmp_path / "PiSSA" / CONFIG)

@@ -46,7 +46,7 @@ def packed(files):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """An archive like vaderSentiment's, with the sentences above, whose sum is the known one."""
+    """An archive like vaderSentiment's with the sentences above; their checksum is the known one."""
     lines = [f"{i}\t{mean}\t{text}" for i, (mean, text) in enumerate(RATED, start=1)]
     ratings = "\r\n".join(lines).encode()
     monkeypatch.setattr(sentences, "RATINGS_SHA256", hashlib.sha256(ratings).hexdigest())
@@ -71,7 +71,7 @@ def refused(read, file):
     """Return the message with which a file is refused, without its path."""
     with pytest.raises(ValueError, match=re.escape(str(file))) as caught:
         read(file)
-    assert type(caught.value) is ValueError  # csv's and Unicode's are made into one that says more
+    assert type(caught.value) is ValueError  # errors of csv and Unicode become one that says more
     assert str(caught.value).isascii()
     return str(caught.value).replace(str(file), "FILE")
 
@@ -85,7 +85,7 @@ def attempt(read, file):
 
 
 def numbered(n, classes=2):
-    """Return n sentences, each of which says its class."""
+    """Return n sentences, each containing its class."""
     labels = np.arange(n, dtype=np.intp) % classes
     names = [f"c{c}" for c in range(classes)]
     return Sentences([f"{i} of {names[c]}" for i, c in enumerate(labels)], labels, names)
@@ -191,7 +191,7 @@ def test_a_folder_as_a_member_is_no_file(table):
 
 
 def test_other_ratings_are_refused_by_name(archive, monkeypatch):
-    monkeypatch.undo()  # the sum of the real ones again
+    monkeypatch.undo()  # the checksum of the real ones again
     message = refused(sentences.movies, archive)
     assert sentences.RATINGS in message
     assert f"not {sentences.RATINGS_SHA256}" in message

@@ -1,7 +1,7 @@
 """The hard points: kinks, ties, zeros, infinities, NaN and nothing at all, as exact tables.
 
-Finite differences cannot judge a kink, so here every value and gradient is written down.  They are
-what NumPy says for the values and, where it has an opinion, what PyTorch says for the gradients.
+Finite differences cannot judge a kink, so here every value and gradient is written down.  Values are
+NumPy's.  Gradients are PyTorch's wherever PyTorch defines one.
 """
 
 import math
@@ -176,7 +176,7 @@ def test_a_power_of_0_is_constant_also_at_subnormal_numbers(dtype, sign):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("n", [*range(-7, 8), 20, -21, 5.0, 2**60], ids=str)
 def test_whole_powers_are_those_of_numpy(n, dtype):
-    """However they are made: to two units in the last place, with every sign, 0, infinity and NaN."""
+    """Within two units in the last place, with every sign, 0, infinity and NaN."""
     limits = np.finfo(dtype)
     sizes = [0, limits.smallest_subnormal, limits.tiny, 0.3, 1 - limits.eps, 1, 1.7, 30, limits.max]
     a = np.array([*sizes, limits.tiny**0.25, limits.max**0.25, inf, nan], dtype)
@@ -377,7 +377,7 @@ def test_the_norm_of_infinities_and_nan():
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("axis", ZERO_AXES)
 def test_what_does_not_vary_has_deviation_0_and_gradient_0(axis, keepdims):
-    """The root of the variance would have the gradient NaN there; PyTorch's is 0, too."""
+    """The root of the variance would have the gradient NaN there.  It is 0 here and in PyTorch."""
     y, g = value_and_gradients(lambda a: mg.std(a, axis, keepdims=keepdims), np.full((2, 3), 2.0))
     assert_array_equal(y, np.std(np.full((2, 3), 2.0), axis, keepdims=keepdims), strict=True)
     assert_array_equal(g, np.zeros((2, 3)))
@@ -431,7 +431,7 @@ NORMALIZED = {
 
 @pytest.mark.parametrize(("x", "eps", "expected"), NORMALIZED.values(), ids=NORMALIZED)
 def test_layer_norm_of_extreme_rows(x, eps, expected):
-    """PyTorch's values, but where squares overflow (there it has 0 or NaN); no row disturbs another."""
+    """PyTorch's values, except where squares overflow (it has 0 or NaN there).  Rows are independent."""
     rows = [x, [0, 1, -1]]
     found = value_and_gradients(
         lambda x: mg.layer_norm(x, eps=eps), rows, upstream=np.array([[1.0, 2, 4], [0, 0, 0]])
@@ -450,7 +450,7 @@ def test_layer_norm_of_one_entry_is_0_and_constant(upstream):
 
 @pytest.mark.parametrize("shift", [0, 1e3, -1e5])
 def test_layer_norm_keeps_its_digits_far_from_0(shift):
-    """The mean of squares minus the square of the mean would lose them all."""
+    """The mean of squares minus the square of the mean would lose all digits."""
     x = np.float32([[1, 3], [-0.5, 0.5]]) + np.float32(shift)
     y, exact = mg.layer_norm(x, eps=0.0), np.float32([[-1, 1], [-1, 1]])
     assert_allclose(y.data, exact, rtol=1e-6)
@@ -884,7 +884,7 @@ def test_a_number_may_be_reduced_over_its_only_axis(f, axis):
         f(x, axis=1)
 
 
-MANY = 70_000  # more than float16 can count
+MANY = 70_000  # more than float16 can count exactly
 
 # what sums or counts: a function, and its arguments, which are given to it as float16
 OF_MANY_HALVES = {
@@ -1107,7 +1107,7 @@ TINY = float(np.finfo(np.float64).tiny)
 
 
 def tiny(*shape, dtype=np.float64):
-    """Return numbers about as small as the dtype has."""
+    """Return numbers about as small as the dtype can hold."""
     with np.errstate(under="ignore"):
         found = np.random.default_rng(0).normal(size=shape) * float(np.finfo(dtype).tiny)
         return found.astype(dtype)
@@ -1160,7 +1160,7 @@ def float16_adapter(**options):
 
 A, B, W0, X, G = tiny(2, 3), tiny(4, 2), tiny(4, 3), tiny(5, 3), tiny(5, 4)
 
-#: What underflows on its way to a model, or to arrays, and is none the worse for it.
+#: Computations of models or arrays in which something underflows harmlessly.
 UNDERFLOWS = {
     "float16 weights": lambda: ld.Linear(100, 100, rng=0, dtype=np.float16),
     "float64 inputs": lambda: [ld.Linear(6, 4, rng=0)(tiny(5, 6)).data],

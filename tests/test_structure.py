@@ -1,7 +1,7 @@
 """What makes the arithmetic cheap, stated without a clock.
 
 A training step of a LoRA or a DoRA makes nothing of the size of W0, differentiates nothing that is
-frozen, uses the operations of the engine alone, and leaves nothing behind but its optimizer's moments,
+frozen, and uses only operations of the engine.  It leaves nothing behind except its optimizer's moments,
 which belong to the trained tensors only.
 """
 
@@ -168,7 +168,7 @@ def users_of(name):
 
 
 def test_there_is_no_operation_that_nobody_uses():
-    """What can be composed of others is; the rest is answered by the table of hints."""
+    """What can be composed of other operations is; for the rest there is a hint."""
     absent = ["cos", "cumsum", "sin"]
     assert [name for name in [*sorted(mg.OPS), *absent] if not users_of(name)] == absent
 

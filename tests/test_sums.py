@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from minigrad import sums
 
-#: Few numbers and many, short rows and long ones, on both sides of every bound.
+#: Few numbers and many, short rows and long ones, on both sides of every threshold.
 SHAPES = [
     *[(), (0, 3), (3, 0), (4, 4), (129,), (20_000,), (64, 256), (300, 100), (100, 300), (130, 130)],
     *[(9000, 2), (2, 9000), (16, 1100), (1100, 16), (70, 2, 200), (33, 16, 32), (5, 3, 2, 700)],
@@ -24,7 +24,7 @@ LAYOUTS = {
 
 
 def cases(shape, dtype):
-    """Yield two arrays, in every layout, and axes, every set of them, with and without keepdims."""
+    """Yield two arrays in every layout, with every set of axes, with and without keepdims."""
     rng = np.random.default_rng(0)
     for layout, other in zip(LAYOUTS, [*LAYOUTS][1:] + [*LAYOUTS][:1]):
         a, b = (LAYOUTS[n](rng.uniform(0.5, 1.5, shape).astype(dtype)) for n in (layout, other))

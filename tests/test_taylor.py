@@ -52,7 +52,7 @@ def test_it_is_that_of_python_for_any_numbers(dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_it_is_that_of_python_for_many_numbers_of_every_size(dtype):
-    """Over several blocks, and as far from the points of the grid as a number can be."""
+    """Over several blocks, and as far from the points of the grid as numbers can be."""
     rng = np.random.default_rng(0)
     halfway = (np.arange(taylor.END * taylor.POINTS) + 0.5) / taylor.POINTS
     powers = 10 ** rng.uniform(-12, 1, 30_000)
@@ -99,7 +99,7 @@ OF_SLOPE = {np.float32: 2e-7, np.float64: 5e-16}
 
 
 def assert_close_product(found, a, exact, bound):
-    """Assert that what is found is a times exact, if exact is known to a bound, and then rounded."""
+    """Assert that the result is a times exact and then rounded, where exact is known to a bound."""
     limits = np.finfo(found.dtype)
     rounding = limits.eps * np.abs(a * exact) + limits.smallest_subnormal
     assert np.all(np.abs(found - a * exact) <= bound * np.abs(a) + rounding)

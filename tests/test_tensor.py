@@ -1,4 +1,4 @@
-"""The Tensor as a citizen of NumPy: what it holds, how it mixes, and what it refuses."""
+"""The Tensor among NumPy's arrays: what it holds, how it mixes with them, and what it refuses."""
 
 import array
 import contextlib
@@ -426,7 +426,7 @@ def test_an_array_does_not_become_a_tensor_in_place():
 
 
 def test_no_function_of_numpy_takes_a_tensor_but_those_that_lose_nothing():
-    """Whatever NumPy asks about, it is refused, or its result cannot have a gradient."""
+    """Every function of NumPy is refused, or its result cannot have a gradient."""
     x, refused = leaf(A), 0
     for function in get_overridable_numpy_array_functions():
         try:
@@ -446,7 +446,7 @@ def test_no_function_of_numpy_takes_a_tensor_but_those_that_lose_nothing():
     assert refused > 250
 
 
-# functions that only ask: the answer for an array is that for the Tensor
+# functions that only ask: the answer is that for the array
 ASKING = {
     "shape": np.shape,
     "ndim": np.ndim,
@@ -832,7 +832,7 @@ def test_a_number_is_flattened_to_a_vector():
     assert_array_equal(mg.grad(mg.flatten(x).sum(), x).data, 1.0)
 
 
-# what an argument is that is left out
+# the value of an argument that is left out
 DEFAULTS = {
     "sum": {"axis": None, "keepdims": False},
     "mean": {"axis": None, "keepdims": False},
@@ -1205,7 +1205,7 @@ def test_without_an_axis_tensors_of_any_shapes_are_joined_flat():
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
 @pytest.mark.parametrize("axis", [0, -1])
 def test_any_number_of_tensors_is_joined_and_no_rule_is_handed_more_than_64(n, axis):
-    """Each of n rules that is handed n parts makes a backward pass that is quadratic in n."""
+    """If each of n rules received n parts, the backward pass would be quadratic in n."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(2, 2)) for _ in range(n)]
     xs = [mg.Tensor(a, requires_grad=True) for a in arrays]
@@ -1349,7 +1349,7 @@ def test_an_addend_does_not_widen_a_product(dtype):
 
 
 def test_an_op_may_wrap_a_function_that_has_no_signature():
-    """As the functions of NumPy have none in its older releases."""
+    """The functions of older NumPy releases have none either."""
     with pytest.raises(ValueError, match="signature"):
         inspect.signature(max)
     largest = mg.Op(max, (lambda g, y, a: g * (a >= y),))
@@ -1362,7 +1362,7 @@ def test_an_op_may_wrap_a_function_that_has_no_signature():
 
 @pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv", "ipow", "imatmul"])
 def test_a_leaf_is_not_trained_by_rebinding_its_name(name):
-    """What is written in PyTorch as ``with no_grad(): p -= rate * p.grad`` would move nothing here."""
+    """PyTorch's ``with no_grad(): p -= rate * p.grad`` would move nothing here."""
     p, q = mg.Tensor([2.0, 3.0], requires_grad=True), mg.Tensor([2.0, 3.0])
     rebind = getattr(operator, name)
     with mg.no_grad(), pytest.warns(UserWarning, match=r"set x\.data = x\.data \S+ y"):

@@ -50,7 +50,7 @@ def on_a_terminal(*command, columns=80, stop_at=None, env=()):
 
 
 def read(terminal):
-    """Return what it has to show next, and nothing when everybody has left it."""
+    """Return the next output, and nothing when no process is attached any more."""
     try:
         return os.read(terminal, 4096)
     except OSError:
@@ -278,7 +278,7 @@ def test_a_target_that_can_be_written_stays_as_it_is(parser, tmp_path):
     ]  # fmt: skip
 
 
-#: What nobody can write, not even who may write everything: root in a container.
+#: Files that nobody can write, not even root in a container.
 UNWRITABLE = {
     "a directory": ".",
     "below a file": "file/graph.svg",
@@ -351,7 +351,7 @@ def test_a_directory_that_cannot_be_used_is_refused(parser, monkeypatch, capsys,
 
 @pytest.fixture
 def own_folder():
-    """A folder of this user; root, who may write everything, is somebody else meanwhile."""
+    """A folder of this user.  Root, who may write everything, becomes another user meanwhile."""
     with tempfile.TemporaryDirectory() as name:
         root, nobody = os.geteuid() == 0, 65534
         if root:

@@ -670,7 +670,7 @@ def test_a_loss_of_ones_own_gets_outputs_and_labels():
 
 
 class Watched(ld.SGD):
-    """Remembers the gradients that it is given."""
+    """Remembers the gradients that it gets."""
 
     def step(self, factor=1.0):
         self.seen = [p.grad for group in self.param_groups for p in group["params"]]
@@ -767,7 +767,7 @@ def test_gradients_may_be_too_large_together():
 
 
 def by_place(classes=5, dtype=np.float64):
-    """Return a model that computes logits for each id by itself, and says which dtype its input has."""
+    """Return a model that computes logits for each id by itself, and notes the dtype of its input."""
 
     class Model(ld.Module):
         def __init__(self):
@@ -828,7 +828,7 @@ def test_a_step_on_sequences_is_one_on_the_labels_that_count(given):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, list])
 def test_ids_reach_the_model_as_they_are(dtype):
-    """Also one that is adapted, switched off, merged, or written to a file and read again."""
+    """This includes a model that is adapted, switched off, merged, or saved and loaded."""
     ids = np.arange(60) % 5
     x, y = ld.windows(ids if dtype is list else ids.astype(dtype), 8)
     x, y = (x.tolist(), y.tolist()) if dtype is list else (x, y)
@@ -871,7 +871,7 @@ def test_a_model_of_ids_is_read_from_its_file(tmp_path):
     ],
 )
 def test_one_wrong_label_in_a_sequence_is_refused(method, classes, wrong, error, message):
-    """Before anything changes, even if it is in the last example."""
+    """The error comes before anything changes, even if the fault is in the last example."""
     model = by_place(classes)
     before = model.state_dict()
     ids = np.zeros((40, 8), int)
@@ -1100,7 +1100,7 @@ print(json.dumps([losses, parameters]))
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
 @pytest.mark.parametrize("model", ["whole", "adapter"])
 def test_an_interrupted_training_goes_on_bit_by_bit_in_another_process(model, optimizer, tmp_path):
-    """Interrupted in the middle of an epoch (7 batches are one), at its end, and several times."""
+    """Interrupted in the middle of an epoch (of 7 batches), at its end, and several times."""
 
     def run(name, start, stop):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -1130,7 +1130,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_after_an_interrupt_anywhere_a_training_knows_how_far_it_came_and_goes_on_bit_by_bit(name):
-    """In the third step of five, of a training that has gone on once before."""
+    """In the third step of five, in a training that was continued once before."""
 
     def begun():
         model = ld.Linear(8, 3, rng=1)

@@ -112,7 +112,7 @@ def fits(value, kind):
 
 @pytest.fixture
 def own_ops(monkeypatch):
-    """Operations that are defined meanwhile are forgotten afterwards."""
+    """Operations that are defined in a test are forgotten afterwards."""
     monkeypatch.setattr("minigrad.ops.OPS", dict(mg.OPS))
 
 
@@ -158,7 +158,7 @@ def public(package):
 def test_all_is_complete_and_in_order(package):
     exported = package.__all__
     assert len(exported) == len(set(exported))
-    if package is mg:  # the order of a list that is written out is ruff's business
+    if package is mg:  # ruff checks the order of a list that is written out
         assert exported == sorted(exported)
     hidden = public(package).keys() - set(exported)
     assert hidden == ({"sum", "max", "min", "abs", "pow"} if package is mg else set())
@@ -216,7 +216,7 @@ def test_every_operation_shows_the_parameters_of_its_forward(op):
     for parameter in shown.parameters.values():
         assert parameter.default == forward.parameters[parameter.name].default
         assert parameter.kind == forward.parameters[parameter.name].kind
-    assert "Array" not in str(shown)  # the types are those of the forward, which is given arrays
+    assert "Array" not in str(shown)  # the types are those of the forward, which gets arrays
 
 
 def test_the_help_of_the_package_lists_the_operations_as_functions():

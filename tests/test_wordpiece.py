@@ -1,4 +1,4 @@
-"""BERT's tokenizer: what becomes of characters, of words and of vocabularies that are none."""
+"""BERT's tokenizer: what characters and words become, and which vocabularies are refused."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_a_text_becomes_words(text, expected):
 
 
 def test_chinese_characters_stand_in_seven_blocks():
-    """Between the first and the last of a block all stand alone; the next before and after do not."""
+    """All characters of a block stand alone; the ones just before and after it do not."""
     bounds = "3400-4dbf 4e00-9fff f900-faff 20000-2a6df 2a700-2b81f 2b920-2ceaf 2f800-2fa1f"
     alone = wordpiece.Characters(False, False, True).stands_alone
     for first, last in (block.split("-") for block in bounds.split()):
@@ -104,7 +104,7 @@ def test_the_longest_piece_that_fits_is_taken(text, expected):
 
 
 def test_no_shorter_piece_is_tried_again():
-    """a ##bc would do.  But ab is longer than a, and then nothing fits."""
+    """a ##bc would fit.  But ab is longer than a, and after it nothing fits."""
     assert tokenizer("a", "ab", "##bc").pieces("abc") == ["[UNK]"]
 
 

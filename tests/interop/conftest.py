@@ -1,7 +1,7 @@
 """Live against PyTorch and PEFT, where they are installed: ``pip install -e '.[interop]'``.
 
-Warnings are errors here as everywhere.  What PEFT says about its own files is let through by its text,
-so that nothing about ours is.
+Warnings are errors here as everywhere.  PEFT's warnings about its own files are allowed by their text, so
+that none about our files is.
 """
 
 from pathlib import Path

@@ -36,7 +36,7 @@ def agree(ours: Any, theirs: Any) -> None:
 
 @every_mask
 def test_attention_is_pytorchs(mask: Any) -> None:
-    """Also for a token that may look at nobody: it learns 0, and nothing is learnt from it."""
+    """This includes a token that may look at nobody: its result is 0, and no gradient comes from it."""
     arrays = [numbers(N, HEADS, T, 4, seed=seed) for seed in range(3)]
     q, k, v = (mg.Tensor(a, requires_grad=True) for a in arrays)
     y = attention_weights(q, k, mask) @ v
@@ -54,7 +54,7 @@ def test_attention_is_pytorchs(mask: Any) -> None:
 @every_mask
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_layer_of_heads_is_pytorchs(mask: Any, batched: bool) -> None:
-    """PyTorch keeps Wq, Wk and Wv in one matrix, and calls True what may not be looked at."""
+    """PyTorch keeps Wq, Wk and Wv in one matrix, and in its masks True means "may not look"."""
     if not batched and mask is SOME:
         mask = SOME[0, 0]
     if mask is SOME:  # PyTorch's layer gives NaN to a token that may look at nobody
@@ -156,7 +156,7 @@ def test_an_embedding_is_pytorchs() -> None:
 
 
 def test_a_value_that_is_nan_is_nan_for_whoever_is_multiplied_by_it_as_in_pytorch() -> None:
-    """P is 0 there, and 0 · NaN is NaN: a mask hides a token, but no fault of the numbers."""
+    """P is 0 there, and 0 · NaN is NaN: a mask hides a token, but not a NaN in it."""
     q, k, v = (numbers(T, 4, seed=seed) for seed in range(3))
     v[-1] = np.nan
     mask = causal_mask(T)

@@ -1,4 +1,4 @@
-"""What the benchmarks time is the same calculation on every side, and their tables have all of it."""
+"""The benchmarks time the same calculation on every side, and their tables are complete."""
 
 import dataclasses
 import importlib

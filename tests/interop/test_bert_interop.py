@@ -1,8 +1,8 @@
 """A BERT of ours is one of ``transformers``, and its adapters are PEFT's.
 
-Most of it is shown on a tiny BERT with weights that are anywhere.  The promise is 1e-6 in float32 and
-1e-12 in float64, relative to the largest number, or to 1.  At the end comes all-MiniLM-L6-v2 itself, if
-pip has put it somewhere.
+Most of it is shown on a tiny BERT with random weights.  The promise is 1e-6 in float32 and 1e-12 in
+float64, relative to the largest number, or to 1.  At the end comes all-MiniLM-L6-v2 itself, if it is
+installed.
 """
 
 import subprocess
@@ -56,7 +56,7 @@ def quiet():
 
 
 def network(kind: str = "BertModel", dtype: str = "float32", **options: Any) -> Any:
-    """Return a BERT of transformers, without dropout unless asked, with weights that are anywhere."""
+    """Return a BERT of transformers, without dropout unless asked, with random weights."""
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = transformers.BertConfig(**SIZES | rates | options)
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def twin(net: Any) -> Any:
 
 
 def classifiers(net: Any) -> tuple[Any, Any]:
-    """Return both sides' classifiers on a BERT, which start alike and anywhere."""
+    """Return both sides' classifiers on a BERT, with the same random numbers."""
     torch.manual_seed(1)
     theirs = torch_minilm.Classifier(net, CLASSES)
     ours = bert.Classifier(twin(net), CLASSES)
@@ -89,7 +89,7 @@ def classifiers(net: Any) -> tuple[Any, Any]:
 
 
 def texts(seed: int = 1, longest: int = 9) -> tuple[Any, Any]:
-    """Return ids (5, longest), filled up behind texts of 1 to ``longest`` tokens, and their labels."""
+    """Return ids (5, longest), texts of 1 to ``longest`` tokens with padding, and their labels."""
     rng = np.random.default_rng(seed)
     lengths = [longest, *rng.integers(1, longest, 4, endpoint=True)]
     ids = bert.padded([rng.integers(1, SIZES["vocab_size"], n) for n in lengths], 0)
@@ -207,7 +207,7 @@ def test_gradients_of_all_parameters_agree(hidden_act: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("alone", ["hidden_dropout_prob", "attention_probs_dropout_prob", None])
 def test_dropout_is_where_bert_has_it(alone: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What either side zeroes is drawn from a generator of the same seed, in the order of the places."""
+    """Each side draws what it zeroes from a generator with the same seed, place by place."""
     rates = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.3}
     rates = {name: rate for name, rate in rates.items() if alone in (name, None)}
     ours, theirs = classifiers(network(dtype="float64", attn_implementation="eager", **rates))

@@ -1,4 +1,4 @@
-"""What is composed here from operations has the values and the gradients of PyTorch's own."""
+"""Functions composed of operations have the values and the gradients of PyTorch's functions."""
 
 import numpy as np
 import pytest

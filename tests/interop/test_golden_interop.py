@@ -1,4 +1,4 @@
-"""The golden cases are still what PyTorch, transformers and PEFT compute, and their script checks it."""
+"""The golden cases are still what PyTorch, transformers and PEFT compute; their script checks that."""
 
 import sys
 

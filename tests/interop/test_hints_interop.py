@@ -1,4 +1,4 @@
-"""A function of PyTorch's is answered with what gives the same numbers here."""
+"""The hint for a function of PyTorch gives the same numbers here."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ compositions = pytest.importorskip("test_hints", reason=NEEDED)
 
 LABELS, MASK = torch.tensor(compositions.LABELS), torch.tensor(compositions.MASK)
 
-#: How a function is asked for what its answer gives.  All others are given x, or x and y.
+#: The arguments for functions that need special ones.  All others get x, or x and y.
 ASKED = {
     "einsum": lambda f, x, y: f("...i,...i", x, y),
     "prod": lambda f, x, y: f(x, dim=0),

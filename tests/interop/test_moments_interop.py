@@ -1,4 +1,4 @@
-"""A training that is interrupted here goes on in PyTorch, and comes back, as if nothing had happened."""
+"""A training can be interrupted here, go on in PyTorch, and come back, as if nothing had happened."""
 
 from pathlib import Path
 
@@ -271,7 +271,7 @@ def test_the_decay_that_counts_there_is_ours(ours, theirs, fits, tmp_path):
 
 
 def test_moments_that_would_be_lost_there_are_named(tmp_path):
-    """What only the other side has trained keeps what is remembered of it, or the state is refused."""
+    """If only the other side has trained a parameter, its moments are kept, or the state is refused."""
     here, there = (Training(m, "AdamW") for m in start("LoRA", "float32", tmp_path))
     head = "base_model.model.layers.4.weight"
     there.model.get_parameter(head).requires_grad_(True)

@@ -1,6 +1,6 @@
 """A GPT of ours is an OPT of ``transformers``, and its adapters are PEFT's.
 
-Same weights, same names: a checkpoint or an adapter of one side computes the same on the other.  The
+Weights and names are the same, so a checkpoint or an adapter of one side fits the other.  The
 promise is 1e-5 in float32 and 1e-12 in float64, for logits of about 1 to 10, and 1e-6 for the losses of
 a training.
 """
@@ -48,7 +48,7 @@ def gpt(dtype: str = "float32") -> Any:
 
 
 def opt(dtype: str = "float32", tied: bool = True) -> Any:
-    """Return an OPT of the form of our GPT, with weights that are anywhere."""
+    """Return an OPT of the form of our GPT, with random weights."""
     config = transformers.OPTConfig(
         vocab_size=SIZES["characters"],
         max_position_embeddings=SIZES["context"],
@@ -259,7 +259,7 @@ def test_a_merged_gpt_is_a_checkpoint_for_opt(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
 def test_what_peft_notes_of_a_base_of_transformers_is_kept(task_type, tmp_path: Path) -> None:
-    """Without a task PEFT notes of which class the base is."""
+    """Without a task, PEFT notes the class of the base."""
     opt().save_pretrained(tmp_path / "base")
     net = transformers.OPTForCausalLM.from_pretrained(tmp_path / "base")
     theirs = adapt(net, target_modules=["q_proj"], task_type=task_type)
@@ -423,7 +423,7 @@ class OurTies(ld.Module):
 
 @pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no:UserWarning")
 def test_peft_unties_a_table_in_what_is_no_model_of_transformers(tmp_path: Path) -> None:
-    """So a file that is to be tied, and has one name of the table, is refused: it says what to set."""
+    """So a file for a tied table that has only one of its names is refused, with the option to set."""
     net, ours = TheirTies(), OurTies()
     ours.load_state_dict(twins.state(net))
     options = {"r": 2, "target_modules": ["q"], "modules_to_save": ["emb"]}

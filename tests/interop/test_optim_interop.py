@@ -72,7 +72,7 @@ def test_every_step_is_the_same(kind: str, optimizer: str, dtype: str, tmp_path:
 @pytest.mark.parametrize("dtype", twins.TOLERANCE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_begun_in_peft_goes_on_here(kind: str, dtype: str, tmp_path: Path) -> None:
-    """After twenty steps there: the same outputs here, gradients, and further steps."""
+    """After twenty steps there, outputs, gradients and further steps are the same here."""
     net, batch = twins.net(dtype), twins.data(dtype, seed=99)
     theirs = twins.train(twins.adapt(net, **twins.KINDS[kind]), 20, dtype=dtype)
     theirs.save_pretrained(str(tmp_path))
@@ -206,7 +206,7 @@ def test_a_warm_up_is_that_of_pytorchs_schedulers() -> None:
 
 
 def test_a_training_on_the_windows_of_a_text_is_that_of_pytorch() -> None:
-    """Clipped and warmed up, on labels of which some count for nothing; in float64, to 1e-10."""
+    """Clipped and warmed up, on labels some of which do not count; in float64, to 1e-10."""
     steps, warm, bound = 20, 5, 0.3
     rng = np.random.default_rng(0)
     x, y = (np.array(part) for part in ld.windows(rng.integers(0, 7, 40), 6))

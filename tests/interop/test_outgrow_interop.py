@@ -86,7 +86,7 @@ def content(folder):
 
 @pytest.fixture
 def job(two_processes, tmp_path):
-    """Return how to write a job of one DoRA into a folder; steps there are few unless it says."""
+    """Return a function that writes a job of one DoRA into a folder, with few steps by default."""
 
     def write(steps=2):
         base = ld.MLP(SIZES, rng=0)
@@ -121,7 +121,7 @@ def test_what_begins_here_is_trained_by_two_processes_as_by_one_here(two_process
 
 
 def test_what_begins_there_is_trained_here_as_by_two_processes(two_processes, tmp_path):
-    """Also half of it there, and half here, with the moments that come along."""
+    """This includes half of it there and half here, with the moments exchanged."""
     theirs = twins.net()
     base, there, runs = twins.twin(theirs), tmp_path / "there", []
     for kind in KINDS:
@@ -147,7 +147,7 @@ def test_what_begins_there_is_trained_here_as_by_two_processes(two_processes, tm
 
 
 def test_a_training_that_is_interrupted_here_ends_there(two_processes, tmp_path):
-    """Its optimizer has options of its own, and they go along."""
+    """Its optimizer has options of its own, and they are passed on."""
     base, runs = ld.MLP(SIZES, rng=0), []
     models = {kind: adapted(base, kind) for kind in KINDS} | {"full": copy.deepcopy(base)}
     options = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
@@ -175,7 +175,7 @@ def test_the_worker_imports_nothing_of_ours():
 
 
 def test_the_commands_for_two_machines_work(job, tmp_path):
-    """Here both are this one, with one process each."""
+    """Here both machines are this one, with one process each."""
     job()
     lesson = (EXAMPLES / "11_outgrow.py").read_text(encoding="utf-8")
     commands = re.findall(r"^#     torchrun (.* torch_worker\.py) FOLDER$", lesson, re.MULTILINE)

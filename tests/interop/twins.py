@@ -82,7 +82,7 @@ KINDS_AND_DTYPES = [
 
 
 class Net(nn.Module):
-    """What ``ld.MLP`` is, under the same names: ``layers.0``, ``layers.2``, ``layers.4``."""
+    """The same as ``ld.MLP``, with the same names: ``layers.0``, ``layers.2``, ``layers.4``."""
 
     def __init__(self, sizes: Sequence[int] = SIZES) -> None:
         super().__init__()
