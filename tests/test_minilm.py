@@ -156,7 +156,7 @@ def test_it_trains_prints_saves_and_judges_as_it_did_before(main, tmp_path, fold
         "--saved", tmp_path / "out", "--sentence", *sentences, "--model", folder, small=False
     )
     assert again.out[again.out.index("3. ") :] == judged
-    typed = "\n\n".join(["", *sentences]) + "\n"  # lines without a word are passed over
+    typed = "\n\n".join(["", *sentences]) + "\n"  # lines without a word are ignored
     again = main("--saved", tmp_path / "out", "--model", folder, small=False, typed=typed).out
     assert again[again.index("3. ") :] == judged
 

@@ -1,4 +1,4 @@
-"""One thread for everybody.  Import this first: NumPy and PyTorch look once, when they are loaded."""
+"""One thread for each library.  Import this first: NumPy and PyTorch look only once, at import."""
 
 import os
 

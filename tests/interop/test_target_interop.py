@@ -178,7 +178,7 @@ def test_the_same_layers_are_adapted_with_the_same_ranks(options: dict[str, Any]
     assert ours.get_nb_trainable_parameters()[0] == theirs.get_nb_trainable_parameters()[0]
 
 
-#: How PEFT puts it, lest it refuse for a reason that has nothing to do with the option.
+#: PEFT's words, so that a refusal for another reason than the option does not count.
 PEFTS_WORDS = (
     r"No `target_modules`|Target modules? .* not (found|supported)|is not supported|No modules were"
     r"|`layers_to_transform`|`r` should be|rank to be even|lora_bias|Unknown init|Invalid task type"
