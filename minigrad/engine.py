@@ -1,4 +1,4 @@
-"""Chapter 2: the chain rule.
+"""The chain rule: one walk over the graph, newest result first.
 
 A result has a :class:`Node`, which remembers how it was made: the op, its *inputs* (what the forward was
 given), and its *parents* (for each input the node or the leaf that it came from, or None where no
@@ -6,8 +6,9 @@ gradient is needed).  These memories form a directed acyclic graph, and the chai
 it: start with the cotangent of the result, and at every node hand each parent its vector-Jacobian
 product.  A node that was used k times receives k cotangents, and they add up.
 
-A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth and
-are younger than their parents, so "newest first" is such an order: no recursion, no topological sort.
+A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth, and a node
+is always younger than its parents.  So "newest first" is a safe order, and there is no need for recursion
+or a topological sort.
 For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
 
     5  L = p + q     L̄ = 1      hands p̄ = 1 to p and q̄ = 1 to q
@@ -16,12 +17,12 @@ For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
     2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
     1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
-A node keeps only what its rules read: tanh keeps its result p and not u, and p + q keeps nothing.  So the
+A node keeps only what its rules read.  tanh keeps its result p but not u, and p + q keeps nothing, so the
 value of u is gone as soon as nobody else holds it.
 
-Everything that belongs to one pass lives in local variables of that pass.  So threads can walk at the
-same time, also over shared leaves.  Only the last step of :func:`backward` is not for two threads at a
-time: of two that add to the ``.grad`` of one leaf, one may be lost.
+Everything that belongs to one pass lives in local variables of that pass, so threads can walk at the same
+time, even over shared leaves.  The exception is the last step of :func:`backward`: if two threads add to
+the ``.grad`` of one leaf at the same moment, one of the sums may be lost.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Outline:
     Raises
     ------
     TypeError
-        If they are asked for, by a rule that has said that it does not read them.
+        If the numbers are asked for: a rule reads a parameter that it has marked as not read.
     """
 
     __slots__ = "dtype", "shape"
@@ -91,13 +92,13 @@ class Outline:
 
 
 class Node(Outline):
-    """How a result ``y`` was made, and so much of it as the way back needs.
+    """How a result ``y`` was made, as far as the way back needs to know.
 
     Attributes
     ----------
     op, inputs, parents
-        The operation, what its forward was given, and where the gradients flow.  In the place of a result
-        or a constant that no rule reads is its outline.  Inputs and parents are None once a walk has
+        The operation, what its forward was given, and where the gradients flow.  A result or a constant
+        that no rule reads is replaced by its outline.  Inputs and parents are None once a walk has
         released them.
     rules
         The rules of the inputs that need a gradient, each with the number of its input.
@@ -170,12 +171,12 @@ def sweep(
 ) -> dict[Any, Array]:
     """Walk back through ``order``, newest first; return the cotangents of its leaves and of ``wanted``.
 
-    ``seed`` is the cotangent of the last one.  Cotangents flow only between members of ``order``, which
-    is emptied on the way.  ``recorded`` gives the result and the inputs of a node as Tensors: fed with
-    these, the rules make a graph, too.  With ``release`` each node forgets how it was made once the walk
-    has passed it.
+    ``seed`` is the cotangent of the last member of ``order``.  Cotangents flow only between members, and
+    the walk empties the list.  ``recorded`` gives the result and the inputs of a node as Tensors; fed
+    with Tensors, the rules make a graph of their own.  With ``release`` each node forgets how it was made
+    once the walk has passed it.
     """
-    # those whose cotangent this walk has made itself, so that it is nobody else's
+    # nodes whose cotangent this walk has made itself, so nobody else holds it
     own: set[Source] = set()
     cotangents: dict[Any, Any] = dict.fromkeys(order)
     cotangents[order[-1]] = seed
@@ -200,7 +201,7 @@ def sweep(
                     c = fit(c, parent, recorded is not None, node.op, i)
                 # not +=, because c may be g itself, or an array that another node has
                 cotangents[parent] = c if others is None else others + c
-                del c, others  # lest they outlive this step of the walk
+                del c, others  # or they would outlive this step of the walk
         if release:
             node.y = node.inputs = node.parents = None
     return cotangents  # those of the leaves and of ``wanted``: all others were popped
@@ -209,13 +210,13 @@ def sweep(
 def fit(g: Array, a: Source, record: bool, op: Op[...], i: int) -> Array:
     """Return the cotangent ``g`` in the shape and dtype of ``a``, the argument ``i`` of ``op``.
 
-    A broadcast argument was repeated: its cotangent is the sum over the repetitions, that is over the
-    axes that broadcasting put in front and those that it stretched from length 1.
+    Broadcasting repeats an argument, so its cotangent is the sum over the repetitions: over the axes that
+    were put in front and over those that were stretched from length 1.
 
     Raises
     ------
     TypeError
-        If ``g``, which a rule has made, is no array (or number, or Tensor) of real numbers.
+        If ``g``, which a rule has returned, is not an array, number or Tensor of real numbers.
     ValueError
         If it has a shape that ``a`` cannot be broadcast to.
     """
@@ -254,13 +255,14 @@ def _returned(op: Op[...], i: int) -> str:
 def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
-    Unless ``retain_graph``, each node forgets how it was made as soon as the walk has passed it.  No
+    Unless ``retain_graph`` is true, each node forgets how it was made as soon as the walk has passed it.
+    No
     ``.grad`` is written before all are known, and then all are written at once.
 
-    A leaf is given the very array that a rule has made for it; it gets a copy of what may be somebody
-    else's: a view, another leaf's, or ``g``.
+    A leaf is given the array that a rule has made for it, without a copy.  It gets a copy where somebody
+    else may hold that array: of a view, of another leaf's gradient, and of ``g``.
     """
-    taken = {id(g)}  # arrays that somebody has already
+    taken = {id(g)}  # arrays that somebody else holds
     order = ancestry(root)
     for leaf in order:
         if (

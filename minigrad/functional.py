@@ -1,6 +1,6 @@
-"""Chapter 4: what is composed from ops.
+"""Losses and other functions that are composed of operations.
 
-Nothing here has a derivative of its own: the chain rule makes it from the rules of chapter 1.
+Nothing here needs a rule of its own: the chain rule makes the derivative from those in ``ops.py``.
 """
 
 from __future__ import annotations

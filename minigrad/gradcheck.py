@@ -1,19 +1,22 @@
-"""Chapter 5: doubt.
+"""Gradients against finite differences.
 
 A derivation can be wrong, and so can the code beside it.  The definition of the derivative cannot:
 
     ∂y/∂x  ≈  (y(x + h) − y(x − h)) / 2h       (central difference, error O(h²) + O(ε/h))
 
-In float64 the two errors balance near h = ∛ε ≈ 6e-6, where some ten digits remain if the function is
-neither much larger nor much more curved than its argument.  Compared is the full Jacobian, entry by
-entry, because a projection can miss a wrong entry; then a random upstream gradient, because a rule may
-ignore the one it is given; then the same again, because a rule may keep state; then an upstream
-gradient of zeros, which must give exactly zero.
+In float64 the two errors balance near h = ∛ε ≈ 6e-6.  About ten digits are right there, if the function
+is neither much larger nor much more curved than its argument.  There are four comparisons:
 
-Where the two values disagree, a step 64 times smaller decides.  If it is the curve that h has missed, as
-for log x at 0.001, the error goes with h, and the gradient is accepted.  If it is a kink, as for relu at
-0, the slopes to the left and to the right stay apart, however near one looks; differences then average
-what a gradient chooses by convention, and the report says so.
+1. the full Jacobian, entry by entry, because a projection can miss a wrong entry;
+2. the gradient for a random upstream gradient, because a rule may ignore the one it is given;
+3. the same again, because a rule may keep state;
+4. the gradient for an upstream gradient of zeros, which must be exactly zero.
+
+Where two values disagree, a step 64 times smaller decides.  Suppose the function is smooth, but h was too
+coarse, as for log x at 0.001.  Then the error shrinks with h, and the gradient is accepted.  Suppose
+there is a kink, as for relu at 0.  Then the slopes to the left and to the right stay apart however small
+h is.  The difference is the mean of the two, a gradient chooses one by convention, and the report says
+so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Before chapter 1: an operation as an object.
+"""An operation as an object: a forward on plain arrays, and a rule for each argument with a derivative.
 
-It has a forward, on plain arrays, and a rule for each argument that has a derivative.  It is called like
-a function; what happens then is chapter 3.  The names of the parameters of its rules tell what these
-read, and so what a graph has to keep: see :class:`Plans`.
+An operation is called like a function, and :mod:`minigrad.tensor` remembers the call.  The parameters of
+a rule say by their names which arrays it reads.  So a graph keeps those and no others: see
+:class:`Plans`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Op(Generic[P]):
         """Apply the operation to Tensors (or arrays, or numbers) and return a Tensor."""
         given: tuple[Any, ...] = self._in_order(args, params) if params else args
         while given and given[-1] is None and self.has_rule(len(given) - 1):
-            given = given[:-1]  # no bias, say, is as good as a bias left out
+            given = given[:-1]  # a bias of None is as good as a bias left out
         result: Tensor = self.apply(*given)
         return result
 
@@ -141,8 +141,8 @@ class Op(Generic[P]):
     def __get__(self: S, instance: object, owner: type | None = None) -> S:
         """Return the op itself: as an attribute of a class it does not become a method.
 
-        Python takes what has a ``__get__`` for a function, and so ``help`` shows the parameters of an op.
-        (So does an Enum: an op is none of its members.)
+        Python takes what has a ``__get__`` for a function, so ``help`` shows the parameters of an op.
+        (For the same reason an op in the body of an Enum does not become a member.)
         """
         return self
 
@@ -157,9 +157,11 @@ class Op(Generic[P]):
 class Plans(dict[int, Plan]):
     """What the way back needs, for each way to apply an op.
 
-    The key has a bit for each argument, which says whether it needs a gradient, and a 1 above them: for
-    a + b with a trained b it is 0b110.  The plan is: the rules to call, with the numbers of their
-    arguments; the numbers of the arrays that none of them reads; and whether one of them reads y.
+    A key says which arguments need a gradient: it has one bit for each, the first argument lowest, and a
+    1 above them all.  For a + b with a trained b it is 0b110.
+
+    A plan has three parts: the rules to call, each with the number of its argument; the numbers of the
+    arrays that none of these rules reads; and whether one of them reads y.
     """
 
     def __init__(self, op: Op[...]) -> None:

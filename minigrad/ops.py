@@ -1,4 +1,4 @@
-r"""Chapter 1: the operations, and how each one differentiates.
+r"""The operations, each with its derivative derived beside it.
 
 An operation is a function y = f(a, b, …) of arrays.  Reverse-mode differentiation needs one thing
 from it: given the *cotangent* g = ȳ = ∂L/∂y of some scalar L further on, the cotangents ā, b̄, … of
@@ -8,24 +8,41 @@ its arguments.  The recipe is always the same three lines:
 2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
-Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, so that ⟨ȳ, dy⟩ is dL, the change of L that dy
-causes.  Written as ⟨ā, da⟩ + ⟨b̄, db⟩ + …, what stands beside da is ∂L/∂a.  f_a is a linear map (for
-y = a∘b it is da ↦ da∘b) and f_aᵀ its transpose.  As a matrix, f_a is the Jacobian, and ā the row vector
-ȳ times it, hence the name; it is never formed.
+Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products.  So ⟨ȳ, dy⟩ is dL, the change of L that dy causes.
+Written as ⟨ā, da⟩ + ⟨b̄, db⟩ + …, it shows ∂L/∂a beside da.
 
-So an op is one block: the forward on plain arrays, decorated with one VJP per argument.  A rule is
-called as ``rule(g, y, *arguments)``, with the arguments that the forward received, and returns the
-cotangent of its own argument only: the rule of a frozen argument is simply never called.  A name with an
-underscore in front says that its numbers are not read.  Of such a result, or constant, only an outline is
-kept for the way back, with its shape and dtype.
+Take y = a∘b, the elementwise product.  Its differential is dy = da∘b + a∘db.  The inner product with ȳ is
+Σ ȳ∘da∘b + Σ ȳ∘a∘db = ⟨ȳ∘b, da⟩ + ⟨ȳ∘a, db⟩.  Hence ā = ȳ∘b and b̄ = ȳ∘a.  (In general f_a is a linear
+map; here it is da ↦ da∘b.  As a matrix it is the Jacobian, and ā is the row vector ȳ times this matrix,
+hence the name VJP.  The matrix itself is never formed.)
 
-Two conventions keep the rules short.  *Broadcasting is not their business*: a rule may return a
-cotangent of the broadcast shape, and the engine sums it back.  And on what may be a Tensor — g, y and
-the arguments that have rules — they use only what arrays and Tensors share: operators, methods, and
-the ops of this file, as ``exp.of(y)``.  So a rule that is fed arrays computes a gradient, and fed
-Tensors it records how, so that the gradient can be differentiated again.
+An op is one block: a forward on plain arrays, decorated with one rule per argument.  This is ``mul``::
 
-Where a function has a kink, the values are PyTorch's.
+    @op(
+        lambda g, _y, _a, b: g * b,  # d(a∘b) = da∘b + a∘db   ⟹   ā = ȳ∘b
+        lambda g, _y, a, _b: g * a,  #                            b̄ = ȳ∘a
+    )
+    def mul(a, b):
+        return a * b
+
+A rule is called as ``rule(g, y, *arguments)``: the cotangent g = ȳ, the result, and what the forward was
+given.  It returns the cotangent of its own argument only, so the rule of a frozen argument is simply
+never called.  An underscore in front of a name says that the rule does not read those numbers.  Then only
+their shape and dtype are kept for the way back.
+
+Two conventions keep the rules short:
+
+- A rule need not undo broadcasting.  It may return a cotangent of the broadcast shape, and the engine
+  sums it back to the shape of the argument.
+- On g, y and the arguments, a rule uses what arrays and Tensors have in common: operators, methods, and
+  the ops of this file, written as ``exp.of(y)``.  Fed with arrays, it computes a gradient.  Fed with
+  Tensors, it also records how, so the gradient can be differentiated again.
+
+At a kink the derivative is the one that PyTorch chooses.  Where several entries share the largest or
+smallest value over an axis, they share the gradient, as in ``torch.amax``.
+
+A function with an underscore in front helps the op below it.  Most of them choose a faster way to the
+same numbers.  At a first reading, take their docstring for what they do and go on.
 """
 
 from __future__ import annotations
@@ -59,7 +76,7 @@ Axis: TypeAlias = int | Sequence[int] | None
 OPS: dict[str, Op[...]] = {}
 
 
-# four forms for type checkers; what all of them do is below
+# four forms for type checkers; the decorator itself is below
 
 
 @overload
@@ -95,23 +112,24 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
         def arctan(a):
             return np.arctan(a)
 
-    A rule takes the gradient g of the result y, then y, then the arguments.  It returns the gradient of
-    one argument, in its shape: there is a rule for each array.  Whether it is right is told by
-    ``mg.gradcheck(arctan, np.array([0.5, 2.0]))``.
+    There is one rule for each array.  A rule takes the gradient g of the result y, then y, then the
+    arguments.  It returns the gradient of its own argument, in the shape of that argument.
+    ``mg.gradcheck(arctan, np.array([0.5, 2.0]))`` tells whether it is right.
 
     A parameter with an underscore in front is not read.  Such a result or constant is not kept for the
-    way back, and the rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and
-    ``size``.  (In the place of y it is given None: g has the shape of y.)
+    way back.  The rule is given its outline instead, which has ``shape``, ``dtype``, ``ndim`` and
+    ``size``.  (In place of y it is given None, since g has the shape of y.)
 
-    The forward takes and returns plain arrays and calls NumPy only.  It must not write to its arguments,
-    nor return one of them itself: results are read-only.  A rule must not write to what it is given, nor
-    return an array that somebody else keeps, except g or a view: it may become a leaf's gradient.
+    The forward takes and returns plain arrays and calls only NumPy.  It must not write to its arguments
+    or return one of them, because results are read-only.  A rule must not write to what it is given.  It
+    must not return an array that is kept elsewhere, except g or a view of it, because what it returns may
+    become the gradient of a leaf.
 
-    To type checkers the first array, or the first two if both have a rule, may be a Tensor, an array or a
-    number, given by position, whatever the forward says of them.  All else is as the forward declares it:
-    annotate a third array, or one that may be left out, as ``Array``.
+    For type checkers, the first array may be a Tensor, an array or a number, given by position, whatever
+    the forward declares; so may the second, if both have a rule.  Everything else is as the forward
+    declares it: annotate a third array, or an optional one, as ``Array``.
 
-    An underscore in front of its name keeps an op out of the package's public names, but not out of OPS.
+    An op whose name begins with an underscore is not among the package's public names, but it is in OPS.
     """
 
     def register(forward: Callable[..., Array]) -> Op[...]:
@@ -181,11 +199,12 @@ def _as_rows(a: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    """Return a @ b; where b is one matrix or vector, without the loop that is slow in NumPy's matmul.
+    """Return a @ b.
 
-    There a stack would be multiplied matrix by matrix: all of its rows make one product.
+    NumPy multiplies a stack matrix by matrix.  If b is one matrix or vector, all rows of the stack can be
+    multiplied at once, which is faster.
     """
-    n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none, and is refused below
+    n, m = getattr(a, "ndim", 0), getattr(b, "ndim", 0)  # a number has none; it is refused below
     if n > 2 and 0 < m < 3:
         return _product(_as_rows(a), b).reshape((*a.shape[:-1], *b.shape[1:]))
     known = n == m == 2 and isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
@@ -199,14 +218,14 @@ def _over_rows(a: Array, g: Array) -> Array:
 
 
 def _left_vjp(g: Array, a: Array, b: Array) -> Array:
-    """Return ȲBᵀ, the cotangent of a for that of a @ b."""
+    """Return Ȳ Bᵀ, the cotangent of a in a @ b."""
     if b.ndim == 1:
         return g[..., None] * b
     return _product(g[..., None, :] if a.ndim == 1 else g, b.mT)
 
 
 def _right_vjp(g: Array, a: Array, b: Array) -> Array:
-    """Return AᵀȲ, the cotangent of b for that of a @ b; of one b for a stack its sum, over all rows."""
+    """Return Aᵀ Ȳ, the cotangent of b in a @ b; if a stack shares one b, the sum over all rows."""
     if b.ndim < 3:
         rows = _as_rows(a)
         columns = 1 if b.ndim == 1 else b.shape[1]
@@ -216,9 +235,9 @@ def _right_vjp(g: Array, a: Array, b: Array) -> Array:
 
 # Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
 # = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
-# In a stack the products are independent, and so are their cotangents, matrix by matrix; a matrix that
-# was broadcast along the stack gets their sum.  A 1-D operand counts as one row (left) or one column
-# (right), as in NumPy: of a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+# The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
+# the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and
+# as one column on the right.  For a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
 @op(lambda g, _y, _a, b: _left_vjp(g, _a, b), lambda g, _y, a, _b: _right_vjp(g, a, _b))
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
@@ -240,13 +259,15 @@ _FEW = 128  # rows
 def _times(x: Array, w: Array) -> Array:
     """Return x wᵀ for x (…, in).
 
-    With few rows in x, and at least twice as many in w, (w xᵀ)ᵀ takes BLAS less time, for 8 rows half of
-    it.  But it takes up to a third more where neighbours in a row of w lie more than a page of memory
-    apart, as in the transpose of a matrix with long rows.  (A Tensor, which has no strides, is multiplied
-    as written.)
+    If x has few rows and w at least twice as many, it is computed as (w xᵀ)ᵀ, which takes BLAS less time:
+    half of it for 8 rows.  There are two exceptions.
 
-    From 128 rows on that saves at most a tenth, and would cost much elsewhere: the result lies column by
-    column in memory, and to multiply it by an array that lies row by row takes five times as long.
+    - The neighbours in a row of w may lie more than a page of memory apart, as in the transpose of a
+      matrix with long rows.  Then it would take up to a third more.
+    - With more than 128 rows it saves at most a tenth.  The result lies column by column in memory, and
+      multiplying it by an array that lies row by row takes five times as long.
+
+    (A Tensor has no strides, so it is multiplied as written.)
     """
     if x.ndim != 2:
         return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
@@ -276,15 +297,15 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
 
 
 def _add_into(y: Array, b: Array) -> Array:
-    """Return y + b, in the memory of y, a fresh result, if b is a number or has y's dtype."""
+    """Return y + b.  It takes the memory of y, a fresh result, if b is a number or has y's dtype."""
     fits = isinstance(y, np.ndarray) and getattr(b, "dtype", y.dtype) is y.dtype
     return np.add(y, b, out=y) if fits else y + np.broadcast_to(b, np.shape(y))
 
 
 def _sum_of_products(g: Array, z: Array, c: Array) -> Array:
-    """Return Σ g∘z over the rows, for c (n,) and arrays g, z (…, n), without making g∘z.
+    """Return Σ g∘z over the rows, for a c of shape (n,) and arrays g and z (…, n), without making g∘z.
 
-    For c (1,), too: the engine sums the n that are left.  In every other case return g∘z.
+    For c of shape (1,) the engine sums the n numbers that are left.  In all other cases return g∘z.
     """
     g = wide(g)
     if np.ndim(c) == 1 and isinstance(g, np.ndarray) and g.shape == np.shape(z):
@@ -332,8 +353,8 @@ def where(condition: Array, a: Array, b: Array) -> Array:
 def _keep(g: Array, mask: Array) -> Array:
     """Return g where ``mask`` holds, 0 elsewhere: where(mask, g, 0).
 
-    A product g∘mask is not that: ∞·0 is NaN.  And np.where takes as long as eight products.  So here the
-    bits of g are taken for those of an integer: 1 times it has the same bits, and 0 times it has none.
+    The product g∘mask would not do, because ∞·0 is NaN, and np.where takes as long as eight products.  So
+    the bits of g are read as an integer.  Times 1 it keeps its bits, times 0 it is 0, whatever g was.
     """
     if type(g) is np.ndarray and g.itemsize <= 8:
         shape = g.shape if g.shape == mask.shape else np.broadcast(g, mask).shape
@@ -360,7 +381,7 @@ def log(a: Array) -> Array:
 
 
 def _one_where(rare: Array, also: Callable[[], Array], a: Array) -> Array:
-    """Return ``a`` with 1 where ``rare`` and ``also()`` hold; mostly nothing is rare, and that is all."""
+    """Return ``a`` with 1 where ``rare`` and ``also()`` hold; ``also`` is asked only if there is any."""
     return where.of(rare & also(), 1, a) if np.count_nonzero(rare) else a
 
 
@@ -379,11 +400,11 @@ def _logarithm(a: Array, b: Array, y: Array) -> Array:
     return like(log.of(_one_where(a == 0, lambda: b >= 0, base)), wide(y))
 
 
-# d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db, and two conventions where a factor is infinite or undefined:
-# at b = 0 the first term is 0, because x⁰ is constant, also for a = 0 or NaN: there the base is taken
-# as 1, and likewise where a is so small that a⁻¹ overflows.  (Where b is a number, 0∘a⁰ is taken.)  At
-# a = 0, b ≥ 0 the second is 0, because 0ᵇ is constant but for its jump at b = 0: there the logarithm is
-# taken of 1.
+# d(aᵇ) = b aᵇ⁻¹ da + aᵇ log(a) db.  Two conventions hold where a factor is infinite or undefined.
+# At b = 0 the first term is 0, because a⁰ is constant, even for a = 0 or NaN.  There the base is taken as
+# 1, and so it is where a is so small that a⁻¹ overflows.  (If b is a number, 0∘a⁰ is computed instead.)
+# At a = 0 and b ≥ 0 the second term is 0, because 0ᵇ is constant except for its jump at b = 0.  There the
+# logarithm is taken of 1.
 @op(
     lambda g, _y, a, b: g * b * _one_power_less(a, b, g),
     lambda g, y, a, b: g * y * _logarithm(a, b, y),
@@ -635,8 +656,8 @@ def _restore(g: Array, a: Array, axis: Axis) -> Array:
 def _spread(g: Array, a: Array, axis: Axis) -> Array:
     """Return ``g`` repeated over ``axis`` to the shape of ``a``.
 
-    An array is written out: if it only looks like the repetitions, the matmul of NumPy 2.0 is 40 times
-    slower, and short rows are slow everywhere.
+    The repetitions are written out.  A view that repeats by a stride of 0 makes the matmul of NumPy 2.0
+    40 times slower, and short rows are slow everywhere.
     """
     g = _restore(g, a, axis)
     known = isinstance(g, (np.ndarray, np.generic))
@@ -644,9 +665,9 @@ def _spread(g: Array, a: Array, axis: Axis) -> Array:
 
 
 def _scaled(x: Array, c: Array, axis: Axis = None) -> Array:
-    """Return x∘c, for a c that was reduced over ``axis``, and an x that is nobody's.
+    """Return x∘c, for a c that was reduced over ``axis`` and an x that nobody else holds.
 
-    It is made in the memory of an x that lies row by row, as c does; else that would be slower.
+    The result takes the memory of x if x lies row by row, as c does; otherwise that would be slower.
     """
     c = _restore(c, x, axis)
     return np.multiply(x, c, out=x) if type(x) is np.ndarray and x.flags.c_contiguous else x * c
@@ -831,8 +852,8 @@ def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
 def _below_largest(x: Array, axis: int, where: Array | None = None) -> Array:
     """Return z = x − max x, a new array, of float16 in float32: now no eᶻ overflows.
 
-    What is masked is −inf.  Where there is nothing else, the lowest number takes the place of the
-    largest, so that z stays −inf.
+    Masked entries are −inf.  If there are no others, the lowest finite number stands for the largest
+    entry, so z stays −inf.
     """
     x = wide(x)
     z = x if where is None else _chosen(x, where)
@@ -847,9 +868,10 @@ def _lowest(dtype: np.dtype[Any]) -> Array:
 
 
 def _sum_of_powers(powers: Array, axis: int) -> Array:
-    """Return Σeᶻ for the powers of z = x − max x.  It is at least 1, or 0 if x is −inf throughout.
+    """Return Σeᶻ for the powers eᶻ of z = x − max x, or 1 if all of x is −inf.
 
-    In the place of that 0 it is 1, so that eᶻ/Σeᶻ is 0 there, and z − log Σeᶻ its logarithm, −inf.
+    The sum is at least 1, except where all of x is −inf.  There it would be 0.  With 1 in its place,
+    eᶻ/Σeᶻ is 0, and z − log Σeᶻ is −inf.
     """
     return np.maximum(total(powers, _axes(powers, axis), keepdims=True), 1)
 
@@ -863,10 +885,10 @@ def _softmax_vjp(g: Array, p: Array, axis: int) -> Array:
 
 
 def _chosen(x: Array, where: Array) -> Array:
-    """Return x, a new array, with −inf where a mask is false, whatever was there: NaN, too.
+    """Return a copy of x with −inf where the mask is false, even in place of NaN.
 
-    np.fmin is the smaller of two numbers, and of a number and NaN the number.  (So a NaN that is chosen
-    becomes the upper limit, +inf; either makes NaN of its whole row.)
+    np.fmin(x, limit) is the smaller of the two, and the limit if x is NaN.  (A NaN that is chosen
+    therefore becomes +inf.  Either one makes its whole row NaN.)
     """
     mask = np.asarray(where)
     if mask.dtype != bool:
@@ -884,13 +906,13 @@ def _chosen(x: Array, where: Array) -> Array:
 
 
 # p = eˣ/Σeˣ,  dp = p∘dx − p Σ p∘dx   ⟹   x̄ = p∘p̄ − p Σ p∘p̄ = p∘(p̄ − Σ p∘p̄)
-# What is masked has p = 0, and so takes no part in this, either: x̄ is 0 there.
+# A masked entry has p = 0, so its x̄ is 0.
 @op(lambda g, y, _x, axis=-1, where=None: _softmax_vjp(g, y, axis))
 def softmax(x: Array, axis: int = -1, where: Array | None = None) -> Array:
-    """Return p = eˣ / Σeˣ over ``axis``: finite also for ±1e4 and −inf.
+    """Return p = eˣ / Σeˣ over ``axis``; finite also for entries of ±1e4 and −inf.
 
-    Where nothing can be chosen, because all entries are −inf or masked, p is 0, and so is its gradient.
-    There PyTorch's softmax is NaN, and its ``scaled_dot_product_attention`` 0 as here.
+    If all entries are −inf or masked, nothing can be chosen: p is 0, and so is its gradient.  PyTorch's
+    softmax is NaN there; its ``scaled_dot_product_attention`` is 0, as here.
 
     Parameters
     ----------
@@ -899,9 +921,9 @@ def softmax(x: Array, axis: int = -1, where: Array | None = None) -> Array:
     axis
         Along it p adds up to 1.
     where
-        Bools that broadcast to x, true for what takes part, as in NumPy and in
+        Bools that broadcast to x, true for the entries that take part, as in NumPy and in
         ``scaled_dot_product_attention``.  Elsewhere p is 0, and so is the gradient, whatever x is.
-        (But a NaN or +inf that does take part makes NaN of its whole row.)
+        (A NaN or +inf that does take part makes its whole row NaN.)
 
     Raises
     ------
@@ -926,9 +948,9 @@ def softmax(x: Array, axis: int = -1, where: Array | None = None) -> Array:
 # y = x − log Σeˣ,  dy = dx − Σ p dx with p = softmax(x) = eʸ   ⟹   x̄ = ȳ − p Σȳ
 @op(lambda g, y, _x, axis=-1: wide(g) - exp.of(wide(y)) * sum.of(wide(g), axis, True))
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """Return log(eˣ / Σeˣ) over ``axis``: finite also where eˣ is too small to be told from 0.
+    """Return log(eˣ / Σeˣ) over ``axis``; finite also where eˣ itself rounds to 0.
 
-    Where there is nothing but −inf, it is −inf, the logarithm of what :func:`softmax` is there.
+    Where all entries are −inf it is −inf, the logarithm of the 0 that :func:`softmax` gives there.
 
     >>> log_softmax(np.array([-1e4, 0.0, 0.0]))
     Tensor([-1.00006931e+04, -6.93147181e-01, -6.93147181e-01])

@@ -1,9 +1,8 @@
-"""Chapter 3: the bookkeeping.
+"""Tensors: arrays that remember how they were made.
 
-A :class:`Tensor` is an array that remembers how it was made, so that chapter 2 can walk back.  The
-whole of the bookkeeping is :func:`record`: apply an op to the arrays inside the arguments, and, if
-some argument needs a gradient, give the result a node.  A result that needs no gradient is a constant
-without memory: a frozen layer leaves no trace.
+All of the bookkeeping is in :func:`record`.  It applies an op to the arrays inside the arguments.  If
+some argument needs a gradient, the result gets a node, from which :mod:`minigrad.engine` can walk back.
+If none does, the result is a constant without memory, so a frozen layer leaves no trace.
 
 There are no in-place operations and no writable views: a result is read-only, and ``x += y`` binds
 x to a new Tensor.  Only leaves, the tensors that a user makes, can be assigned to.
@@ -38,13 +37,19 @@ Operand: TypeAlias = "Tensor | npt.ArrayLike"
 
 T = TypeVar("T")
 
+#: What every operation accepts as it is.
+_NUMBERS = frozenset({int, float})
+
+#: Parameters of these types cannot hold a Tensor.
+_PLAIN = frozenset({int, float, bool, type(None), str, slice, ndarray})
+
 
 class no_grad(Scope):
-    """Record nothing inside: as ``with no_grad():`` or ``@no_grad()``.
+    """Record nothing inside ``with no_grad():``, or in a function decorated with ``@no_grad()``.
 
-    May be nested, and ends on exceptions and on interrupts.  It concerns the current thread only, and
-    there the current asyncio task.  A new thread records, also one of ``asyncio.to_thread``.  A task that
-    is started inside is inside, too, for as long as the block lasts.
+    It can be nested, and it ends on exceptions and interrupts.  It holds for the current thread only, and
+    within that for the current asyncio task.  A new thread records, including those of
+    ``asyncio.to_thread``.  A task that is started inside stays inside for as long as the block lasts.
 
     Raises
     ------
@@ -64,8 +69,8 @@ def is_grad_enabled() -> bool:
 def record(op: Op[...], *args: Any) -> Tensor:
     """Apply ``op`` and return the result.
 
-    It has a node, with what the way back needs of the arguments, if one of them needs a gradient and
-    recording is on.
+    The result has a node if recording is on and one of the arguments needs a gradient.  The node keeps
+    what the way back needs.
 
     Numbers and NumPy scalars take the dtype of the tensors beside them.  Arrays are kept, not copied: do
     not write to one before the backward pass.  A forward that fails raises what NumPy raises (ValueError,
@@ -123,11 +128,6 @@ Op.apply = record
 
 # ----------------------------------------------------------------------------- what an op accepts
 
-_NUMBERS = frozenset({int, float})
-
-#: Of parameters, those that cannot have a Tensor inside.
-_PLAIN = frozenset({int, float, bool, type(None), str, slice, ndarray})
-
 
 def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
     """Return what the forward is given for ``args[i]``, which is no Tensor and no Python number.
@@ -145,7 +145,7 @@ def _operand(op: Op[...], i: int, args: Sequence[Any]) -> Any:
 
 
 def _without_tensors(op: Op[...], inputs: list[Any]) -> list[Any]:
-    """Return the inputs of an op; where there is no array beside them, either, numbers are float64."""
+    """Return the inputs of an op without Tensors; numbers become float64 if there is no array, either."""
     for i, a in enumerate(inputs):
         if isinstance(a, ndarray) and op.has_rule(i):
             return inputs
@@ -164,7 +164,7 @@ def _refuse_tensors(op: Op[...], args: Sequence[Any]) -> None:
 
 
 def _result(op: Op[...], y: Any) -> Array:
-    """Return what a forward has made as an array; TypeError unless it is floating-point numbers."""
+    """Return the result of a forward as an array; TypeError unless it holds floating-point numbers."""
     if isinstance(y, (float, np.floating)):
         return np.asarray(y)
     known = isinstance(y, (np.generic, ndarray, Tensor))
@@ -232,7 +232,7 @@ def _cast(array: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def _float_dtype(args: Sequence[Any]) -> np.dtype[Any]:
-    """Return the float dtype that the Tensors and arrays among ``args`` have together, or float64."""
+    """Return the float dtype that NumPy gives the Tensors and arrays in ``args`` together, or float64."""
     arrays = [a for a in args if isinstance(a, (Tensor, ndarray)) and a.dtype.kind == "f"]
     dtypes = [a.dtype for a in arrays if isinstance(a, Tensor) or a.ndim]
     return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
@@ -264,13 +264,13 @@ def _compared(compare: np.ufunc, *pair: Any) -> Mask:
 
 
 def _is_comparable(a: object) -> bool:
-    """Whether ``a`` is something that has numbers: == and != may be asked of anything."""
+    """Whether ``a`` holds numbers; == and != can be asked of any object."""
     numbers = isinstance(a, (Number, Sequence)) and not isinstance(a, (str, bytes))
     return numbers or (hasattr(a, "__array__") and not isinstance(a, Outline))
 
 
 class Tensor:
-    """An array of floating-point numbers that can be differentiated with respect to.
+    """An array of floating-point numbers, by which results can be differentiated.
 
     Parameters
     ----------
@@ -292,19 +292,20 @@ class Tensor:
 
     Notes
     -----
-    All comparisons go entry by entry and give arrays of bools, ``==`` too.  As a key of a dict or a
-    member of a set, a Tensor is itself, whatever its entries: it hashes by identity.  Look for one in a
-    list with ``is``, because ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.  In a test,
+    All comparisons, ``==`` among them, go entry by entry and give arrays of bools.  A Tensor hashes by
+    identity, so it can be a key of a dict or a member of a set.  Look for one in a list with ``is``,
+    because
+    ``tensor in [a, b]`` asks ``tensor == a`` and gets an array.  In a test,
     ``np.testing.assert_array_equal`` compares Tensors; ``assert_equal`` cannot.
 
-    Arrays and Tensors can be operands of one operator.  NumPy's functions know no gradients: called
-    with a Tensor, they refuse, and name the function of minigrad to use.  Those that only ask, as
+    Operators take arrays and Tensors side by side.  NumPy's functions know no gradients, so they refuse a
+    Tensor and name the function of minigrad to use.  Those that only ask about values, such as
     ``np.argmax`` and ``np.allclose``, answer.  ``float(x)`` and ``math.exp(x)`` warn if ``x`` needs a
     gradient; ``x.item()`` does not.
 
-    Whatever asks a Tensor for its array gets it, and the gradient ends there without a word, as in
-    ``np.asarray(x)``, ``np.array([x, y])``, ``np.mean([x, y])``, ``array[:] = x``, ``array.dot(x)``,
-    ``np.full(3, x)``, ``np.r_[x, y]``, ``np.vectorize(f)(x)`` and in operators of masked arrays.
+    Code that asks a Tensor for its array gets the array, and the gradient silently ends there.  This
+    happens in ``np.asarray(x)``, ``np.array([x, y])``, ``np.mean([x, y])``, ``array[:] = x``,
+    ``array.dot(x)``, ``np.full(3, x)``, ``np.r_[x, y]``, ``np.vectorize(f)(x)`` and with masked arrays.
 
     Examples
     --------
@@ -316,9 +317,9 @@ class Tensor:
 
     __slots__ = (
         "__weakref__",
-        "_birth",  # serial number of a leaf: see chapter 2
+        "_birth",  # serial number of a leaf: see engine.py
         "_data",
-        "_node",  # how it was made, see chapter 2; None for a leaf or a constant
+        "_node",  # how it was made; None for a leaf or a constant
         "_requires_grad",
         "grad",
     )
@@ -331,7 +332,7 @@ class Tensor:
         array = as_reals(data)
         if array.dtype.kind != "f" and requires_grad:
             raise TypeError(
-                f"only floating-point tensors can require a gradient, got {array.dtype}"
+                f"only floating-point tensors can require a gradient, got {array.dtype}: write 1.0, not 1"
             )
         self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
@@ -345,9 +346,10 @@ class Tensor:
     def data(self) -> Array:
         """The array itself: writable for a leaf, read-only for a result.
 
-        Assigning to a leaf sets a copy of the value, of the same shape and dtype (else ValueError or
-        TypeError).  A graph that was recorded before keeps the old value.  What is written *into* the
-        array, as by ``x.data -= 1``, changes that graph, too: do so only when it is no longer needed.
+        Assigning to a leaf sets a copy of the value, which must have the same shape and dtype (else
+        ValueError or TypeError).  A graph that was recorded before keeps the old value.  Writing *into*
+        the array, as in ``x.data -= 1``, changes that graph as well: do so only when it is no longer
+        needed.
         """
         return self._data
 
@@ -357,7 +359,7 @@ class Tensor:
         self.assign(array if array is self._data else np.array(array))
 
     def assign(self, array: Array) -> None:
-        """Set a leaf to ``array`` itself, not to a copy: do not write to it any more.
+        """Set a leaf to ``array`` itself, without a copy; do not write to the array afterwards.
 
         For optimizers, which make a new array in each step.
 
@@ -409,7 +411,7 @@ class Tensor:
     def inputs(self) -> tuple[Any, ...]:
         """What the forward of :attr:`op` was given; nothing once a backward pass has released it.
 
-        Of an array that the backward pass does not need, there is only its shape and dtype.
+        An array that the backward pass does not need is represented by its shape and dtype.
         """
         return tuple(self._node.inputs or ()) if self._node else ()
 
@@ -457,9 +459,9 @@ class Tensor:
 
     @keywords
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> Any:
-        """Return the place of the largest entry along ``axis``, by default in the flat array.
+        """Return the index of the largest entry along ``axis``, by default in the flat array.
 
-        Of several that are largest it is the first.  Places are integers, which have no gradient.
+        Among equals it is the first.  Indices are integers, so they have no gradient.
         """
         return np.argmax(self._data, axis, keepdims=keepdims)
 
@@ -476,7 +478,7 @@ class Tensor:
         return np.array(self._data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **params: Any) -> Any:
-        """Answer NumPy in the place of ``ufunc`` (NEP 13); ``ndarray + Tensor`` comes this way."""
+        """Do what NumPy asks in place of ``ufunc`` (NEP 13); ``ndarray + Tensor`` arrives here."""
         if method == "__call__" and not params:
             if ufunc in foreign.OPERATIONS:
                 return record(foreign.OPERATIONS[ufunc], *inputs)
@@ -488,7 +490,7 @@ class Tensor:
         raise foreign.refusal(name, " (and x = x + y instead of x += y)" if "out" in params else "")
 
     def __array_function__(self, function: Any, types: Any, args: Any, params: Any) -> Any:
-        """Answer NumPy in the place of ``function``, which was given a Tensor (NEP 18)."""
+        """Do what NumPy asks in place of ``function``, which was given a Tensor (NEP 18)."""
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if function in foreign.WITHOUT_GRADIENT or _loses_nothing(name, (args, params)):
             return function(*_plain(args), **_plain(params))
@@ -536,10 +538,10 @@ class Tensor:
         writeable = self._data.flags.writeable
         return _rebuild, (type(self), self._data, writeable, self._requires_grad, self.grad)
 
-    if not TYPE_CHECKING:  # to whom it would mean that there is any attribute
+    if not TYPE_CHECKING:  # a type checker would take it to mean that every attribute exists
 
         def __getattr__(self, name: str) -> Any:
-            """Raise AttributeError; what is called otherwise here is answered from the table of hints."""
+            """Raise AttributeError; for names of other libraries, say what they are called here."""
             return hints.missing(self, name, hints.of_tensor)
 
     # -- differentiation
@@ -549,8 +551,8 @@ class Tensor:
 
         An error or an interrupt leaves the ``.grad`` of all leaves as they were, or adds to all of them.
 
-        Threads may share leaves and use :func:`grad`, which writes nothing.  But two that add to the
-        ``.grad`` of one leaf at the same time may lose a gradient.
+        Threads may share leaves and use :func:`grad`, which writes nothing.  If two threads add to the
+        ``.grad`` of one leaf at the same time, a gradient may be lost.
 
         Parameters
         ----------
@@ -562,8 +564,8 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            If this tensor needs no gradient, is no single number and ``gradient`` is
-            missing, or its graph was released by an earlier call.
+            If this tensor needs no gradient, if ``gradient`` is missing and this is not a single number,
+            or if an earlier call has released the graph.
         ValueError
             If ``gradient`` has another shape.
         """
@@ -694,7 +696,7 @@ class Tensor:
     @keywords
     def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
         """Return the standard deviation over ``axis``: see :func:`minigrad.std`."""
-        from minigrad import functional  # a later chapter
+        from minigrad import functional  # which needs this file
 
         return functional.std(self, axis, ddof, keepdims)
 
@@ -702,7 +704,7 @@ class Tensor:
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """Return the largest entry over ``axis``: see :func:`minigrad.max`.
 
-        These are the values alone, as in NumPy; PyTorch gives their places, too: see :meth:`argmax`.
+        As in NumPy, these are the values alone.  PyTorch also gives their places: see :meth:`argmax`.
         """
         return record(ops.max, self, axis, keepdims)
 
@@ -735,8 +737,8 @@ class Tensor:
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Return the tensor with its axes permuted (one tuple or several ints), or reversed.
 
-        As in NumPy, all axes are named in their new order: of a matrix, ``x.transpose(0, 1)`` is itself.
-        PyTorch's ``x.transpose(0, 1)``, which exchanges two axes, is ``x.swapaxes(0, 1)``.
+        As in NumPy, the axes are named in their new order, so ``x.transpose(0, 1)`` leaves a matrix as it
+        is.  PyTorch's ``x.transpose(0, 1)``, which exchanges two axes, is ``x.swapaxes(0, 1)`` here.
         """
         return record(ops.transpose, self, axes[0] if len(axes) == 1 else axes or None)
 
@@ -766,7 +768,7 @@ sys.modules[__name__].__class__ = hints.NotAFunction
 
 
 def _loses_nothing(name: str, given: Any) -> bool:
-    """Whether a function that minigrad does not have is given constants alone."""
+    """Whether NumPy may run a function: minigrad has none of that name, and no gradient would be lost."""
     return hints.own_name(name) is None and not (is_grad_enabled() and _needs_gradient(given))
 
 
@@ -778,7 +780,7 @@ def _needs_gradient(a: Any) -> bool:
 
 
 def _plain(a: Any) -> Any:
-    """Return ``a`` with arrays in the place of Tensors, also in lists, tuples and dicts."""
+    """Return ``a`` with arrays in place of Tensors, also inside lists, tuples and dicts."""
     if isinstance(a, dict):
         return {name: _plain(value) for name, value in a.items()}
     if isinstance(a, (list, tuple)):
@@ -792,7 +794,7 @@ def _rebuild(
 ) -> Tensor:
     tensor = object.__new__(cls)
     Tensor.__init__(tensor, (), requires_grad)
-    # not always a copy: tensors that share an array go on sharing it in a deep copy or a pickle
+    # a read-only array is not copied, so tensors that share it still do so in a deep copy or a pickle
     tensor._data = np.array(data) if writeable else data
     tensor._data.setflags(write=writeable)
     tensor.grad = grad
@@ -821,8 +823,8 @@ def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
 
 
 def _recorded(walk: Callable[..., T], *args: Any) -> T:
-    """Return ``walk(*args)``, recorded also within ``no_grad``: who asks for the graph means it."""
-    context = contextvars.copy_context()  # to be thrown away, and the change with it
+    """Return ``walk(*args)``, recorded even within ``no_grad``: the caller asked for the graph."""
+    context = contextvars.copy_context()  # leaving no_grad in a copy changes nothing here
     for scope in no_grad.in_force():
         context.run(scope.leave)
     return context.run(walk, *args)
@@ -870,7 +872,7 @@ def grad(
     gradient: Operand | None = None,
     create_graph: bool = False,
 ) -> Tensor | list[Tensor]:
-    """Return the gradient of ``y`` with respect to ``xs``; write none and keep the graph.
+    """Return the gradient of ``y`` with respect to ``xs``; write no ``.grad`` and keep the graph.
 
     Parameters
     ----------
@@ -887,8 +889,8 @@ def grad(
     Returns
     -------
     Tensor or list of Tensor
-        One for one, a list for several.  If ``y`` does not depend on one of them, its gradient is
-        zeros, which is what the derivative of a constant is.
+        A Tensor for one, a list for several.  If ``y`` does not depend on one of them, its gradient is
+        zero, the derivative of a constant.
 
     Raises
     ------
