@@ -5,13 +5,17 @@ The definition is two lines of NumPy:
     y = np.zeros(shape)
     np.add.at(y, index, a)
 
-Where no place is named twice, an assignment does the same.  Elsewhere np.add.at is fast if y and the
-index have one axis each, and takes about six times longer per entry if not.  But an index mostly picks
-from one axis, or from neighbours, and takes the others whole, as in y[rows], y[:, columns] and
-y[..., i, j].  Then y is a stack of n matrices with m rows of k entries, where m is the number of places
-that can be picked, and a is a stack of n matrices, too, with one row for each pick.  Long rows are added
-one by one, or all rows of a place at once, if the same places are picked over and over, as the letters of
-a text are.  Of short rows each entry is added at its place along the one axis of y's memory.
+If no place is named twice, an assignment does the same.  Otherwise np.add.at is fast if y and the index
+have one axis each, and takes about six times longer per entry if not.
+
+Most indices pick from one axis, or from a few neighbouring axes, and take the others whole, as y[rows],
+y[:, columns] and y[..., i, j] do.  Then y is a stack of n matrices with m rows of k entries, where m is
+the number of places that can be picked.  And a is a stack of n matrices with one row for each pick.
+There are three ways to add them:
+
+- long rows one by one;
+- all rows of one place at once, if the same places are picked over and over, like the letters of a text;
+- short rows entry by entry, each at its place along the one axis of y's memory.
 """
 
 from __future__ import annotations
@@ -36,9 +40,9 @@ def never_repeats(index: Any) -> bool:
 
 
 class Placed:
-    """Zeros of some shape with ``a`` at an index that names no place twice: not made before they must be.
+    """Zeros of some shape with ``a`` at an index that names no place twice; not made until needed.
 
-    Many that are added up need one array for all of them.
+    When many of them are added up, one array serves for all.
     """
 
     __slots__ = "a", "index", "shape"
@@ -79,7 +83,7 @@ def placed(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
 def added(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with ``a`` added at ``index``, which has arrays of integers."""
     y = np.zeros(shape, a.dtype)
-    if a.size <= 256:  # where it takes longer to think than to add
+    if a.size <= 256:  # for few numbers, choosing a faster way takes longer than adding
         np.add.at(y, index, a)
         return y
     parts = _without_ellipsis(index, y.ndim)

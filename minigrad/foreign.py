@@ -1,10 +1,13 @@
-"""What NumPy may do with a Tensor, when one of its own functions is given one.
+"""What NumPy's own functions may do with a Tensor.
 
-NumPy then asks the Tensor (NEP 13 and NEP 18).  A function that Python writes as an operator is the
-operation; that is how ``ndarray + Tensor`` arrives.  A function that only asks, such as ``np.argmax``,
-gets its answer from the array.  Every other one would return an array, and with it the gradient would be
-gone: it is refused, with the name of what to use.  Where minigrad has no such function and no gradient is
-needed, as in most plots, nothing can be lost, and NumPy gets the arrays.
+When NumPy is given a Tensor, it asks the Tensor what to do (NEP 13 and NEP 18).  There are four cases:
+
+- A function that Python writes as an operator becomes the operation: ``ndarray + Tensor`` arrives here.
+- A function that only asks about values, such as ``np.argmax``, is answered from the array.
+- If minigrad has no function of that name and no gradient is needed, as in most plots, nothing can be
+  lost.  NumPy gets the arrays.
+- Every other function would return an array, and the gradient would be lost.  It is refused, and the
+  error names what to use.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ COMPARISONS = frozenset(
     {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
 )
 
-#: Those whose result has no gradient that could be lost: a question, a place, a shape, a copy on disk.
+#: Functions whose result has no gradient: they ask a question, or return an index, a shape, a file.
 WITHOUT_GRADIENT: frozenset[Any] = frozenset(
     {
         *(np.isnan, np.isinf, np.isfinite, np.signbit, np.isneginf, np.isposinf),

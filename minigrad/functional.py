@@ -25,8 +25,8 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"]
 def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     """Return x·Φ(x), where Φ(x) is the probability that a normally distributed number is below x.
 
-    Φ(x) is ½ + ½ erf(x/√2), and with ``approximate="tanh"`` ½ + ½ tanh(√(2/π) (x + 0.044715 x³)), which
-    GPT-2 was trained with.  The two results differ by less than 5e-4.
+    Φ(x) = ½ + ½ erf(x/√2).  With ``approximate="tanh"`` it is ½ + ½ tanh(√(2/π) (x + 0.044715 x³)), with
+    which GPT-2 was trained.  The two results differ by less than 5e-4.
 
     Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, §2.
 
@@ -37,8 +37,8 @@ def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
 
     Notes
     -----
-    Far to the left, where Φ is smaller than the last digit of ½, the result is 0.  It is 0 for −inf, too,
-    and so is the gradient.  (PyTorch has NaN there.)  At +inf the result is inf, and the gradient NaN.
+    Far to the left, where Φ is smaller than the last digit of ½, the result is 0.  At −inf the result and
+    the gradient are 0.  (PyTorch has NaN there.)  At +inf the result is inf, and the gradient is NaN.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     (given,) = as_tensors([x])
     a: Tensor = ops.wide(given)  # in float16 the cube of 41 is infinite
     if not np.min(a.data, initial=0) > _NO_DENSITY:
-        a = ops.maximum(a, _NO_DENSITY)  # lest −∞ be multiplied by 0
+        a = ops.maximum(a, _NO_DENSITY)  # because −∞·0 would be NaN
     if approximate == "none":
         y = ops._gelu(a)
     else:
@@ -60,12 +60,12 @@ def gelu(x: Operand, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     return cast(Tensor, ops.like(y, given))
 
 
-#: From here on to the left not only Φ is 0, but its derivative, too: e^(−x²/2) is below every float64.
+#: To the left of this both Φ and its derivative are 0: e^(−x²/2) is smaller than any float64.
 _NO_DENSITY = -40.0
 
 
 def mse_loss(prediction: Operand, target: Operand, reduction: Reduction = "mean") -> Tensor:
-    """Return the squared error (prediction − target)², averaged, summed, or entry by entry.
+    """Return the squared error (prediction − target)²: its mean, its sum, or entry by entry.
 
     Raises
     ------
@@ -92,9 +92,9 @@ def cross_entropy(
     reduction: Reduction = "mean",
     ignore_index: int = -100,
 ) -> Tensor:
-    """Return −log softmax(logits)[n, labels[n]], averaged or summed over all n, or one by one.
+    """Return −log softmax(logits)[n, labels[n]]: the mean or the sum over all n, or one by one.
 
-    Its gradient by the logits is softmax minus one-hot, row by row.
+    The gradient of the sum by the logits is softmax minus one-hot, row by row.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def cross_entropy(
     reduction
         "mean", "sum" or "none".
     ignore_index
-        A row with this label does not count.  Its gradient is 0, whatever its logits are, and so is its
-        loss for "none".  The mean is that of the others, and NaN if there are none, as in PyTorch.
+        A row with this label does not count: its gradient is 0, and so is its loss for "none".  The mean
+        is over the other rows, and NaN if there are none, as in PyTorch.
 
     Raises
     ------
@@ -168,9 +168,9 @@ def _no_rows_of_classes(logits: tuple[int, ...], labels: tuple[int, ...]) -> str
 
 @keywords
 def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Return log Σeˣ over ``axis``: finite also for ±1e4.  Its gradient is softmax(x).
+    """Return log Σeˣ over ``axis``; finite also for entries of ±1e4.  Its gradient is softmax(x).
 
-    Over nothing, or over −inf alone, it is −inf.
+    Of no entries, or of −inf alone, it is −inf.
 
     Examples
     --------
@@ -193,11 +193,11 @@ _LARGEST = partial(np.max, keepdims=True, initial=-np.inf)
 def std(x: Operand, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """Return the standard deviation over ``axis``: √(Σ(x − μ)²/(n − ``ddof``)).
 
-    NumPy's ddof is 0, PyTorch's is 1 (there it is called ``correction``, or ``unbiased=True``).
+    NumPy's ddof is 0.  PyTorch's is 1, under the name ``correction`` or ``unbiased=True``.
 
-    It is computed as ‖x − μ‖/√(n − ddof), so its gradient is 0 where all entries equal their mean.  (That
-    of the root of the variance would be NaN.)  Of so few entries that n ≤ ``ddof`` it is infinite or NaN,
-    and its gradient is NaN.
+    It is computed as ‖x − μ‖/√(n − ddof), so its gradient is 0 where all entries equal their mean.  (The
+    gradient of √var would be NaN there.)  If n ≤ ``ddof``, it is infinite or NaN, and its gradient is
+    NaN.
 
     Examples
     --------
@@ -231,7 +231,7 @@ def squeeze(x: Operand, axis: Axis = None) -> Tensor:
 
 @keywords
 def expand_dims(x: Operand, axis: int | tuple[int, ...]) -> Tensor:
-    """Return x with an axis of length 1 in the place ``axis`` of the result, or several.
+    """Return x with a new axis of length 1 at ``axis`` of the result, or with several.
 
     Examples
     --------
@@ -244,7 +244,7 @@ def expand_dims(x: Operand, axis: int | tuple[int, ...]) -> Tensor:
 def flatten(x: Operand, start_dim: int = 0) -> Tensor:
     """Return x with all axes from ``start_dim`` on made into one.
 
-    The first axes may stay, as in PyTorch: ``start_dim=1`` keeps the examples of a batch apart.
+    As in PyTorch, ``start_dim=1`` keeps the examples of a batch apart.
 
     Examples
     --------
@@ -280,7 +280,7 @@ def _named(name: str, f: Callable[..., Any], x: Any, axis: object) -> Any:
 
 
 def _shape(x: Operand) -> tuple[int, ...]:
-    """Return ``np.shape(x)``, which takes long to find out that a Tensor may be asked."""
+    """Return ``np.shape(x)``, which is slow for a Tensor."""
     return x.shape if isinstance(x, Tensor) else np.shape(x)
 
 
@@ -313,8 +313,8 @@ def concatenate(tensors: Iterable[Operand], axis: int | None = 0) -> Tensor:
 def _joined(parts: list[Tensor], axis: int | None) -> Tensor:
     """Return the parts one after the other.
 
-    Many are first joined in groups: the rule of each part asks for the lengths of those before it, which
-    for 10,000 at once would take seconds.
+    Many parts are first joined in groups.  The rule of each part asks for the lengths of those before it,
+    which would take seconds for 10,000 at once.
     """
     join, n = ops._concatenate, 32
     while len(parts) > n:
@@ -345,7 +345,7 @@ def stack(tensors: Iterable[Operand], axis: int = 0) -> Tensor:
     axis = normalize_axis_index(axis, len(shape) + 1, "stack")
     if not shape:
         return _joined(parts, None)
-    if axis < len(shape):  # side by side along their own axis, which is then cut in two
+    if axis < len(shape):  # joined along their own axis, which is then split in two
         return _joined(parts, axis).reshape(*shape[:axis], n, *shape[axis:])
     return _joined([t.reshape(*shape, 1) for t in parts], axis)
 

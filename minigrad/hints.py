@@ -1,10 +1,10 @@
-"""What other libraries call it: the names that people bring along, and what to write here instead.
+"""Names from other libraries, and what to write here instead.
 
-One table answers for an attribute that a Tensor, a Module, an adapted model or a package does not have,
-for a function of NumPy that would lose a gradient, and for a keyword of PyTorch's.  A row may serve
-several names, and ``{name}`` is the one that was asked for.  An answer is code, perhaps with a note:
-``x`` and ``y`` are Tensors in it, ``mg`` and ``ld`` the packages.  For what is not in the table, Python's
-own message stands.
+The tables answer in three cases: a Tensor, a Module, an adapted model or a package does not have an
+attribute; a function of NumPy would lose a gradient; a keyword is PyTorch's.  A row may serve several
+names, and ``{name}`` stands for the one that was asked for.  An answer is code, perhaps with a note.  In
+it ``x`` and ``y`` are Tensors, and ``mg`` and ``ld`` are the packages.  A name that is in no table gets
+Python's own message.
 
 Nothing is looked up before something has failed.
 """

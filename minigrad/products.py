@@ -1,16 +1,16 @@
-"""Products of two matrices, one of them narrow, as A and B of an adapter are: the trick of matmul.
+"""Products with a narrow matrix, such as A and B of an adapter: the trick of matmul.
 
 The definitions are NumPy's: ``product(a, b)`` is ``a @ b``, and ``product_over_rows(a, b)`` is
 ``a.T @ b``, a sum over the rows of both.
 
 BLAS first copies both matrices into an order that suits its innermost loop.  That pays if each number is
 used often.  In x Aᵀ, with x (n, in) and A (r, in), each number of x is used only r times, and for a small
-r the copying takes as long as all else.  OpenBLAS does without it (on processors with AVX-512) in a
-product of at most a million multiplications.  So many rows are taken in blocks of 64, or fewer: for r = 8
-in half to two thirds of the time.
+r the copying takes as long as everything else.  On processors with AVX-512, OpenBLAS does not copy for a
+product of at most a million multiplications.  So the rows are taken in blocks of 64 or fewer.  For r = 8
+this takes half to two thirds of the time.
 
-A sum over rows is made in blocks for another reason, too.  Where it is few numbers, BLAS adds the rows
-one after the other, and n additions round n times: see :mod:`minigrad.sums`.
+There is a second reason to make a sum over rows in blocks.  If the result has few numbers, BLAS adds the
+rows one after the other, and n additions round n times: see :mod:`minigrad.sums`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import numpy as np
 from minigrad.operation import Array
 from minigrad.sums import BLOCK, like, total, wide
 
-#: So many columns, or rows, a narrow matrix has at most.  (One alone makes a sum that copies nothing.)
+#: The most columns or rows that a narrow matrix has.  (With a single one BLAS copies nothing anyway.)
 NARROW = 16
 
-#: Up to so many multiplications OpenBLAS copies nothing.
+#: Up to this many multiplications OpenBLAS copies nothing.
 SMALL = 1_000_000
 
-#: A sum over rows that is more numbers is not made in blocks: it is there once for each block.
+#: A sum over rows with a larger result is not made in blocks: each block has a result of that size.
 MOST = 2**13
 
 
 def product(a: Array, b: Array) -> Array:
     """Return a @ b for a (n, k) and b (k, m), in blocks of rows if k or m is small and n is not.
 
-    A column times a row, sums of one term each, is their elementwise product.
+    A column times a row is their elementwise product, because each of its sums has one term.
     """
     (n, k), m = a.shape, b.shape[1]
     if k == 1 == len(b):
@@ -53,7 +53,7 @@ def product(a: Array, b: Array) -> Array:
 def product_over_rows(a: Array, b: Array) -> Array:
     """Return aᵀ b for a (n, k) and b (n, m), in blocks of rows if k or m is small and n is not.
 
-    BLAS makes the sum of 64 rows, and these sums are added as those of :mod:`minigrad.sums` are.
+    BLAS sums 64 rows at a time, and these sums are added as in :mod:`minigrad.sums`.
     """
     (n, k), m = a.shape, b.shape[1]
     if n == 1 == len(b):
@@ -67,13 +67,13 @@ def product_over_rows(a: Array, b: Array) -> Array:
 
 
 def _pays(n: int, k: int, m: int, *arrays: Array) -> bool:
-    """Whether a product of n rows is large and one of its matrices narrow; the arrays lie row by row."""
+    """Whether a product of n rows is large and has a narrow matrix, and the arrays lie row by row."""
     large = 1 < min(k, m) <= NARROW and n * k * m > SMALL
     return large and all(x.flags.c_contiguous for x in arrays)
 
 
 def _rows_of_a_block(multiplications: int) -> int:
-    """Return 64, or as many rows, halved as often as needed, as OpenBLAS takes without copying."""
+    """Return 64, halved until OpenBLAS takes that many rows without copying."""
     rows = BLOCK
     while rows * multiplications > SMALL:
         rows //= 2

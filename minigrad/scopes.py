@@ -1,24 +1,24 @@
-"""Between chapters 2 and 3: what an interrupt cannot tear apart.
+"""``with`` blocks and assignments that Ctrl-C cannot tear apart.
 
-Ctrl-C raises KeyboardInterrupt wherever Python happens to be.  More exactly: between two steps of code
-that is *written in Python*.  A function written in C is never left halfway.  Hence this is not safe:
+Ctrl-C raises KeyboardInterrupt between two steps of code that is *written in Python*, wherever it happens
+to be.  A function written in C is never left halfway.  So this is not safe:
 
     def __enter__(self):        def __exit__(self, *exc):
         self.pauses += 1            self.pauses -= 1
 
-The interrupt may come after ``__exit__`` was called and before its first line has run, and the count
-stays up for good.  No ``try`` inside helps, because it is not reached.  So everything here ends in one
-call of something that is written in C:
+The interrupt may come after ``__exit__`` was called, but before its first line has run.  Then the count
+never goes down again.  A ``try`` inside does not help, because it is never reached.  So everything here
+comes down to a single call of a function written in C:
 
-- A :class:`Scope` is a lock, which is held for as long as the ``with`` block runs.  ``with`` calls the
-  ``__exit__`` of the lock, which is C.  What is in force is asked of the lock itself, so there is no
-  count and no flag that could say something else.
+- A :class:`Scope` is a lock, and it is held for as long as the ``with`` block runs.  ``with`` calls the
+  ``__exit__`` of the lock, which is written in C.  Whether the scope is in force is asked of the lock
+  itself, so no count or flag can contradict it.
 - :func:`at_once` makes many assignments in one call.
-- :func:`quietly` runs a function in a context that is prepared once, instead of changing NumPy's settings
-  and changing them back.
+- :func:`quietly` runs a function in a context that was prepared once.  So NumPy's settings need not be
+  changed and changed back.
 
-Python 3.10 has one gap that nothing here can close: an interrupt may come when an exception has left the
-block and ``__exit__`` has not been called yet.  Then it is not called.
+Python 3.10 has one gap that cannot be closed here.  If an exception has left the block, and the interrupt
+comes before ``__exit__`` is called, then ``__exit__`` is not called at all.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ T = TypeVar("T")
 if TYPE_CHECKING:
 
     class Lock:
-        """A lock that its thread may take again, and must give back as often: ``threading.RLock``."""
+        """A lock that its thread may take several times and gives back as often: ``threading.RLock``."""
 
         def acquire(self, blocking: bool) -> bool:
-            """Take it; without ``blocking`` say whether that could be."""
+            """Take it, and return whether this succeeded; without ``blocking`` do not wait for it."""
             raise NotImplementedError
 
         def release(self) -> None:
@@ -64,18 +64,19 @@ _LAZY = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyn
 
 
 class Scope(Lock, contextlib.ContextDecorator):
-    """Something that is in force inside of a ``with`` block, or while a decorated function runs.
+    """Something that is in force inside a ``with`` block, or while a decorated function runs.
 
-    It concerns the thread that entered it, and there the asyncio task.  A new thread begins outside of
-    all scopes.  A new task begins inside of those that it is started in, for as long as they last.
+    It holds for the thread that entered it, and within that for the asyncio task.  A new thread begins
+    outside all scopes.  A new task begins inside the scopes in which it is started, for as long as they
+    last.
 
-    May be nested, also in itself, and ends with the block, whatever ends that: an exception, an
-    interrupt.
+    Scopes can be nested, a scope even in itself.  A scope ends with its block, also when the block is
+    left by an exception or an interrupt.
 
     Raises
     ------
     RuntimeError
-        On entering one that another thread or task is in: each needs one of its own.
+        On entering a scope that another thread or task is in: each needs its own.
     TypeError
         As a decorator of a generator or coroutine function, whose body runs after the call has ended.
     """
@@ -89,17 +90,18 @@ class Scope(Lock, contextlib.ContextDecorator):
         place = here.get()
         if not self._is_owned() or self in place.scopes:
             others = [s for s in place.scopes if s._is_owned() and s is not self]
-            inside = type(place)((*others, self))  # now: Python 3.13 lets a loop jump out of a try
+            # made before the try, because Python 3.13 lets a loop jump out of it
+            inside = type(place)((*others, self))
             try:
                 if self.acquire(False):
                     here.set(inside)
                     return
-            except BaseException:  # an interrupt, which came when the lock was held already
+            except BaseException:  # an interrupt that came when the lock was already held
                 self.release()
                 raise
         raise RuntimeError("another thread or task is inside of this very scope: make one for each")
 
-    # __exit__ is that of the lock: there must be none here
+    # __exit__ is inherited from the lock and must not be written here
 
     def __call__(self, function: F) -> F:
         """Return ``function`` with a scope like this one around each call."""
@@ -118,7 +120,7 @@ class Scope(Lock, contextlib.ContextDecorator):
 
     @classmethod
     def in_force(cls: type[S]) -> list[S]:
-        """Return the scopes of this class that are in force here, in the order of their entering."""
+        """Return the scopes of this class that are in force here, in the order they were entered."""
         place = here.get()
         if not place.scopes:
             return []
@@ -128,7 +130,7 @@ class Scope(Lock, contextlib.ContextDecorator):
         return [scope for scope in held if isinstance(scope, cls)]
 
     def leave(self) -> None:
-        """Be outside of it here, although its block goes on."""
+        """Step out of it here, although its block goes on."""
         place = here.get()
         here.set(type(place)(tuple(s for s in place.scopes if s is not self)))
 
@@ -137,7 +139,7 @@ class Scope(Lock, contextlib.ContextDecorator):
 
 
 class _Inside(NamedTuple):
-    """Where a function is that runs quietly: what it calls runs so anyway."""
+    """The place of a function that runs quietly: what it calls needs no context of its own."""
 
     scopes: tuple[Scope, ...]
 
@@ -146,9 +148,9 @@ class _Inside(NamedTuple):
 
 
 class _Outside(threading.local):
-    """Where everything else is: the same for each thread, but for a context in which NumPy is quiet.
+    """The place of everything else.  Each thread has its own context in which NumPy is quiet.
 
-    Two threads cannot be in one context at a time, hence one for each.
+    (Two threads cannot be in one context at the same time.)
     """
 
     def __init__(self, scopes: tuple[Scope, ...] = ()) -> None:
@@ -174,8 +176,8 @@ here = contextvars.ContextVar("here", default=NOWHERE)
 def quietly(f: Callable[..., T], *args: Any) -> T:
     """Return ``f(*args)``, computed without NumPy's floating-point warnings.
 
-    1/0 = inf is a value here, not an accident.  The prepared context costs a tenth of ``np.errstate``,
-    which matters for small arrays, and an interrupt cannot leave the warnings off.
+    1/0 = inf is a value here, not an accident.  Entering the prepared context costs a tenth of
+    ``np.errstate``, which matters for small arrays.  And an interrupt cannot leave the warnings off.
     """
     result: T = here.get().quietly(f, *args)
     return result
@@ -185,14 +187,14 @@ def quietly(f: Callable[..., T], *args: Any) -> T:
 
 
 def at_once(function: Callable[..., object], *columns: Iterable[Any]) -> Callable[[], object]:
-    """Return a call that applies ``function`` to the rows of ``columns``, to all of them or to none.
+    """Return a call that applies ``function`` to all rows of ``columns``, or to none of them.
 
-    No interrupt comes between, and no other thread, if ``function`` is written in C, too.  It is
-    ``object.__setattr__`` for most::
+    If ``function`` is written in C, no interrupt and no other thread can come in between.  Most uses set
+    attributes::
 
         at_once(object.__setattr__, modules, repeat("training"), modes)()
 
-    What is computed from the rows must be computed before.  Where it undoes something in a ``finally``,
-    prepare it before the ``try``: the call itself must be the first thing in the ``finally``.
+    Compute the columns beforehand.  To undo something in a ``finally``, prepare the call before the
+    ``try``: the call must be the first thing in the ``finally``.
     """
     return partial(deque, map(function, *columns), 0)

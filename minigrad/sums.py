@@ -4,9 +4,9 @@ The definitions are NumPy's: ``total(a, axes)`` is ``np.sum(a, axes)``, ``total(
 ``np.sum(a * b, axes)``, and ``extreme(np.maximum, a, axes)`` is ``np.max(a, axes)``.  Here
 
 - float16 is added in float32, because in float16 a sum overflows at 65,504, and 2,048 + 1 is 2,048;
-- many rows are added in blocks.  NumPy adds them one after the other, and n additions round n times: of
-  a million rows of 0.1 in float32, one part in a hundred is lost;
-- many short rows are gone through at once.  NumPy begins anew for each, which takes as long as to add a
+- many rows are added in blocks.  NumPy adds them one after the other, and n additions round n times: a
+  million rows of 0.1 in float32 lose one part in a hundred;
+- many short rows are added together.  NumPy starts anew for each row, which takes as long as adding a
   hundred numbers.  In float32 a product with a vector of ones is faster still.
 """
 
@@ -21,10 +21,10 @@ import numpy as np
 
 from minigrad.operation import Array
 
-#: So many rows are added one after the other.
+#: The number of rows that are added one after the other.
 BLOCK = 64
 
-#: Of so many numbers it pays to think about how they lie in memory.
+#: From this many numbers on, it pays to ask how they lie in memory.
 MANY = 2**14
 
 _add: Any = np.add.reduce
@@ -44,10 +44,10 @@ def like(y: Array, a: Array) -> Array:
 
 
 def over_rows(add: Callable[..., Array], *arrays: Array) -> Array:
-    """Return ``add(*arrays)``, a sum over the first axis of the arrays, of many rows in blocks.
+    """Return ``add(*arrays)``, a sum over the first axis of the arrays; many rows are added in blocks.
 
-    64 rows are added one after the other, then 64 such sums, and so on: of a million rows of 0.1 in
-    float32, one part in a million is lost.  It is faster, too: the rows of all blocks are added at once,
+    64 rows are added one after the other, then 64 such sums, and so on.  A million rows of 0.1 in float32
+    then lose one part in a million.  It is also faster, because the rows of all blocks are added at once,
     as if they were one long row.
     """
     n, k = len(arrays[0]), BLOCK
@@ -60,9 +60,9 @@ def over_rows(add: Callable[..., Array], *arrays: Array) -> Array:
 
 
 def total(a: Array, axes: tuple[int, ...], keepdims: bool = False, b: Any = None) -> Array:
-    """Return Σa over ``axes``, none of them negative; float16 in float32.
+    """Return Σa over ``axes``, none of them negative; a float16 sum is returned in float32.
 
-    With ``b``, an array of the same shape, return Σa∘b; if these are many numbers, a∘b is not made.
+    With ``b``, an array of the same shape, return Σa∘b.  If there are many numbers, a∘b is not formed.
     """
     a = wide(a)
     if a.size <= 2 * BLOCK and b is None:
@@ -105,9 +105,9 @@ def _total_of_short_rows(arrays: list[Array], axes: tuple[int, ...]) -> Array:
 def extreme(
     choose: Any, a: Array, axes: tuple[int, ...], keepdims: bool = False, initial: Any = None
 ) -> Array:
-    """Return the largest entry over ``axes`` if ``choose`` is np.maximum, for np.minimum the smallest.
+    """Return the largest entry over ``axes`` if ``choose`` is np.maximum, the smallest if np.minimum.
 
-    It is ``initial``, if that is given and no entry is beyond it, or there is none.
+    ``initial`` counts as one more entry, if it is given.
     """
     # NumPy takes half as long, or less, where it has something to start with
     if initial is None and a.size:
@@ -117,7 +117,7 @@ def extreme(
     if not many_short_rows or a.strides[-1] != a.itemsize:
         return choose.reduce(a, axes, None, None, keepdims, initial)
     y = a.reshape(-1)
-    # of each two neighbours one is left; but to compare float16 takes longer than to copy it
+    # of each two neighbours one is kept; for float16 this would be slower than the copy below
     while n % 2 == 0 and a.itemsize > 2:
         y, n = choose(y[::2], y[1::2]), n // 2
     y = choose.reduce(y.reshape(-1, n).T.copy(), initial=initial)  # column by column

@@ -4,28 +4,29 @@ The definition of erf is Python's ``math.erf``, entry by entry; NumPy has none. 
 
     erf x = 2/√π ∫₀ˣ e^(−t²) dt,   with the derivatives   erf′ = 2/√π e^(−x²),   erf″ = −2x erf′,   …
 
-All further ones are erf′ times a polynomial, too: erf‴ = (4x² − 2) erf′, and so on.  (These are the
-Hermite polynomials, with alternating signs.)  So if a table has erf and erf′ at the points a of a grid,
-Taylor's formula takes the small step d from the nearest one to x = a + d:
+Each further derivative is erf′ times a polynomial: erf‴ = (4x² − 2) erf′, and so on.  (These are the
+Hermite polynomials with alternating signs.)  So a table of erf and erf′ at the points a of a grid is
+enough.  From the nearest point, Taylor's formula takes the small step d to x = a + d:
 
     erf(a + d) = erf a + erf′ a d + erf″ a d²/2 + erf‴ a d³/6 + …
                = erf a + erf′ a (d − a d² + (2a² − 1)/3 d³ − …)
 
-With 4096 points to the unit, d is at most 2⁻¹³.  Then the terms from d⁴ on are below 5e-17.  In float32
-d³ can be left off, too: it is below 1e-12, and near 0, where all is small, below 1e-8 of the result.
-From 6 on, erf is 1 to the last digit.
+With 4096 points per unit, d is at most 2⁻¹³.  Then the terms from d⁴ on are below 5e-17.  In float32 the
+term with d³ can also be left off: it is below 1e-12, and near 0 below 1e-8 of the result.  From 6 on, erf
+is 1 to the last digit.
 
 The exact GELU is x Φ(x).  Here Φ(x) = ½ + ½ erf(x/√2) is the probability that a normally distributed
 number is below x, and φ = Φ′ is the bell e^(−x²/2)/√(2π).  The derivative is Φ(x) + x φ(x).  In float64
 both are computed as written.
 
-In float32 Φ and Φ + x φ have tables of their own.  There d² can be left off, too: it is below 6e-9.  What
-is left is the tangent at a.  As a function of x it is α + β x, and so the table has α and β.  That takes
-half the operations.  It ends where all but 0 or 1 is below the last digit of ½.
+In float32 Φ and Φ + x φ have tables of their own.  There the term with d² can be left off as well: it is
+below 6e-9.  What remains is the tangent at a.  As a function of x it is α + β x, so the table holds α and
+β.  That takes half the operations.  The table ends where the result differs from 0 or 1 by less than the
+last digit of ½.
 
-``math.erf`` fills a table when it is first needed, in hundredths of a second: there are no constants
-to trust.  A step takes half a dozen operations of NumPy, or a dozen.  They go over so many numbers at a
-time as a processor keeps close by.
+``math.erf`` fills a table when it is first needed, which takes some hundredths of a second, so there are
+no constants to trust.  An evaluation takes six to twelve operations of NumPy.  They go over blocks of
+numbers that fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Array: TypeAlias = npt.NDArray[Any]
 #: Points of the grid for each unit, and where it ends.
 POINTS, END = 2**12, 6
 
-#: So many numbers at a time.
+#: The numbers in a block.
 BLOCK = 2**14
 
 
