@@ -28,10 +28,11 @@ def initial_factors(
     ----------
     scheme
         - True: A uniform in ±1/√in, B = 0 (LoRA's reference code, Microsoft's loralib).
-        - False: A and B uniform, in ±1/√in and ±1/√r: an adapter that does something at once.
+        - False: A and B uniform, in ±1/√in and ±1/√r: an adapter that acts from the start.
         - "gaussian": A normal with standard deviation 1/r, B = 0 (arXiv:2106.09685, §4.1).
-        - "orthogonal": the rows of A and the columns of B are parts of one random rotation of ℝʳ
-          such that B A = 0; r must be even.
+        - "orthogonal": the columns of A and the rows of B lie in complementary halves of ℝʳ, each
+          spanned by half the rows of a random orthogonal matrix.  So B A = 0, though B ≠ 0; r must be
+          even.
         - "pissa": s B A is the best rank-r approximation of W0, W0 − s B A is frozen
           (Meng et al., arXiv:2404.02948).
         - "olora": B and A are the first r columns of Q and rows of R in W0 = Q R, W0 − s B A is
@@ -48,8 +49,8 @@ def initial_factors(
     Raises
     ------
     ValueError
-        For an unknown scheme, an odd r with "orthogonal", or a rank that W0 does not have
-        with "pissa" and "olora".
+        For an unknown scheme, an odd r with "orthogonal", or with "pissa" and "olora" an r that is
+        larger than W0 allows or an s that is not positive.
     """
     if not any(type(known) is type(scheme) and known == scheme for known in SCHEMES):
         raise ValueError(f"init_lora_weights must be one of {SCHEMES}, not {short(scheme)}")
@@ -74,7 +75,10 @@ def initial_factors(
 def _orthogonal(
     r: int, in_features: int, out_features: int, rng: np.random.Generator
 ) -> tuple[Matrix, Matrix]:
-    """Return A and B ≠ 0 with B A = 0: the odd and even rows of one rotation, spread at random."""
+    """Return A and B ≠ 0 with B A = 0: A's columns and B's rows come from different rows of Q.
+
+    Q is a random orthogonal matrix, (r, r).
+    """
     if r % 2:
         raise ValueError(f"orthogonal initialisation needs an even r, not {r}")
     Q = np.linalg.qr(rng.normal(size=(r, r)))[0]

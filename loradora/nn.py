@@ -391,9 +391,9 @@ def all_or_none(changes: Sequence[Change]) -> None:
 class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features).
 
-    ``weight`` is (out_features, in_features) and ``bias`` (out_features,) or None; both are drawn
-    uniformly from ±1/√in_features, which is PyTorch's default (He et al., arXiv:1502.01852, with
-    gain a = √5).
+    ``weight`` is (out_features, in_features) and ``bias`` (out_features,) or None.  Both are drawn
+    uniformly from ±1/√in_features, as in PyTorch.  There the bound of the weight is √3·gain/√in_features
+    (He et al., arXiv:1502.01852), with the gain √(2/(1 + a²)) = 1/√3 of a leaky ReLU of slope a = √5.
 
     Parameters
     ----------
