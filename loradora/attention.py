@@ -14,11 +14,11 @@ Attention is three lines (Vaswani et al., arXiv:1706.03762, eq. 1):
     P = softmax(S)   (T, T)   row i is how i divides its attention: no entry below 0, their sum is 1
     Y = P V          (T, d)   row i is the mean of the values, as i weights them
 
-A sum of d products of independent numbers grows like √d.  Divided by that, the entries of S are as large
-for a large d as for a small one, and softmax does not put all its weight on one token.
+A sum of d products of independent numbers with mean 0 grows like √d.  Divided by √d, the entries of S are
+as large for a large d as for a small one, and softmax does not put all its weight on one token.
 
-A model that is to guess the next token must not see it.  A *mask* says who may look at whom: where it is
-False, P is 0.  The causal one is True on and below the diagonal: i looks at j ≤ i.  (In PyTorch, True
+A model that learns to guess the next token must not see it.  A *mask* says who may look at whom: where it
+is False, P is 0.  The causal mask is True on and below the diagonal: i looks at j ≤ i.  (In PyTorch, True
 means the same for ``scaled_dot_product_attention``, but "may not" for ``nn.MultiheadAttention``.)
 
 Nothing in these lines knows the order of the tokens: without a mask, shuffling the rows of X shuffles
@@ -28,8 +28,8 @@ One such triple is a *head*.  H heads work side by side, each with its own d = w
 Wv, so that one head may look for the last vowel while another looks for who is speaking.  What they
 return is laid side by side and mixed by a fourth matrix, Wo.
 
-Nothing here has a derivative of its own.  A bar marks the gradient of a loss, V̄ that by V.  What the
-engine makes of the three lines, read from the last to the first, is
+No derivative is written in this file: the engine finds them.  A bar marks the gradient of a loss: V̄ is
+the gradient by V.  Going through the three lines from the last to the first, the engine computes
 
     V̄ = Pᵀ Ȳ
     P̄ = Ȳ Vᵀ
@@ -39,8 +39,8 @@ engine makes of the three lines, read from the last to the first, is
 and for the projections W̄q = Q̄ᵀ X, and so on.  A LoRA W0 + s B A of Wq takes B̄ = s W̄q Aᵀ and Ā = s Bᵀ W̄q
 from it (:mod:`loradora.adapters`).
 
-The parameters have the names that they have in OPT (Zhang et al., arXiv:2205.01068), so that its
-checkpoints fit.  ``target_modules=["q_proj", "v_proj"]`` is what LoRA's authors recommend (§7.1).
+The parameters are named as in OPT (Zhang et al., arXiv:2205.01068), so that its checkpoints fit.  LoRA's
+authors recommend ``target_modules=["q_proj", "v_proj"]`` (§7.1).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ Array = npt.NDArray[Any]
 
 
 def causal_mask(length: int) -> Array:
-    """Return who may look at whom in a text of this length, if nobody looks ahead: (length, length).
+    """Return who may look at whom in a text of this length if nobody looks ahead: (length, length).
 
     >>> causal_mask(3).astype(int)
     array([[1, 0, 0],
@@ -94,10 +94,10 @@ def attention_weights(q: Tensor, k: Tensor, mask: npt.ArrayLike | None = None) -
     Parameters
     ----------
     q, k
-        The queries and the keys.  Their axes in front are broadcast.
+        The queries and the keys.  Their leading axes are broadcast.
     mask
-        Bools that broadcast to P, True where a token may look; None if each may look at all.  Whoever may
-        look at nobody has a row of zeros.
+        Bools that broadcast to P, True where a token may look; None if each may look at all.  A token
+        that may look at nobody gets a row of zeros.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _shape_of_weights(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Return an array of bools, checked to broadcast to this shape, that of (…, T, N)."""
+    """Return a mask as an array of bools, checked to broadcast to the shape (…, T, N)."""
     given = as_array(mask, "mask")
     expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
     if given.dtype != bool:
@@ -150,8 +150,8 @@ def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
 def _check_plain(mask: tuple[int, ...], ndim: int) -> None:
     """Raise ValueError for the shape of a mask that seems to have no axis for the heads.
 
-    For x of ``ndim`` axes, P has one more.  With N texts and as many heads, (N, T, T) would fit as a mask
-    for each head, and may be meant for each text.
+    If x has ``ndim`` axes, P has one more.  With N texts and N heads, (N, T, T) would fit as a mask for
+    each head, but may be meant as one for each text.
     """
     if ndim > 2 and 2 < len(mask) <= ndim and mask[-3] != 1:
         raise ValueError(
@@ -186,9 +186,9 @@ class MultiHeadAttention(Module):
     num_heads
         How many heads share it; each has d = embed_dim/num_heads numbers.
     dropout
-        The share of P that is set to 0 in training, in [0, 1): tokens that are overlooked by chance.
+        The share of P that is set to 0 in training, in [0, 1): tokens are overlooked by chance.
     bias
-        Whether the four projections add one.
+        Whether the four projections add a bias.
     rng
         The source of randomness, or a seed; a fresh, unseeded one by default.
     dtype
@@ -197,7 +197,7 @@ class MultiHeadAttention(Module):
     Raises
     ------
     TypeError, ValueError
-        For sizes that are no integers of at least 1, heads that do not divide the width, and a rate
+        For sizes that are not integers of at least 1, heads that do not divide the width, and a rate
         outside [0, 1).
     """
 
@@ -231,14 +231,14 @@ class MultiHeadAttention(Module):
             The tokens, (…, T, embed_dim).  An array takes the dtype of the layer.
         mask
             Who may look at whom, as for :func:`attention_weights`: bools that broadcast to
-            (…, heads, T, T).  For N texts, one for each text is (N, 1, T, T), or (N, 1, 1, T) if it only
-            says which tokens are there, and one for each head (1, heads, T, T).
+            (…, heads, T, T).  For N texts, a mask for each text is (N, 1, T, T), or (N, 1, 1, T) if it
+            only says which tokens are there.  A mask for each head is (1, heads, T, T).
 
         Raises
         ------
         TypeError, ValueError
-            For an x of another shape, for texts with a mask of which an axis may stand for the texts or
-            for the heads, and as :func:`attention_weights`.
+            For an x of another shape, for a mask with an axis that may stand for the texts or for the
+            heads, and as :func:`attention_weights`.
         """
         given = x if isinstance(x, Tensor) else as_reals(x)
         if given.ndim < 2 or given.shape[-1] != self.embed_dim:
@@ -259,8 +259,8 @@ class MultiHeadAttention(Module):
 class Embedding(Module):
     """A vector for each token: row i of ``weight`` for the id i, (…) to (…, embedding_dim).
 
-    It is a product with rows of the identity, onehot(ids) W, of which only what is not 0 is computed.
-    In the backward pass, each row of W̄ is the sum of ȳ over the places where its id stands.
+    It is the product onehot(ids) W with rows of the identity, without the products with 0.  In the
+    backward pass, each row of W̄ is the sum of ȳ over the places where its id stands.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ class Embedding(Module):
     Raises
     ------
     TypeError, ValueError
-        For sizes that are no integers of at least 1.
+        For sizes that are not integers of at least 1.
 
     Examples
     --------
@@ -306,14 +306,14 @@ class Embedding(Module):
         Raises
         ------
         TypeError
-            For ids that are no integers.
+            For ids that are not integers.
         IndexError
             For an id outside 0 … num_embeddings − 1.
         """
         ids, n = as_array(ids, "ids"), len(self.weight)
         if not ids.size:
             ids = ids.astype(np.intp)  # an empty list is one of floats to NumPy
-        large = ids.dtype == object and all(type(i) is int for i in ids.flat)  # and in no table
+        large = ids.dtype == object and all(type(i) is int for i in ids.flat)  # too large
         if ids.dtype.kind not in "iu" and not large:
             raise TypeError(
                 f"ids are integers, in an array or a list, not {ids.dtype}; a Tensor has none"
@@ -329,7 +329,7 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Each vector at mean 0 and variance 1, times a weight, plus a bias.
+    """Each vector shifted and scaled to mean 0 and variance 1, times a weight, plus a bias.
 
     y = (x − μ)/√(v + eps) ∘ weight + bias, with the mean μ and the variance v of the last axis of x.
     Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450.
@@ -339,14 +339,14 @@ class LayerNorm(Module):
     normalized_shape
         The length of the last axis.
     eps
-        What keeps the divisor away from 0, at least 0.
+        Keeps the divisor away from 0; at least 0.
     dtype
         Of ``weight`` and ``bias``, which start as 1 and 0.
 
     Raises
     ------
     TypeError, ValueError
-        For a length that is no integer of at least 1, and an eps that is no number of at least 0.
+        For a length that is not an integer of at least 1, and an eps that is not a number of at least 0.
     """
 
     def __init__(
@@ -392,7 +392,7 @@ class DecoderLayer(Module):
     ffn_dim
         The width of the net between ``fc1`` and ``fc2``; by default four times ``embed_dim``.
     dropout
-        The rate for what is added, and for the weights of attention, in [0, 1).
+        The dropout rate for what is added to x, and for the weights of attention, in [0, 1).
     rng
         The source of randomness, or a seed; a fresh, unseeded one by default.
     dtype
@@ -427,9 +427,9 @@ class DecoderLayer(Module):
         self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x: Tensor | npt.ArrayLike, mask: npt.ArrayLike | None = None) -> Tensor:
-        """Return x of shape (…, T, embed_dim) with what attention and the net have added to it.
+        """Return x of shape (…, T, embed_dim) plus what attention and the net add to it.
 
-        x, ``mask`` and what is raised are as for :class:`MultiHeadAttention`.
+        x, ``mask`` and the errors are as for :class:`MultiHeadAttention`.
         """
         given = as_operand(x, self.final_layer_norm.weight.dtype)
         x = given + self.dropout(self.self_attn(self.self_attn_layer_norm(given), mask))

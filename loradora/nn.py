@@ -1,7 +1,7 @@
 """Layers: a module is an object whose attributes are tensors and other modules.
 
-There is no registration.  Walking over the attributes of a module finds its parameters, named by
-their path as in PyTorch (``layers.0.weight``), so that checkpoints of both sides fit each other.
+There is no registration: parameters are found by walking over the attributes of a module.  They are
+named by their path, as in PyTorch (``layers.0.weight``), so a checkpoint of either side fits the other.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Module:
     Subclasses define ``forward`` and set tensors and modules as attributes, as such or in lists, tuples
     and dicts, however deep.
 
-    Threads may share a module to compute in evaluation mode.  Its mode, its parameters and their
-    gradients are the same for all of them.  So train in one thread: of two backward passes at a time, or
-    two steps of an optimizer, one may be lost, and it is left to chance which thread gets which numbers
-    for dropout.
+    Several threads may compute with one module in evaluation mode.  They also share its mode, its
+    parameters and their gradients, so train in one thread only.  Of two backward passes at the same
+    time, or two optimizer steps, one may be lost, and which thread gets which random numbers for dropout
+    is left to chance.
 
     Examples
     --------
@@ -66,10 +66,10 @@ class Module:
                     "__init__"
                 )
 
-    if not TYPE_CHECKING:  # to whom it would mean that there is any attribute
+    if not TYPE_CHECKING:  # a type checker would conclude that every attribute exists
 
         def __getattr__(self, name: str) -> Any:
-            """Raise AttributeError; what is called otherwise here is answered from the table of hints."""
+            """Raise AttributeError, with a hint if the table of hints has one for this name."""
             return hints.missing(self, name, hints.of_module)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -86,11 +86,11 @@ class Module:
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the output; to be defined by each layer, with the arguments it needs."""
+        """Compute the output.  Each layer defines this, with the arguments it needs."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward(x)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return ``forward(x)``, with whatever else it takes."""
+        """Return what ``forward`` returns for the same arguments."""
         return self.forward(*args, **kwargs)
 
     # -- walking
@@ -98,17 +98,17 @@ class Module:
     def named_parts(self) -> Iterator[tuple[str, Any]]:
         """Yield every tensor and module held directly, by attribute name.
 
-        Those in a list, tuple or dict are named ``name.i`` or ``name.key``, and so on inside.
+        Those in a list, tuple or dict are named ``name.i`` or ``name.key``, at any depth.
 
-        Names with a leading underscore are private and hold no parameters.  An activation that was kept
-        is none either, if it needs a gradient; computed in ``no_grad``, it looks like a constant.
+        Names with a leading underscore are private and hold no parameters.  An activation kept as an
+        attribute is skipped if it needs a gradient.  One computed in ``no_grad`` looks like a constant.
 
         Raises
         ------
         TypeError
             For tensors or modules in a set or a deque, where they have no name to be found by.
         ValueError
-            For two parts of one name, and for a container inside itself.
+            For two parts with the same name, and for a container inside itself.
         """
         seen = set()
         for attribute, value in vars(self).items():
@@ -148,7 +148,7 @@ class Module:
                 yield name, p
 
     def torch_names(self) -> dict[Tensor, str]:
-        """Return what PyTorch's ``named_parameters`` calls each parameter of the same model there."""
+        """Return the name of each parameter in ``named_parameters`` of the same model in PyTorch."""
         return {p: name for name, p in self.named_parameters()}
 
     def parameters(self) -> list[Tensor]:
@@ -189,24 +189,25 @@ class Module:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike], *, assign: bool = False) -> None:
         """Set every parameter from ``state``, in the parameter's own dtype; all of them or none.
 
-        PyTorch lists a shared parameter under each of its names, and some files have it under any one of
-        them.  So may ``state``, with one value.
+        PyTorch lists a shared parameter under each of its names, and some files list it under just one.
+        ``state`` may do either, as long as the values agree.
 
         The parameters get copies.  With ``assign=True``, as in PyTorch, they get the arrays themselves
-        where the dtype is theirs, to which nobody may write any more.  That halves the memory needed.
+        wherever the dtype is right.  That halves the memory needed, but nobody may write to these arrays
+        any more.
 
         Raises
         ------
         ValueError
-            Listing every missing, unexpected, misshapen or non-float entry at once, every one that is
-            too large for the dtype of its parameter, and values of a shared one that differ.
+            Listing every entry that is missing, unexpected, misshapen, not float, or too large for the
+            dtype of its parameter, and every shared parameter whose values differ.
         """
         all_or_none([setting_data(p, value) for p, value in self.fitted(state, assign=assign)])
 
     def fitted(
         self, state: Mapping[str, npt.ArrayLike], *, assign: bool = False
     ) -> list[tuple[Tensor, npt.NDArray[Any]]]:
-        """Return every parameter with its value in ``state``; all is as in load_state_dict."""
+        """Return every parameter with the value that load_state_dict would set from ``state``."""
         given = {name: as_array(value, name) for name, value in state.items()}
         wrong = misfits(self.expected(state), given)
         names = self._names_in(given)
@@ -227,9 +228,9 @@ class Module:
         return found
 
     def expected(self, given: Container[str] = ()) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every parameter by name; a shared one by those of its names that are given.
+        """Return the shape of every parameter by name; a shared one by each of its names in ``given``.
 
-        If none is given, it is its first.
+        If none of them is given, its first name is used.
         """
         names = self._names_in(given)
         return {n: p.shape for n, p in named_tensors(self) if n == names[p] or n in given}
@@ -243,7 +244,7 @@ class Module:
     # -- looks
 
     def extra_repr(self) -> str:
-        """Return what distinguishes this layer in ``repr``, in ASCII; to be defined by each layer."""
+        """Return what distinguishes this layer in ``repr``, in ASCII; each layer defines this."""
         return ""
 
     @reprlib.recursive_repr()
@@ -264,14 +265,14 @@ class Module:
 
 
 def _is_found_in_an_instance(part: Any) -> bool:
-    """Whether a part matters to those who walk: it is trained, or has a mode that matters."""
+    """Whether a walk has to find this part: it is trained, or has a mode that matters."""
     if isinstance(part, Tensor):
         return part.requires_grad
     return any(isinstance(m, Dropout) for _, m in part.named_modules()) or bool(part.parameters())
 
 
 def _walk(module: Module, path: str, outer: list[Module]) -> Iterator[tuple[str, Module]]:
-    """Yield (path, module) for ``module`` and all inside; ``outer`` are those that it lies in."""
+    """Yield (path, module) for ``module`` and all inside; ``outer`` are the modules around it."""
     if any(module is m for m in outer):
         raise ValueError(
             f"{path!r} leads back to a {type(module).__name__} that it lies in: keep such a reference in "
@@ -291,10 +292,10 @@ def named_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}" if path else name, part
 
 
-#: What is walked in search of parameters, or is one.
+#: What a search for parameters looks into, or finds.
 PARTS = (Tensor, Module, list, tuple, dict)
 
-#: Containers that are not: what lies in them has no name that would stay the same.
+#: Containers that it cannot look into: their items have no names that would stay the same.
 UNNAMED: tuple[type, ...] = (
     *(set, frozenset, deque, UserList, UserDict, MappingProxyType, type({}.values())),
     np.ndarray,  # of objects
@@ -302,7 +303,7 @@ UNNAMED: tuple[type, ...] = (
 
 
 def _parts_in(name: str, value: Any, outer: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield what ``value`` is or holds of tensors and modules, by name."""
+    """Yield the tensors and modules that ``value`` is or holds, by name."""
     if isinstance(value, Module) or (isinstance(value, Tensor) and value.op is None):
         yield name, value
     elif isinstance(value, (list, tuple, dict)):
@@ -320,14 +321,14 @@ def _parts_in(name: str, value: Any, outer: tuple[Any, ...] = ()) -> Iterator[tu
 
 
 def _holds_a_part(value: Any, depth: int = 8) -> bool:
-    """Whether there is a tensor or a module in a container; those that lie very deep are passed over."""
+    """Whether a container holds a tensor or a module; very deep ones are ignored."""
     if isinstance(value, (Tensor, Module)):
         return True
     return bool(depth) and any(_holds_a_part(item, depth - 1) for item in items_of(value))
 
 
 def items_of(value: Any) -> Iterable[Any]:
-    """Return what lies in a container; nothing for what is none, or one of numbers."""
+    """Return the items of a container; nothing for a container of numbers, or for anything else."""
     if isinstance(value, np.ndarray):
         return value.flat if value.dtype == object else ()
     if isinstance(value, (list, tuple, dict, *UNNAMED)):
@@ -338,15 +339,15 @@ def items_of(value: Any) -> Iterable[Any]:
 
 
 def same_values(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    """Whether two arrays are one, or have the same shape and values; NaN is NaN."""
+    """Whether two arrays are the same object, or have the same shape and values; NaN equals NaN."""
     floats = one.dtype.kind == other.dtype.kind == "f"
     return one is other or np.array_equal(one, other, equal_nan=floats)
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> list[str]:
-    """Return everything in which ``given`` differs from the expected names and shapes, in words.
+    """Return in words every difference between ``given`` and the expected names and shapes.
 
-    What is given needs a ``shape`` and a float ``dtype``.
+    Each given value needs a ``shape`` and a float ``dtype``.
     """
     wrong = [f"missing {name} {shape}" for name, shape in expected.items() if name not in given]
     for name, array in given.items():
@@ -360,7 +361,7 @@ def misfits(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -
     return wrong
 
 
-#: An attribute that belongs together with others: whose it is, its name, its new value.
+#: One of several attributes that change together: its owner, its name and its new value.
 Change: TypeAlias = tuple[object, str, Any]
 
 
@@ -380,9 +381,9 @@ def setting_requires_grad(leaf: Tensor, value: bool) -> Change:
 
 
 def all_or_none(changes: Sequence[Change]) -> None:
-    """Set all of these attributes, in one call: neither an error nor an interrupt comes between two.
+    """Set all of these attributes in a single call, so that no error or interrupt can come in between.
 
-    A property would run code between two: the names are those of what it keeps.
+    The names are those behind properties, because a property would run code in between.
     """
     if changes:
         at_once(object.__setattr__, *zip(*changes))()
@@ -440,7 +441,7 @@ class Linear(Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("weight", "bias") and not (value is None or isinstance(value, Tensor)):
-            raise TypeError(f"{name} is to be a Tensor, not a {type(value).__name__}")
+            raise TypeError(f"{name} must be a Tensor, not a {type(value).__name__}")
         super().__setattr__(name, value)
 
     @property
@@ -458,16 +459,16 @@ class Linear(Module):
         return mg.linear(as_operand(x, self.weight.dtype), self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """Return the widths, and whether there is no bias."""
+        """Return the widths, with a note if there is no bias."""
         bias = ", no bias" if self.bias is None else ""
         return f"{self.in_features} -> {self.out_features}{bias}"
 
 
 def check_formula(layer: Linear, name: str) -> None:
-    """Raise TypeError unless ``layer`` computes x Wᵀ + b, with a W and a b that are its attributes.
+    """Raise TypeError unless ``layer`` computes x Wᵀ + b, where W and b are its attributes.
 
-    A subclass, or an instance, with a ``forward`` of its own may compute anything, and a change of W says
-    nothing about that.
+    A subclass or an instance with a ``forward`` of its own may compute anything, so nothing is known
+    about the effect of a change of W.
     """
     kind, held = type(layer), vars(layer).keys()
     inherited = kind.forward is Linear.forward and kind.__call__ is Module.__call__
@@ -484,7 +485,7 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
     Raises
     ------
     TypeError
-        For what does not hold real numbers, and for a list of Tensors, which would lose their gradients.
+        For anything but real numbers, and for a list of Tensors, which would lose their gradients.
     """
     if isinstance(x, Tensor) or (type(x) is np.ndarray and x.dtype == dtype):
         return x
@@ -493,7 +494,7 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
 
 
 def generator(rng: Rng) -> np.random.Generator:
-    """Return the generator that is meant by ``rng``; TypeError or ValueError if there is none."""
+    """Return the generator that ``rng`` stands for; TypeError or ValueError if for none."""
     try:
         if isinstance(rng, bool):
             raise TypeError("a bool is no seed")
@@ -522,7 +523,7 @@ def short(value: Any) -> str:
 
 
 def warn(message: str) -> None:
-    """Give a UserWarning for the line that called into this package, however deep one is in it."""
+    """Give a UserWarning for the line that called into this package, from any depth inside it."""
     package, level, frame = __name__.partition(".")[0], 1, inspect.currentframe()
     while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
@@ -537,7 +538,7 @@ def check_integer(**values: Any) -> None:
 
 
 def check_positive(**values: Any) -> None:
-    """Raise unless every value is an int (not a bool) of at least 1, and a size that memory can have."""
+    """Raise unless every value is an int (not a bool) from 1 to ``sys.maxsize``."""
     check_integer(**values)
     for name, value in values.items():
         if value < 1:
@@ -589,7 +590,7 @@ class GELU(Module):
     Raises
     ------
     ValueError
-        For another ``approximate`` than ``"none"``, the exact Φ, or ``"tanh"``.
+        For an ``approximate`` other than ``"none"``, the exact Φ, or ``"tanh"``.
     """
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
@@ -611,7 +612,7 @@ class Flatten(Module):
     Raises
     ------
     TypeError
-        For a ``start_dim`` that is no integer.
+        For a ``start_dim`` that is not an integer.
     """
 
     def __init__(self, start_dim: int = 1) -> None:
@@ -688,7 +689,7 @@ class Sequential(Module):
     Raises
     ------
     TypeError
-        For what is no Module, such as a function: give it a class with a ``forward``.
+        For anything but a Module, such as a function: write a class whose ``forward`` calls it.
     """
 
     def __init__(self, *modules: Module) -> None:

@@ -1,12 +1,12 @@
-r"""‖W0 + s B A‖ for each row, at the lowest price: the tricks of DoRA's norm.
+r"""‖W0 + s B A‖ for each row, without forming B A: the trick of DoRA's norm.
 
 The definition forms V = W0 + s B A and takes the norm of its rows (:func:`direct_norm`).  That makes
-arrays of the size of W0 in every step.  Multiplied out, row i is
+arrays of the size of W0 in every step.  Multiplied out, the square of row i is
 
     ‖vᵢ‖² = ‖wᵢ + s bᵢA‖² = ‖wᵢ‖² + 2s ⟨wᵢAᵀ, bᵢ⟩ + s² ⟨bᵢ(AAᵀ), bᵢ⟩
 
-with vᵢ, wᵢ, bᵢ for row i of V, W0 and B.  That needs only arrays with r columns, and ‖wᵢ‖², which never
-changes (:func:`factored_row_norm`).  A test compares both on random arguments.
+where vᵢ, wᵢ, bᵢ are the rows i of V, W0 and B.  This needs only arrays with r columns, and ‖wᵢ‖², which
+never changes (:func:`factored_row_norm`).  A test compares the two on random arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minigrad.scopes import quietly
 Array: TypeAlias = npt.NDArray[Any]
 T = TypeVar("T")
 
-#: Up to so many entries of V the definition is faster, because it takes fewer calls of NumPy.
+#: Up to this many entries of V, the definition is faster, because it makes fewer calls to NumPy.
 SMALL = 8192
 
 
@@ -37,7 +37,7 @@ def direct_norm(W0: Array, A: Any, B: Any, s: float, axis: int = 1) -> Tensor:
     W0
         Shape (out, in).
     A
-        Shape (r, in), an array or, to be differentiated, a Tensor.
+        Shape (r, in): an array, or a Tensor if it is to be differentiated.
     B
         Shape (out, r), likewise.
     s
@@ -60,8 +60,8 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
     ``squares`` are the :func:`squares` of W0 along its rows.
 
     Where the terms of ‖vᵢ‖² nearly cancel, their sum keeps few digits and may even be negative.  That
-    happens if s bᵢA is close to −wᵢ, or if bᵢA is much shorter than its bound ‖bᵢA‖² ≤ ‖AAᵀ‖ ‖bᵢ‖².  Such
-    rows are computed by the definition.
+    happens if s bᵢA is close to −wᵢ, or if bᵢA is much shorter than its bound ‖bᵢA‖² ≤ ‖AAᵀ‖ ‖bᵢ‖².  The
+    definition is used for such rows.
     """
     gram = A @ A.mT
     change = mg.matmul.of(W0, A.mT) + B @ (s / 2 * gram)  # so that ‖vᵢ‖² = ‖wᵢ‖² + 2s ⟨change, bᵢ⟩
@@ -83,9 +83,9 @@ def factored_row_norm(W0: Array, A: Any, B: Any, s: float, squares: Array) -> Te
 def squares(W0: Array, axis: int = 1) -> Array:
     """Return ‖wᵢ‖² for each row of W0, or for each column.
 
-    Its root is the norm again, to the last bit: while B is 0, ‖V‖ equals m, and m/‖V‖ is 1.
-    Where the square under- or overflows it is infinity: then no sum is sound, and the norm is computed
-    by the definition.
+    Its root is the norm again, to the last bit.  So while B is 0, ‖V‖ equals m, and m/‖V‖ is exactly 1.
+    Where the square would under- or overflow, infinity is returned: then no sum counts as sound, and
+    the definition is used.
     """
     found = (mg.norm(W0, axis=axis) ** 2).data
     limits = np.finfo(W0.dtype)
@@ -95,8 +95,8 @@ def squares(W0: Array, axis: int = 1) -> Array:
 class LowRankNorm:
     """‖V‖ along an axis of V = W0 + s B A, for one layer, whose W0 stays the same.
 
-    V is formed where it has no more entries than A and B together, or no more than ``SMALL``: there the
-    definition is as cheap.  Everywhere else the factored form is.
+    V is formed if it has no more entries than A and B together, or no more than ``SMALL``: then the
+    definition is as cheap.  Otherwise the factored form is used.
 
     Parameters
     ----------
@@ -123,24 +123,24 @@ class LowRankNorm:
         return factored_row_norm(W0, A, B, s, known)
 
     def remembered(self, W0: Array, A: Array, B: Array, s: float) -> Tensor:
-        """Return the same for arrays; compute it only when one of them has changed."""
+        """Return the same for arrays, computed again only when one of them has changed."""
         W0.setflags(write=False)
         return self._constant(lambda: self(W0, A, B, s), W0, A.tobytes(), B.tobytes(), s)
 
 
 class Memo:
-    """The last value of a function of W0 and more, kept while these stay the same."""
+    """The last value of a function of W0 and other arguments, kept while these stay the same."""
 
     def __init__(self) -> None:
         self._last: Any = None, (), None
 
     def __call__(self, make: Callable[[], T], W0: Array, *others: Any) -> T:
-        """Return ``make()``, or what it was when it was last made from these.
+        """Return ``make()``, or its last result if the arguments are still the same.
 
-        W0 is the same if it is the same array, which is read-only; the others are if they are equal.
+        W0 is the same if it is the same array, which is read-only.  The others are if they are equal.
         """
         array, values, result = self._last
         if array is not W0 or values != others:
             result = make()
-            self._last = W0, others, result  # at once, lest another thread see half of it
+            self._last = W0, others, result  # one assignment, so that no thread sees half of it
         return cast(T, result)

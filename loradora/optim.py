@@ -1,8 +1,8 @@
 """Optimizers: what to do with a gradient.
 
 Names, defaults and formulas are PyTorch's.  A step gives each parameter a new array, so a graph that was
-recorded before keeps its values.  State is kept only for those that have had a gradient, and in float32
-where the parameter is float16.
+recorded before keeps its values.  State is kept only for parameters that have had a gradient.  It is in
+float32 if the parameter is float16.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Schedule: TypeAlias = Callable[[float], float]
 class Group(MutableMapping[str, Any]):
     """Parameters that are trained alike: ``group["params"]``, and their options by name.
 
-    An option is set as in a dict, ``group["lr"] = 0.01``, and holds from the next step on.  A value that
-    is no good is refused there and then.  The names stay, and so do the parameters.
+    Set an option as in a dict, ``group["lr"] = 0.01``: it holds from the next step on.  A bad value is
+    refused immediately.  The parameters, and the names of the options, cannot change.
     """
 
     def __init__(self, params: tuple[Tensor, ...], options: Mapping[str, Any]) -> None:
@@ -92,34 +92,35 @@ class Optimizer:
     Parameters
     ----------
     params
-        Tensors, or groups ``{"params": tensors, "lr": rate, …}``.  Those that require no gradient stay
-        where they are for as long as that is so.
+        Tensors, or groups ``{"params": tensors, "lr": rate, …}``.  A tensor does not move while it
+        requires no gradient.
     **options
-        What holds for a group that does not say otherwise.
+        The options of every group that does not set its own.
 
     Attributes
     ----------
     param_groups
         A :class:`Group` for each group: ``optimizer.param_groups[0]["lr"] = 0.01`` sets its rate.
     state
-        What is remembered of each parameter that has been moved, by PyTorch's names.
+        What is remembered about each parameter that has been moved, by PyTorch's names.
     steps_taken
         How many steps it has taken since it was made.
 
     Raises
     ------
     TypeError
-        For anything but a sequence of Tensors or of groups, for the result of an operation, which has
-        no gradient of its own, and for an option that is no number.
+        For anything but a sequence of Tensors or of groups, for the result of an operation, which is
+        not a leaf, and for an option that is not a number.
     ValueError
-        For an option out of its range or unknown, a tensor that occurs twice, and if no tensor
-        requires a gradient.
+        For an option that is unknown or out of its range, for a tensor that occurs twice, and if no
+        tensor requires a gradient.
 
     Notes
     -----
-    An optimizer of one's own is a subclass with two methods.  ``_moved`` returns the new value of one
-    parameter and its new state, and writes to nothing that it is given.  ``_fresh`` returns the state of
-    a parameter that has not been moved yet; :meth:`load_state_dict` asks it for names, shapes and dtypes.
+    To write your own optimizer, make a subclass with two methods.  ``_moved`` returns the new value of
+    one parameter and its new state, and writes to none of its arguments.  ``_fresh`` returns the state of
+    a parameter that has not been moved yet; :meth:`load_state_dict` takes names, shapes and dtypes from
+    it.
     """
 
     def __init__(self, params: Groups, **options: Any) -> None:
@@ -169,12 +170,12 @@ class Optimizer:
 
     @property
     def param_groups(self) -> tuple[Group, ...]:
-        """The groups; :meth:`add_param_group` makes more."""
+        """The groups; :meth:`add_param_group` adds more."""
         return self._groups
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
-        """What is remembered of each parameter that has been moved."""
+        """What is remembered about each parameter that has been moved."""
         return self._state
 
     @property
@@ -187,17 +188,17 @@ class Optimizer:
         for group in self.param_groups:
             yield from group["params"]
 
-    # -- options are kept by group; where they would be set to no effect, say so
+    # -- options are kept by group: setting one on the optimizer would have no effect, so it is an error
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(type(self), name):  # a property that has failed says why
+        if hasattr(type(self), name):  # a property that fails has its own message
             return object.__getattribute__(self, name)
         raise AttributeError(self._no_attribute(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set what the class has; a subclass of one's own may have more, but no option."""
+        """Set an attribute of the class; a subclass may add its own, but none named like an option."""
         own = name.startswith("_") or hasattr(type(self), name)
-        options = vars(self).get("_defaults", ())  # a subclass may begin with attributes of its own
+        options = vars(self).get("_defaults", ())  # a subclass may set attributes first
         if not own and (name in options or type(self).__module__ == __name__):
             raise AttributeError(self._no_attribute(name))
         super().__setattr__(name, value)
@@ -219,19 +220,18 @@ class Optimizer:
     def step(self, factor: float = 1.0) -> None:
         """Move every parameter that has a gradient; ``factor`` multiplies the rates (a schedule).
 
-        The step is taken or not taken.  Whatever ends it early, Ctrl-C or an error, the parameters and
-        all that is remembered of them are those of before.
+        A step is taken completely or not at all.  If Ctrl-C or an error ends it early, the parameters
+        and the state stay as they were.
 
-        What is too small for its dtype becomes 0 without a word, even if ``np.seterr`` says that an
-        underflow is an error.
+        A value too small for its dtype silently becomes 0, even if ``np.seterr`` makes that an error.
 
         Raises
         ------
         RuntimeError
             If none has a gradient.
         TypeError, ValueError
-            If ``factor`` is not a finite number of at least 0, or a gradient that was set has not the
-            shape and dtype of its parameter.
+            If ``factor`` is not a finite number of at least 0, or a gradient that was set does not have
+            the shape and dtype of its parameter.
         """
         check_finite(factor=factor)
         if factor < 0:
@@ -260,9 +260,9 @@ class Optimizer:
     ) -> tuple[Any, dict[str, Any]]:
         """Return the new value and the new state for the value p and the gradient g.
 
-        This is what an optimizer of one's own defines.  All arrays have the dtype of the state; ``state``
-        is what was returned last, empty at first.  Nothing that is given here is written to: what is
-        returned is new, and takes effect only if the whole step succeeds.
+        Your own optimizer defines this.  All arrays have the dtype of the state; ``state`` is what was
+        returned last time, empty at first.  Write to none of the arguments, and return new arrays: they
+        take effect only if the whole step succeeds.
         """
         raise NotImplementedError
 
@@ -274,15 +274,15 @@ class Optimizer:
     # -- interruption
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of all that an interrupted training needs to go on, as arrays by name.
+        """Return a copy of all that an interrupted training needs from its optimizer, as arrays by name.
 
         Parameters are numbered in the order in which they were given.  The names are the paths in
-        PyTorch's nested state: ``state.0.exp_avg``, ``state.0.step``, ``param_groups.0.lr``, and so on;
-        ``param_groups.0.params`` holds the numbers of the parameters.  What has not been moved has no
-        state.
+        PyTorch's nested state: ``state.0.exp_avg``, ``state.0.step``, ``param_groups.0.lr``, and so on.
+        ``param_groups.0.params`` holds the numbers of the parameters.  A parameter that has not moved yet
+        has no state.
 
-        ``np.savez(file, **optimizer.state_dict())`` makes a file of it, and
-        ``optimizer.load_state_dict(np.load(file))`` reads that.
+        ``np.savez(file, **optimizer.state_dict())`` saves it to a file, and
+        ``optimizer.load_state_dict(np.load(file))`` reads that file.
 
         Examples
         --------
@@ -297,13 +297,13 @@ class Optimizer:
         return named
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
-        """Go on from a state that :meth:`state_dict` returned, options included.
+        """Continue from a state that :meth:`state_dict` returned, options included.
 
         Raises
         ------
         ValueError
             Listing everything that does not fit: other parameters or groups, shapes, a dtype that would
-            lose digits, NaN, the state of another optimizer.  Nothing is changed.
+            lose digits, NaN, the state of another kind of optimizer.  Nothing is changed.
         """
         given = {name: np.asarray(value) for name, value in state.items()}
         check_fit(self.misfits(given))
@@ -323,7 +323,7 @@ class Optimizer:
         all_or_none(changes)
 
     def misfits(self, given: Mapping[str, Array], names: Sequence[str] = ()) -> list[str]:
-        """Return in words what is wrong with a state; its parameters may have names to call them by."""
+        """Return in words what is wrong with a state; parameters are called by ``names`` if given."""
         expected = self._expected(given)
         named = {f"state.{i}.": f"{name}." for i, name in enumerate(names)}
 
@@ -369,7 +369,7 @@ _NOTHING_TO_MOVE = (
 
 
 def _listed(params: Any, wanted: str = _WANTED + _OR_GROUPS) -> list[Any]:
-    """Return what was given as several parameters or groups as a list."""
+    """Return the given parameters or groups as a list."""
     several = isinstance(params, Iterable) and not isinstance(
         params, (Tensor, Module, Mapping, set, frozenset, str, bytes, np.ndarray)
     )
@@ -379,7 +379,7 @@ def _listed(params: Any, wanted: str = _WANTED + _OR_GROUPS) -> list[Any]:
 
 
 def _as_groups(params: Any) -> list[Any]:
-    """Return groups, of which plain parameters are one."""
+    """Return a list of groups; plain parameters make one group."""
     given = _listed(params)
     return given if any(isinstance(g, Mapping) for g in given) else [{"params": given}]
 
@@ -397,7 +397,7 @@ def _check_gradient(p: Tensor, g: Any) -> None:
 
 
 def _state_dtype(p: Tensor) -> np.dtype[Any]:
-    """Return the dtype in which p is moved: its own, but float32 for float16.
+    """Return the dtype in which p is moved: its own, except float32 for float16.
 
     In float16 the square of a gradient of 1e-4 is 0, and so is ε.
     """
@@ -486,7 +486,7 @@ class AdamW(Optimizer):
         m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
         p ← p − η λ p − η m̂ / (√v̂ + ε)   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
 
-    t counts the steps in which p had a gradient.  Where it was always 0, only the decay moves p.
+    t counts the steps in which p had a gradient.  Where the gradient is always 0, only decay moves p.
 
     Parameters
     ----------
@@ -497,7 +497,7 @@ class AdamW(Optimizer):
     betas
         β₁ and β₂, in [0, 1).
     eps
-        ε; with 0, what never had a gradient, or had one whose square is 0, does not move.
+        ε.  If it is 0, an entry whose squared gradients were all 0 is moved by the decay alone.
     weight_decay
         λ.
 
@@ -508,16 +508,16 @@ class AdamW(Optimizer):
 
     Notes
     -----
-    Decay means something else for DoRA than for LoRA.  It takes LoRA's B A to 0, and so the merged weight
-    back to W0.  DoRA's m it takes to 0, too, and the merged weight with it: without any gradient, 1000
-    steps at η = λ = 0.01 leave 0.905 W0.  :func:`lora_plus` makes a group without decay for m.
+    Decay means something else for DoRA than for LoRA.  It pulls LoRA's B A to 0, and so the merged weight
+    back to W0.  But it also pulls DoRA's m to 0, and with it the merged weight: without any gradient,
+    1000 steps at η = λ = 0.01 leave 0.905 W0.  :func:`lora_plus` puts m into a group without decay.
 
-    A float32 gradient beyond 5.8e20 overflows v, as in PyTorch.  NumPy warns of it, and where v is
-    infinite, no gradient moves p any more.
+    A float32 gradient beyond 5.8e20 overflows v, as in PyTorch.  NumPy warns, and where v is infinite,
+    no gradient moves p any more.
 
     Examples
     --------
-    The first step has the length lr, whatever the gradient is: m̂/√v̂ = g/√g² = ±1.
+    The first step moves each entry by lr, however large its gradient is: m̂/√v̂ = g/√g² = ±1.
 
     >>> p = Tensor([1.0, 1.0], requires_grad=True)
     >>> optimizer = AdamW([p], lr=0.1, weight_decay=0)
@@ -552,7 +552,7 @@ class AdamW(Optimizer):
         v += beta2 * known["exp_avg_sq"]
         c, d = 1 - beta1**t, math.sqrt(1 - beta2**t)  # m̂/(√v̂ + ε) = (d/c) m/(√v + dε)
         root = np.sqrt(v)
-        if options["eps"] < 1e-37:  # which may be 0 in float32
+        if options["eps"] < 1e-37:  # it may be 0 in float32
             root = np.where(root == 0, p.dtype.type(np.inf), root)  # so that 0/(0 + ε) is 0
         root += d * options["eps"]
         step = m / root
@@ -573,18 +573,18 @@ def lora_plus(
 ) -> list[dict[str, Any]]:
     """Return the groups of LoRA+: B learns ``ratio`` times as fast as A (arXiv:2402.12354).
 
-    They are for :class:`AdamW`, and they are PEFT's: A, and whatever else is a matrix, at the rate
-    ``lr``; B and all vectors (biases, DoRA's m) at ``ratio`` times as much.  But no vector decays.  In
-    PEFT, m does, which shrinks the merged weight (see :class:`AdamW`).
+    They are for :class:`AdamW`, with PEFT's rates: A and any other matrix at ``lr``, B and all vectors
+    (biases, DoRA's m) at ``ratio`` times ``lr``.  Unlike in PEFT, no vector decays: there m does, which
+    shrinks the merged weight (see :class:`AdamW`).
 
     Parameters
     ----------
     model
-        A model with LoRA or DoRA layers; what is frozen is left out.
+        A model with LoRA or DoRA layers; frozen parameters are left out.
     lr
-        The rate of A.  It should be lower than without LoRA+, say by half.
+        The rate of A.  It should be lower than without LoRA+, for example half as large.
     ratio
-        How many times as fast B learns; positive.  The paper's advice is 2⁴ = 16 for hard tasks.
+        How many times as fast B learns; positive.  The paper advises 2⁴ = 16 for hard tasks.
     weight_decay
         The decay of A and B.
 
@@ -626,22 +626,21 @@ def lora_plus(
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients by one factor, so that their norm together is at most ``max_norm``.
 
-    Between ``backward()`` and ``step()`` it bounds the step.  The factor is PyTorch's,
-    min(1, max_norm/(norm + 1e-6)).  A gradient that is scaled is a new array in the place of the old one,
-    of the same dtype; nothing is written into an array.  Either all are scaled or none, also if Ctrl-C
-    comes.
+    Call it between ``backward()`` and ``step()``.  The factor is PyTorch's,
+    min(1, max_norm/(norm + 1e-6)).  A scaled gradient is a new array of the same dtype; the old array is
+    not written to.  All gradients are scaled or none, even if Ctrl-C comes.
 
     Parameters
     ----------
     parameters
-        Those without a gradient are passed over.
+        Those without a gradient are ignored.
     max_norm
         At least 0; with ``math.inf`` the norm is only measured.
 
     Returns
     -------
     float
-        The norm of all gradients before, as of one long vector.
+        The norm of all gradients before scaling, as if they were one long vector.
 
     Raises
     ------
@@ -649,8 +648,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
         If the norm is not finite, because a gradient holds NaN or infinity, or entries near 1e308.
         (PyTorch scales all by NaN, or by 0, unless it is called with ``error_if_nonfinite=True``.)
     TypeError, ValueError
-        For anything but Tensors, a ``max_norm`` that is no number of at least 0, and a gradient that was
-        set in another shape or dtype than its parameter has.
+        For anything but Tensors, a ``max_norm`` that is not a number of at least 0, and a gradient that
+        was set in another shape or dtype than that of its parameter.
 
     Examples
     --------
@@ -674,14 +673,14 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     factor = max_norm / (total + 1e-6)
     if factor < 1:
         with np.errstate(under="ignore"):
-            # asarray: a product of no axes is a number
+            # asarray: NumPy makes a product without axes a number
             scaled = [np.asarray(like(wide(g) * factor, g)) for g in clipped.values()]
         at_once(object.__setattr__, clipped, repeat("grad"), scaled)()
     return total
 
 
 def check_bound(**bounds: Any) -> None:
-    """Raise unless every value is a number of at least 0, of which infinity is one here."""
+    """Raise unless every value is a number of at least 0; infinity counts as one."""
     for name, value in bounds.items():
         if not (isinstance(value, Real) and value == math.inf):
             checked_option(name, value)
@@ -693,7 +692,7 @@ def constant(progress: float) -> float:
 
 
 def linear_decay(progress: float) -> float:
-    """Return 1 − progress: from the full rate at 0 in a straight line down to nothing at 1."""
+    """Return 1 − progress: a straight line from the full rate at 0 down to nothing at 1."""
     return 1 - progress
 
 
@@ -707,23 +706,23 @@ def cosine_decay(progress: float) -> float:
 
 
 def warmup(share: float, then: Schedule = linear_decay) -> Schedule:
-    """Return a schedule that climbs from 0 to the full rate, and then goes on as another one.
+    """Return a schedule that climbs from 0 to the full rate, and then follows another one.
 
-    Adam knows little of its moments in the first steps, and takes long ones.  A fresh B = 0 gives A no
-    gradient at all before it has moved.  With low rates at first, neither does harm.
+    In the first steps Adam's moments are poor estimates, and its steps are long.  And A gets no gradient
+    until B has moved away from 0.  With low rates at first, neither does harm.
 
     Parameters
     ----------
     share
-        The part of the training that it takes, in [0, 1).  For the first 10 of 200 steps it is 10/200.
+        The part of the training that the climb takes, in [0, 1): 10/200 for the first 10 of 200 steps.
         The very first step then has the rate 0, as in Hugging Face's transformers.
     then
-        What the rest follows, from its start to its end.
+        The schedule for the rest, which runs through it from its start to its end.
 
     Raises
     ------
     TypeError, ValueError
-        For a share that is no number in [0, 1), and what is no function.
+        For a share that is not a number in [0, 1), and a ``then`` that is not a function.
 
     Examples
     --------

@@ -723,11 +723,11 @@ def test_a_class_may_have_constants_parameters_of_type_and_other_bases():
 @pytest.mark.parametrize("value", [np.zeros((1, 2)), [[0.0, 0.0]], 0.0])
 def test_a_parameter_is_not_replaced_by_an_array(value):
     model = layer()
-    with pytest.raises(TypeError, match=r"weight is to be a Tensor, not a \w+"):
+    with pytest.raises(TypeError, match=r"weight must be a Tensor, not a \w+"):
         model.weight = value
-    with pytest.raises(TypeError, match=r"weight is to be a Tensor, not a \w+"):
+    with pytest.raises(TypeError, match=r"weight must be a Tensor, not a \w+"):
         model.requires_grad_(False).weight = value
-    with pytest.raises(TypeError, match=r"bias is to be a Tensor, not a \w+"):
+    with pytest.raises(TypeError, match=r"bias must be a Tensor, not a \w+"):
         model.bias = value
     model.requires_grad_(True)
     held = Holder(mg.Tensor([1.0], requires_grad=True))
