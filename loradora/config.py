@@ -1,7 +1,7 @@
 """What to adapt and how: PEFT's ``LoraConfig`` for linear layers.
 
-Names, defaults and meaning are those of Hugging Face PEFT 0.21, so that a config written by one side
-is read by the other.  What is not implemented here is refused by name; no option is ignored.
+Names, defaults and meaning are those of Hugging Face PEFT 0.21, so that each side can read what the other
+wrote.  Options that are not implemented here are refused by name; none is ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADS = {
 #: The PEFT whose format this is.
 PEFT_VERSION = "0.21.2"
 
-#: Options that PEFT does not have, for the norm of a DoRA.
+#: Options for the norm of a DoRA, which PEFT does not have.
 OWN = ("detach_norm", "norm_axis")
 
 
@@ -54,24 +54,24 @@ class LoraConfig:
     target_modules
         The Linear layers to adapt: a list of names, each matching whole trailing parts
         of a path ("q" matches "layer.0.q", not "layer.0.seq"); a regular expression for the whole
-        path; or "all-linear", in any case, which leaves out an output layer whose weight is the table of
-        an Embedding.  (PEFT leaves out the output layer of a model of transformers, tied or not, and
-        adapts a tied one of any other model.  So a file names the layers one by one.)  An expression
-        whose search could take long is refused, here and in all options that take one: see
-        :mod:`loradora.patterns`.
+        path; or "all-linear", in upper or lower case.  That leaves out an output layer whose weight is
+        the table of an Embedding.  (PEFT leaves out the output layer of a model of transformers, tied or
+        not, and adapts a tied one of any other model.  So a file names the layers one by one.)  An
+        expression whose search could take long is refused, here and in every option that takes one:
+        see :mod:`loradora.patterns`.
     exclude_modules
         Layers not to adapt, in the same forms.
     lora_dropout
         Dropout rate on the input of the correction, in [0, 1).
     bias
-        Which biases train along: "none", "all", or "lora_only", those of adapted layers.
+        Which biases train as well: "none", "all", or "lora_only", those of adapted layers.
     use_rslora
         Scale by α/√r.
     use_dora
         DoRA in place of LoRA.
     detach_norm, norm_axis
-        Of a DoRA's norm, as for :class:`~loradora.adapters.DoRALinear`.  PEFT does not have these two;
-        they are in a file only if they are set.
+        The options of a DoRA's norm, as for :class:`~loradora.adapters.DoRALinear`.  PEFT does not have
+        these two; they are in a file only if they are set.
     init_lora_weights
         How A and B start: see :mod:`loradora.init`.
     rank_pattern
@@ -79,31 +79,31 @@ class LoraConfig:
     alpha_pattern
         Path or regular expression → α for those layers.
     layers_to_transform
-        Adapt only layers with these numbers in their path; those named in full
-        are adapted in any case.
+        Adapt only layers with these numbers in their path.  Layers named in full are always adapted.
     layers_pattern
-        The path part that such a number follows; by default any but the first.
+        The part of the path before such a number; by default any number but in the first part counts.
     modules_to_save
         Modules that train whole and are saved with the adapter: all those whose path ends in one of
-        these names, so that "classifier" is also "pre_classifier", as in PEFT.  What is constant in
-        them stays so, unless the whole module was frozen.
+        these names.  So "classifier" also names "pre_classifier", as in PEFT.  What is constant in them
+        stays constant, unless the whole module was frozen.
     lora_bias
-        B has a bias, too (LoRA only).
+        B gets a bias as well (LoRA only).
     ensure_weight_tying
-        A module that shares a tensor with one of ``modules_to_save`` trains whole with it, and goes on
-        sharing it, as an output layer whose weight is the table of an Embedding.  Otherwise it keeps
-        what the base has, as in PEFT, and a warning says so.  (A layer under several names is adapted
-        under all of them in any case.)
+        A module that shares a tensor with one of ``modules_to_save`` trains whole with it and keeps
+        sharing it, for example an output layer whose weight is the table of an Embedding.  Without this
+        option it keeps the base's values, as in PEFT, and a warning says so.  (A layer under several
+        names is always adapted under all of them.)
     task_type
         One of PEFT's task names; SEQ_CLS and TOKEN_CLS also train modules named classifier or score,
         and QUESTION_ANS those named qa_outputs.
     inference_mode
-        The adapter is frozen until ``set_adapter`` activates it to be trained.
+        The adapter is frozen until ``set_adapter`` activates it for training.
     auto_mapping, base_model_name_or_path, peft_type, peft_version, revision
-        What PEFT notes in the file; kept for it.  The mapping is a dict of plain values, the others are
+        Notes of PEFT in the file, kept for it.  The mapping is a dict of plain values, the others are
         strings.
 
-    PEFT's other options are known, too, and refused with the reason unless they have their default.
+    PEFT's other options are known as well.  Unless they have their default, they are refused with the
+    reason.
 
     Raises
     ------
@@ -179,16 +179,16 @@ class LoraConfig:
             self.modules_to_save = [*dict.fromkeys([*(self.modules_to_save or ()), *self.heads()])]
 
     def heads(self) -> tuple[str, ...]:
-        """Return the modules that train whole because of the task, if the model has them."""
+        """Return the names of modules that train whole because of the task, if the model has them."""
         return HEADS.get(self.task_type or "", ())
 
     def own_options(self) -> dict[str, Any]:
-        """Return the options that PEFT does not have, as far as they are set."""
+        """Return the options that PEFT does not have, if they are set."""
         values = {name: getattr(self, name) for name in OWN}
         return {name: v for name, v in values.items() if v != getattr(LoraConfig, name)}
 
     def _check_combinations(self) -> None:
-        """Raise if options are set that do not go together."""
+        """Raise if options are set that exclude each other."""
         for name, value in self.own_options().items():
             if not self.use_dora:
                 raise ValueError(f"{name}={short(value)} goes with use_dora=True")
@@ -208,14 +208,14 @@ class LoraConfig:
             raise ValueError("layers_pattern goes with layers_to_transform")
 
     def _check_absent(self) -> None:
-        """Raise if an option is set that is not implemented; what means no, like None, is not set."""
+        """Raise if an option is set that is not implemented; values that mean no, like None, pass."""
         for option in dataclasses.fields(self):
             name, value, notes = option.name, getattr(self, option.name), option.metadata
             if "absent" in notes and value and value != notes["default"]:
                 raise ValueError(f"{name}={short(value)} is not implemented: {notes['absent']}")
 
     def _check_notes(self) -> None:
-        """Raise unless what is only kept for PEFT is what PEFT writes."""
+        """Raise unless the values kept for PEFT are such as PEFT writes."""
         for name in ("base_model_name_or_path", "peft_version", "revision"):
             value = getattr(self, name)
             if value is not None and not _is_text(value):
@@ -225,7 +225,7 @@ class LoraConfig:
             raise TypeError(f"auto_mapping must be a dict of plain values, not {short(mapping)}")
 
     def _set_names(self) -> None:
-        """Write in small letters what may be given in any case, and fill in the version."""
+        """Put names that may be in upper case into lower case, and fill in the version."""
         targets: Any = self.target_modules
         if isinstance(targets, str) and targets.lower() == "all-linear":
             self.target_modules = "all-linear"
@@ -289,7 +289,7 @@ class LoraConfig:
     # -- the config of an adapter, which says how it was made
 
     def frozen(self) -> LoraConfig:
-        """Return a copy that refuses to be edited.  A copy of that one can be edited again."""
+        """Return a copy that refuses to be edited.  A copy of that copy can be edited again."""
         new = copy.copy(self)
         vars(new).update({name: _fixed(value) for name, value in vars(new).items()}, _frozen=True)
         return new
@@ -360,7 +360,7 @@ class LoraConfig:
         Raises
         ------
         TypeError, ValueError
-            For a config that is no longer valid, because an option was assigned to.
+            For a config that is no longer valid, because an option was set afterwards.
         CheckpointError
             If the file cannot be written; an old one stays as it was.
         """
@@ -398,16 +398,15 @@ ONLY_AT_THE_START = (
 
 
 def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of an ``adapter_config.json`` without what is of no consequence once trained.
+    """Return the content of an ``adapter_config.json`` without options that only matter before training.
 
-    EVA, LoRA-GA and MiCA choose the first A and B, and act on the weight of the base: what is in the
-    file is a plain LoRA.  Whether weights were stored as (in, out) does not matter to A, B and m.
+    EVA, LoRA-GA and MiCA choose the first A and B, and act on the weight of the base, so the file holds
+    a plain LoRA.  Whether weights were stored as (in, out) does not matter to A, B and m.
 
     Raises
     ------
     ValueError
-        For a start that has put another weight in the place of the base's, which nobody can tell from
-        the file.
+        For a start that replaces the weight of the base by another, which is not in the file.
     """
     scheme = values.get("init_lora_weights", True)
     start = scheme.lower() if isinstance(scheme, str) else ""
@@ -421,14 +420,14 @@ def as_trained(values: Mapping[str, Any]) -> dict[str, Any]:
     return trained | {"init_lora_weights": True if start in ("eva", "lora_ga", "mica") else scheme}
 
 
-#: Options that only say which layers are adapted, and with which rank.
+#: Options that only say which layers are adapted, and at which rank.
 NAMING = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern")
 
 
 def of_trained(values: Mapping[str, Any]) -> LoraConfig:
     """Return the config in the file of a trained adapter.
 
-    What names its layers by a pattern that is refused is left out: the tensors name them, too.
+    An option with a refused pattern is left out, because the tensors also name the layers.
 
     Raises
     ------
@@ -450,7 +449,7 @@ def of_trained(values: Mapping[str, Any]) -> LoraConfig:
 
 
 def _plain(number: Any) -> float:
-    """Return a number as Python's int or float, whichever it is."""
+    """Return a number as Python's own int or float."""
     return int(number) if isinstance(number, Integral) else float(number)
 
 
@@ -477,7 +476,7 @@ class ReadOnly(dict[str, Any]):
 
 
 def _fixed(value: Any) -> Any:
-    """Return a copy of ``value`` that cannot change, however deep one goes."""
+    """Return a copy of ``value`` that cannot change at any depth."""
     if isinstance(value, Mapping):
         return ReadOnly({key: _fixed(v) for key, v in value.items()})
     if isinstance(value, (set, frozenset)):
@@ -486,7 +485,7 @@ def _fixed(value: Any) -> Any:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether ``value`` is a string that any file can hold: half of a surrogate pair is no letter."""
+    """Whether ``value`` is a string that any file can hold, without half a surrogate pair."""
     return isinstance(value, str) and (
         value.isascii() or value.encode(errors="replace").decode() == value
     )
@@ -499,7 +498,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_plain(value: Any, levels: int = 4) -> bool:
-    """Whether ``value`` is what JSON has, and no more than so many levels deep."""
+    """Whether ``value`` is made of JSON's types, and at most this many levels deep."""
     if value is None or isinstance(value, (bool, float)) or _is_text(value) or _is_integer(value):
         return True
     if isinstance(value, Mapping):
@@ -509,12 +508,12 @@ def _is_plain(value: Any, levels: int = 4) -> bool:
 
 
 def _all_are(is_one: Callable[[Any], bool], values: Any) -> bool:
-    """Whether ``values`` is a collection, not a string or a dict, of what is such a one."""
+    """Whether ``values`` is a collection, not a string or a dict, whose items all pass ``is_one``."""
     if isinstance(values, (str, Mapping)) or not isinstance(values, Collection):
         return False
     return all(map(is_one, values))
 
 
 def listed(names: Collection[str] | str | None) -> list[str]:
-    """Return the names in a list; one alone need not stand in one."""
+    """Return the names as a list; a single name may be given without one."""
     return [names] if names and isinstance(names, str) else list(names or ())

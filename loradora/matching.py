@@ -1,9 +1,9 @@
 """Which layers of a model a config names, and what each of them gets.
 
-A list of names matches whole trailing parts of a path: "q" is "layer.0.q", but not "layer.0.seq".
-A string is a regular expression for the whole path.  What is excluded, or trains whole, is no target.
-What trains whole is named by the end of its path alone: "classifier" is also "pre_classifier".  These
-are PEFT's rules.
+A list of names matches whole trailing parts of a path: "q" names "layer.0.q", but not "layer.0.seq".  A
+string is a regular expression for the whole path.  A module that is excluded, or trains whole, is not a
+target.  Modules that train whole are named just by the end of their path: "classifier" also names
+"pre_classifier".  These are PEFT's rules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Match(NamedTuple):
     Attributes
     ----------
     targets
-        The layers to adapt: id → path.  A layer under several names has the first that is named.
+        The layers to adapt: id → path.  A layer with several names has the first that the config names.
     whole
         The ids of the modules that train whole.
     options
@@ -53,8 +53,8 @@ def match(model: Module, config: LoraConfig) -> Match:
     Raises
     ------
     ValueError
-        For targets that match nothing, listing the Linear layers there are, or something else than
-        a Linear, or patterns that could take long in a model as large as this.
+        For targets that match nothing, listing the Linear layers there are, for targets that are not
+        Linear, and for patterns that could take long in a model of this size.
     TypeError
         For a Linear with a ``forward`` of its own.
 
@@ -103,16 +103,16 @@ def _named_linears(model: Module, rules: Rules) -> dict[str, Module]:
 
 
 def check_names(model: Module, config: LoraConfig, found: Match) -> None:
-    """Check that every name in the config's other options is of use.
+    """Check that every name in the config's other options names something.
 
-    This is for configs that someone writes.  PEFT writes some into its files that would not pass; there
-    the tensors tell what is meant.
+    This is for configs that people write.  PEFT's own files hold some that would not pass; there the
+    tensors tell what is meant.
 
     Raises
     ------
     ValueError
         For a pattern or a module to save that matches nothing, a target all of whose layers
-        train whole, or a layer to adapt that is to stay tied to another module.
+        train whole, or a layer to adapt that has to stay tied to another module.
 
     Warns
     -----
@@ -177,7 +177,7 @@ def _check_overlap(model: Module, rules: Rules, found: Match) -> None:
 
 
 def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
-    """Refuse to break a tie that is to be kept, and tell of one that is broken."""
+    """Refuse to break a tie that has to be kept; warn about one that is broken."""
     if config.ensure_weight_tying:
         _check_tied_targets(model, found)
         return
@@ -190,7 +190,7 @@ def _check_tied(model: Module, config: LoraConfig, found: Match) -> None:
 
 
 def _check_tied_targets(model: Module, found: Match) -> None:
-    """Raise ValueError if a layer to adapt has its weight from another module, which would not change."""
+    """Raise ValueError if a layer to adapt shares its weight with a module that would not change."""
     modules = dict(model.named_modules())
     holders: dict[Tensor, dict[int, str]] = {}
     for path, module in modules.items():
@@ -213,20 +213,20 @@ def _named_whole(model: Module, rules: Rules) -> set[int]:
 
 
 def _trained_whole(model: Module, rules: Rules) -> set[int]:
-    """Return the ids of the modules that train whole: those named, and with weight tying their likes."""
+    """Return the ids of the modules that train whole: those named and, if asked, those tied to them."""
     whole = _named_whole(model, rules)
     tied = _tied_to(model, whole) if rules.config.ensure_weight_tying else {}
     for path, module in tied.items():
         if any(module.children()):
             raise ValueError(
                 f"ensure_weight_tying: {path} shares a tensor with a module that trains whole, and holds "
-                "other modules, which would train, too: put the tensor into a Module of its own"
+                "other modules, which would also train: put the tensor into a Module of its own"
             )
     return whole | {id(module) for module in tied.values()}
 
 
 def _tied_to(model: Module, whole: Container[int]) -> dict[str, Module]:
-    """Return the modules that share a tensor with those that train whole, and are none of them."""
+    """Return the other modules that share a tensor with those that train whole."""
     inside = _parts_of(model, whole)
     modules = {path or "the model": m for path, m in model.named_modules()}
 
@@ -242,7 +242,7 @@ def _inside(model: Module) -> dict[str, Module]:
 
 
 def _parts_of(model: Module, ids: Container[int]) -> set[int]:
-    """Return the ids of the modules in ``model`` that have these ids, or lie inside one that has."""
+    """Return the ids of the modules in ``model`` with these ids, and of all modules inside them."""
     roots = [module for _, module in model.named_modules() if id(module) in ids]
     return {id(part) for root in roots for _, part in root.named_modules()}
 
@@ -251,10 +251,10 @@ def _parts_of(model: Module, ids: Container[int]) -> set[int]:
 
 
 class Rules:
-    """What a config says about paths, ready to be asked about many.
+    """What a config says about paths, prepared for many of them.
 
-    Names are kept in sets, so that a path is looked up, however many there are.  Expressions are compiled
-    once.
+    Names are kept in sets, so a look-up takes the same time for any number of them.  Expressions are
+    compiled once.
 
     Attributes
     ----------
@@ -332,14 +332,14 @@ class Rules:
         return any(self.saved_whole(".".join(parts[:i])) for i in range(1, len(parts) + 1))
 
     def options(self, ranks: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
-        """Return the arguments of the adapter layer at each path; beyond those of all, what is set.
+        """Return the arguments of the adapter layer at each path.
 
-        So a class need not know an option that it does not have.
+        Options that only some classes have are included only if they are set.
 
         Parameters
         ----------
         ranks
-            The rank by path; None is that of the config.
+            The rank by path; None stands for the rank that the config gives.
 
         Raises
         ------
@@ -375,7 +375,7 @@ class Rules:
 
 
 class _Names:
-    """Names of which a path has whole trailing parts, or an expression for all of it; or neither."""
+    """Names that match whole trailing parts of a path, an expression for all of it, or nothing."""
 
     def __init__(self, option: str, given: Iterable[str] | str | None) -> None:
         self.expressions = compiled(option, [given] if isinstance(given, str) else [])
@@ -402,7 +402,7 @@ class _Ends:
 
 
 def _depth(paths: Iterable[str]) -> int:
-    """Return how many parts the paths have, at most."""
+    """Return the largest number of parts that one of the paths has."""
     return max((path.count(".") + 1 for path in paths), default=0)
 
 
@@ -428,16 +428,16 @@ def match_tensors(
 ) -> Match:
     """Return which modules of ``model`` the tensors in a file are for, and what each layer gets.
 
-    Whatever lies under the path of a Linear layer, beside its own weight and bias, says that the layer is
-    adapted, and the shapes of A and B say with which rank.  So no names or patterns of the config are
-    needed, but those of ``modules_to_save`` and ``alpha_pattern``.
+    A tensor under the path of a Linear layer, other than its own weight and bias, shows that the layer is
+    adapted.  The shapes of A and B show the rank.  So the only names and patterns needed from the config
+    are those of ``modules_to_save`` and ``alpha_pattern``.
 
     Parameters
     ----------
     model
         The model to adapt.
     config
-        What is in the file, too.
+        The config in the same file.
     shapes
         The shape of each tensor by name.
     factors
@@ -448,8 +448,8 @@ def match_tensors(
     Raises
     ------
     ValueError
-        If no layer is adapted, or if there would be more numbers in A and B than the file has bytes and
-        the model has numbers.
+        If no layer is adapted, or if A and B would have more numbers than there are bytes in the file
+        and numbers in the model, taken together.
     """
     modules, rules = _inside(model), Rules(config)
     whole = _trained_whole(model, rules)
@@ -482,7 +482,7 @@ def _layers_above(names: Iterable[str], layers: Mapping[str, Linear]) -> Iterato
 
 
 def _rank(config: LoraConfig, layer: Linear, A: tuple[int, ...], B: tuple[int, ...]) -> int | None:
-    """Return the rank that the shapes of A and B tell, None if they tell none that the config names."""
+    """Return the rank that the shapes of A and B show, or None if the config does not name it."""
     out_features, in_features = layer.weight.shape
     told = [
         *(A[:1] if A[1:] == (in_features,) else ()),
@@ -493,7 +493,7 @@ def _rank(config: LoraConfig, layer: Linear, A: tuple[int, ...], B: tuple[int, .
 
 
 def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
-    """Return a config that names what was found in ``model``: ``config`` itself if it does that."""
+    """Return a config that names what was found in ``model``: ``config`` itself if it does."""
     try:
         if match(model, config) == found:
             return config
@@ -507,7 +507,7 @@ def named_as(found: Match, model: Module, config: LoraConfig) -> LoraConfig:
 
 
 def exactly(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Return the options of a config that adapts the layers at these paths alone, with these ranks."""
+    """Return the options of a config that adapts only the layers at these paths, with these ranks."""
     r = max(ranks.values())
     return {
         "r": r,
@@ -517,6 +517,6 @@ def exactly(ranks: Mapping[str, int]) -> dict[str, Any]:
 
 
 def exact_names(paths: Collection[str]) -> str | list[str]:
-    """Return the ``target_modules`` that name these paths alone."""
+    """Return the ``target_modules`` that name only these paths."""
     pattern = "|".join(map(re.escape, paths))
     return pattern if len(pattern) <= MOST_LETTERS else list(paths)

@@ -1,9 +1,9 @@
 r"""Regular expressions for the paths of modules, bounded before they run.
 
 A pattern may come from a stranger's file, and :mod:`re` tries every way in which it can match.  For
-``(.|.)*!`` the ways double with each letter of a path, and while they are tried nothing else runs.  So a
+``(.|.)*!`` the ways double with each letter of a path, and nothing else runs while they are tried.  So a
 pattern is parsed first, and its tries are counted as if each piece of it matched everywhere.  On a path
-of n letters these are at most
+of n letters there are at most
 
     piece               ways to match               tries
     letters, a set      1                           1, for a set as many as it has items
@@ -12,9 +12,9 @@ of n letters these are at most
     p{k,l}, l ≤ n       Σ ways(p)ⁱ, i = k … l       tries(p) Σ ways(p)ⁱ, i = 0 … l
     (?=p), (?!p)        1                           tries(p)
 
-Hence ``.*`` has n + 1 ways.  Two of them share the letters and have (n + 1)(n + 2)/2, and so on: the j-th
-such repeat multiplies the ways by (n + j)/j.  Of words like ``q_proj|k_proj``, none of which
-begins another, only one matches.  ``(.|.)*`` has more than 2ⁿ ways, and is refused.
+So ``.*`` has n + 1 ways.  Two of them share the letters and have (n + 1)(n + 2)/2, and so on: the j-th
+such repeat multiplies the ways by (n + j)/j.  Of words like ``q_proj|k_proj``, none of which is the
+beginning of another, only one matches.  ``(.|.)*`` has more than 2ⁿ ways, and is refused.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from loradora.nn import short
 
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
-#: The most tries on a path of 100 letters, and of all patterns of an option on all paths; and how many
-#: parts such a path has.  A thousand tries take 5 µs, or less.
+#: The most tries on a path of 100 letters; the most of all patterns of an option on all paths; and how
+#: many parts such a path has.  A thousand tries take 5 µs, or less.
 MOST_TRIES, MOST_TRIES_IN_ALL, PARTS = 5e7, 4e8, 10
 
 #: The most patterns of one option and groups in them, their most letters, and the most groups in one.
@@ -41,7 +41,7 @@ MOST_PATTERNS, MOST_LETTERS, MOST_GROUPS = 2_000, 50_000, 100
 
 
 class _Unknown(Exception):
-    """Why nobody knows how long it could take to compile or to search."""
+    """Why it is unknown how long it could take to compile or to search."""
 
 
 #: What stands before trailing parts of a path, and before a part that a number follows, and after that.
@@ -52,7 +52,7 @@ ANY_NUMBER = re.compile(rf".*?\.[^.]*{NUMBER}")
 
 
 class PatternError(ValueError):
-    """A text that is no regular expression, or one whose search could take long.
+    """A text that is not a regular expression, or an expression whose search could take long.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class PatternError(ValueError):
 def compiled(
     option: str, patterns: Collection[str], before: str = "", after: str = ""
 ) -> list[re.Pattern[str]]:
-    """Return the expressions of an option of a config, with what is to stand before and after each.
+    """Return the compiled expressions of an option of a config, with a text before and after each.
 
     Raises
     ------
     PatternError
-        For one that is refused, and for too many, naming the option.
+        For an expression that is refused, and for too many of them, naming the option.
     """
     letters, groups = sum(map(len, patterns)), sum(p.count("(") for p in patterns)
     if len(patterns) > MOST_PATTERNS or letters > MOST_LETTERS or groups > MOST_PATTERNS:
@@ -91,9 +91,9 @@ def compiled(
 @lru_cache(maxsize=2 * MOST_PATTERNS)
 def _compiled(option: str, pattern: str, before: str, after: str) -> re.Pattern[str]:
     try:
-        tries(pattern, 100)  # it must be one alone, because "a)|(b" would pass in parentheses
+        tries(pattern, 100)  # alone first, because "a)|(b" would pass in parentheses
         meant = f"(?:{pattern}){after}" if before or after else pattern
-        if not tries(meant, 100) * (PARTS if before else 1) <= MOST_TRIES:  # NaN is none, either
+        if not tries(meant, 100) * (PARTS if before else 1) <= MOST_TRIES:  # NaN fails as well
             reason = "a search could take too long: use fewer repeats, none of a group, or list the names"
             raise PatternError(option, f"{short(pattern)} is refused, because {reason}")
         return re.compile(before + meant)
@@ -133,12 +133,12 @@ def starts(path: str) -> Iterator[int]:
 
 @lru_cache(maxsize=2 * MOST_PATTERNS)
 def tries(pattern: str, letters: int) -> float:
-    """Return how many tries a search takes at most on a path of so many letters; see above.
+    """Return how many tries a search takes at most on a path of this many letters; see above.
 
     Raises
     ------
     re.error, RecursionError, OverflowError
-        For what is no regular expression.
+        If it is not a regular expression.
     _Unknown
         If the tries cannot be counted, or if it could take long to compile the pattern.
     """
@@ -152,7 +152,7 @@ def _of_sequence(pieces: Sequence[Any], n: int) -> tuple[float, float]:
     """Return ways and tries of pieces one after the other."""
     ways, total, before, repeats = 1.0, 1.0, "", 0
     for kind, value in pieces:
-        if kind.name == before == "LITERAL":  # letters in a row are compared at one go
+        if kind.name == before == "LITERAL":  # letters in a row are compared in one go
             continue
         w, t = _of_piece(kind.name, value, n)
         single = kind.name.endswith("REPEAT") and [k.name for k, _ in value[2]] in _SINGLE
@@ -198,7 +198,7 @@ def _of_piece(kind: str, value: Any, n: int) -> tuple[float, float]:
 
 
 def _exclusive(branches: Sequence[Any]) -> bool:
-    """Whether these are few words, none of which begins another."""
+    """Whether these are few words, none of which is the beginning of another."""
     plain = len(branches) <= 30 and all(k.name == "LITERAL" for items in branches for k, _ in items)
     words = sorted("".join(chr(c) for _, c in items).lower() for items in branches) if plain else []
     return plain and not any(b.startswith(a) for a, b in itertools.pairwise(words))

@@ -1,8 +1,8 @@
-"""What a function or an object knows: whether one comes from it to a layer of a model.
+"""What a function or an object refers to: whether a layer of a model can be reached from it.
 
-A view of a model replaces the layers that it finds.  A lambda that knows one by its closure would go on
-to use the old one.  So the search follows what lies in containers, attributes, slots, closures, defaults,
-used globals, partials, bound methods and weak references.
+A view of a model replaces the layers that it finds.  A lambda with such a layer in its closure would keep
+using the old one.  So the search follows containers, attributes, slots, closures, defaults, used globals,
+partials, bound methods and weak references.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minigrad import Op, Tensor
 
 
 def reaches(value: Any, tree: Collection[int]) -> bool:
-    """Whether one comes from ``value`` to something whose id is in ``tree``, however deep it is known."""
+    """Whether something whose id is in ``tree`` can be reached from ``value``, at any depth."""
     if isinstance(value, _OPAQUE):
         return False
     found, seen = [value], {id(value)}
@@ -35,7 +35,7 @@ def reaches(value: Any, tree: Collection[int]) -> bool:
     return False
 
 
-#: What knows no layer, or only by way of all there is.
+#: Kinds that refer to no layer, or only by way of everything else.
 _OPAQUE = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, np.generic, Op)
 
 
@@ -54,7 +54,7 @@ def _known_to(part: Any) -> list[Any]:
     if isinstance(part, weakref.ref):
         return [part()]
     kind, keys = type(part), list(part) if isinstance(part, dict) else []
-    # what a class that was made inside a function knows by its methods
+    # a class made inside a function refers to more through its methods
     methods = vars(kind).values() if "<locals>" in kind.__qualname__ else ()
     own = getattr(part, "__dict__", {}).values()
     return [*items_of(part), *keys, *own, *methods, *_in_slots(part)]

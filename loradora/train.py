@@ -20,7 +20,7 @@ from minigrad.tensor import as_array, as_reals
 Array: TypeAlias = npt.NDArray[Any]
 Loss: TypeAlias = Callable[[mg.Tensor, Array], mg.Tensor]
 
-#: A label that counts for nothing, as where a text was filled up: ``mg.cross_entropy`` passes it over.
+#: A label that counts for nothing, for example where a text was padded: ``mg.cross_entropy`` ignores it.
 #: (Not an int: NumPy 2.0 may crash at ``labels == -100`` for unsigned labels; numpy#28117.)
 IGNORED = np.int64(-100)
 
@@ -81,44 +81,45 @@ def fit(
 ) -> Training:
     """Train on shuffled batches; yield a record after each step.
 
-    It works as it is iterated, and not before.  ``for step in fit(…): pass`` trains without a word.  A
-    training that was never iterated warns of that.
+    Each step is taken when it is asked for: ``for step in fit(…): pass`` trains silently.  If nobody ever
+    iterates, a warning says that nothing was trained.
 
-    Training mode is set before every step, as Hugging Face's Trainer does.  So ``model.eval()`` may be
-    called between two steps, and dropout is on again in the next.
+    Training mode is set before every step, as in Hugging Face's Trainer.  So you may call
+    ``model.eval()`` between two steps, and dropout is on again in the next.
 
     Parameters
     ----------
     model
-        From a batch of x to logits (batch, …, classes), or to whatever ``loss`` takes.
+        Maps a batch of x to logits (batch, …, classes), or to what ``loss`` takes.
     x
         Inputs, shape (N, …).  The model gets them in their own dtype: integers may be the ids of a text,
         in its :func:`windows`.
     labels
-        Class numbers, one for each row of logits: shape (N,), or (N, T) for each of T places.  Those that
-        are -100 count for nothing.  With another loss its targets, shape (N, …), of any dtype.
+        Class numbers, one for each row of logits: shape (N,), or (N, T) for T places each.  A label of
+        -100 counts for nothing.  With another loss, its targets: shape (N, …), of any dtype.
     optimizer
-        Over the parameters to train; others are not touched.
+        Holds the parameters to train; others are not touched.
     steps
         How many batches to train on, those before ``start`` included.
     batch_size
-        Examples in a batch; each epoch shuffles anew and drops no example.
+        Examples in a batch.  Each epoch shuffles again and drops no example.
     schedule
         From progress (0 at the first step) to a factor on the learning rate.
     loss
         From the model's output and the targets of a batch to a single number, as a Tensor.
         ``loss=mg.mse_loss`` is regression.
     clip_grad_norm
-        The largest norm that the gradients may have together, positive.  Where it is larger, all that the
-        optimizer moves are scaled down before the step (:func:`clip_grad_norm_`).  With ``math.inf`` the
-        norm is only measured, for the record.
+        The largest norm that the gradients may have together, positive.  If it is larger, all gradients
+        that the optimizer uses are scaled down before the step (:func:`clip_grad_norm_`).  With
+        ``math.inf`` the norm is only measured, for the record.
     lengths
-        How long each example is, (N,), if x was filled up to one length.  Those of similar lengths then
-        share a batch, so that a model which leaves padding off has little of it.  From 16 batches of
-        shuffled examples, sorted by length, 16 are cut, and all batches of the epoch are shuffled.
+        How long each example is, (N,), if x was padded to one length.  Examples of similar lengths then
+        share a batch, so that a model that cuts padding off meets little of it.  The shuffled examples of
+        every 16 batches are sorted by length and cut into batches again; then all batches of the epoch
+        are shuffled.
     start
-        How many steps have been taken before, by a training that was interrupted.  Schedule and shuffling
-        go on from there.
+        How many steps an interrupted training has taken already.  Schedule and shuffling continue from
+        there.
     rng
         The source of the shuffling: a generator, from which one number is drawn, or a seed.  With
         ``start`` it must be the seed that the first training was given.
@@ -126,35 +127,35 @@ def fit(
     Raises
     ------
     TypeError, ValueError
-        At the call: if x and labels differ in length or are empty; by default if labels are no class
-        numbers, or none counts; for ``steps`` or ``batch_size`` that are no integers of at least 1, a
-        ``clip_grad_norm`` that is no positive number, ``lengths`` that are not a number for each example,
-        a ``start`` outside 0 … ``steps``, and one with a generator.
+        At the call: if x and labels differ in length or are empty; with the default loss, if labels are
+        not class numbers, or none counts; for ``steps`` or ``batch_size`` that are not integers of at
+        least 1, a ``clip_grad_norm`` that is not a positive number, ``lengths`` that are not one number
+        for each example, a ``start`` outside 0 … ``steps``, and a ``start`` with a generator.
     TypeError, ValueError, IndexError
-        At the first step, before anything changes: by default for labels that the model has no logit
-        for, logits of another shape, or a single logit; for a loss that is no single number.
+        At the first step, before anything changes: with the default loss, for labels that the model has
+        no logit for, logits of another shape, or a single logit; for a loss that is not a single number.
     RuntimeError
         At the first step, if no parameter of the optimizer gets a gradient from this model.
     FloatingPointError
-        If the loss, or the norm of gradients that are to be clipped, is no longer finite, with what is
-        known of the cause; the step is not taken.
+        If the loss, or the norm of gradients to be clipped, is no longer finite, with what is known about
+        the cause; the step is not taken.
 
     Notes
     -----
-    An interrupted training goes on bit for bit, also in the middle of an epoch, if four things are kept:
-    the parameters, the state of the optimizer, the number of steps taken, and the generators that dropout
-    draws from.  For an adapter, ``save_adapter`` and ``from_pretrained(…, is_trainable=True)`` take the
-    places of ``save_model`` and ``load_model``.
+    An interrupted training continues bit for bit, even in the middle of an epoch, if four things are
+    kept: the parameters, the state of the optimizer, the number of steps taken, and the generators that
+    dropout draws from.  For an adapter, ``save_adapter`` and ``from_pretrained(…, is_trainable=True)``
+    replace ``save_model`` and ``load_model``.
 
-    Ctrl-C, or an error, leaves each step either wholly taken or not at all.  Keep the training in a
+    Ctrl-C, or an error, leaves each step either taken completely or not at all.  Keep the training in a
     variable, ``training = fit(…)``, and iterate over that.  Then ``training.taken`` is the number of
-    steps taken, which is the ``start`` to go on from.  (The last record may say one less, because Ctrl-C
-    can come between a step and its record.)  With dropout it is another training from there: what was
-    drawn for a step that was not taken stays drawn.
+    steps taken: the ``start`` to continue from.  (The last record may say one less, because Ctrl-C can
+    come between a step and its record.)  With dropout the continuation differs from an uninterrupted
+    training, because the numbers drawn for a step that was not taken stay drawn.
 
     Examples
     --------
-    The first 10 of 200 steps warm up, and no gradient is longer than 1 when it is stepped on:
+    The first 10 of 200 steps warm up, and gradients longer than 1 are scaled down before the step:
 
     >>> import loradora as ld
     >>> x, labels = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 3
@@ -187,7 +188,7 @@ def fit(
     ...         states = [m.rng.bit_generator.state for m in dropouts(model)]
     ...         written = (folder / "rest.json").write_text(json.dumps([step.step, states]))
 
-    Another process makes the model and the optimizer anew, reads the files, and goes on:
+    Another process makes the model and the optimizer again, reads the files, and continues:
 
     >>> again, optimizer = prepared()
     >>> ld.load_model(folder / "model.npz", again)
@@ -236,7 +237,7 @@ def fit(
             factor = schedule((step - 1) / steps)
             optimizer.step(factor)
             yield Step(step, steps, value.item(), factor, norm)
-        optimizer.zero_grad()  # lest an old gradient be taken for a new one
+        optimizer.zero_grad()  # so that no old gradient is taken for a new one
 
     return Training(training(), optimizer, start)
 
@@ -244,10 +245,10 @@ def fit(
 class Training(Iterator[Step]):
     """What :func:`fit` returns: a training that takes its next step when it is asked for it.
 
-    It warns if nobody has asked for one.
+    It warns if no step was ever asked for.
     """
 
-    _begun = True  # until there is something to warn of
+    _begun = True  # until there is something to warn about
 
     def __init__(
         self, steps: Generator[Step, None, None], optimizer: Optimizer, start: int
@@ -261,7 +262,7 @@ class Training(Iterator[Step]):
     def taken(self) -> int:
         """How many steps have been taken, those before ``start`` included.
 
-        The optimizer counts them.  So do not call its ``step()`` elsewhere meanwhile.
+        The optimizer counts them, so do not call its ``step()`` elsewhere during the training.
         """
         return self._optimizer.steps_taken - self._elsewhere
 
@@ -283,7 +284,7 @@ class Training(Iterator[Step]):
 
 
 def _check_start(start: Any, steps: int, rng: Any) -> None:
-    """Raise unless ``start`` is a number of steps that may have been taken, in an order that is known."""
+    """Raise unless ``start`` is a possible number of steps, with a seed for the order of examples."""
     if isinstance(start, bool) or not isinstance(start, (int, np.integer)):
         raise TypeError(f"start must be an integer, not {start!r}")
     if not 0 <= start <= steps:
@@ -329,7 +330,7 @@ def _examples(x: Any, labels: Any) -> tuple[Array, Array]:
 def _numbers(name: str, given: Any) -> Array:
     """Return ``given`` as an array of real numbers; an error begins with its name."""
     try:
-        # here Tensors may lie in a list: they are data, whose gradients nobody asks for
+        # Tensors in a list are fine here: they are data, and need no gradients
         return as_reals(as_array(given) if isinstance(given, (list, tuple)) else given)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
@@ -342,7 +343,7 @@ def _check_classes(labels: Array, hint: str) -> None:
     """Raise unless ``labels`` can be class numbers of which some count."""
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{no_classes(labels)}: {hint}")
-    # not np.all(labels == IGNORED): for the windows of a text that is far larger than the text
+    # not np.all(labels == IGNORED): for the windows of a text, that array is far larger than the text
     if labels.size == 0 or labels.min() == labels.max() == IGNORED:
         raise ValueError(
             f"no label counts: {f'all are {IGNORED}' if labels.size else 'there is none'}"
@@ -368,7 +369,7 @@ def _check_logits(logits: mg.Tensor, targets: Array, labels: Array, hint: str) -
 
 
 def _single_number(value: Any) -> mg.Tensor:
-    """Return what a loss function has returned if it is a loss."""
+    """Return the value of a loss function, checked to be a single number."""
     if not isinstance(value, mg.Tensor):
         raise TypeError(f"the loss must be a Tensor, not a {type(value).__name__}")
     if value.shape != ():
@@ -377,7 +378,7 @@ def _single_number(value: Any) -> mg.Tensor:
 
 
 def _cause(model: Module, examples: Array, targets: Array, fresh: bool) -> str:
-    """Say what is known of why a loss is not finite, of a model that is fresh or has been trained."""
+    """Return what is known about why a loss is not finite; ``fresh`` if the model has not trained yet."""
     for name, array in {"inputs": examples, "labels": targets}.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"there is NaN or infinity in the {name} of this batch"
@@ -395,7 +396,7 @@ def _cause(model: Module, examples: Array, targets: Array, fresh: bool) -> str:
 
 
 def _clip(model: Module, optimizer: Optimizer, max_norm: float | None, step: int) -> float | None:
-    """Bound the gradients that the optimizer has; return their norm before, None without a bound."""
+    """Clip the gradients that the optimizer uses; return their norm before, None without a bound."""
     if max_norm is None:
         return None
     moved = [p for group in optimizer.param_groups for p in group["params"]]
@@ -411,7 +412,7 @@ def _clip(model: Module, optimizer: Optimizer, max_norm: float | None, step: int
 
 
 def _lengths(lengths: Any, n: int) -> Array | None:
-    """Return the lengths of n examples as an array, checked, or None if they are all alike."""
+    """Return the lengths of n examples as an array, checked, or None if none are given."""
     if lengths is None:
         return None
     given = _numbers("lengths", lengths)
@@ -422,16 +423,16 @@ def _lengths(lengths: Any, n: int) -> Array | None:
     return given
 
 
-#: So many batches are made together of examples that are sorted by length.
+#: This many batches are cut together from examples sorted by length.
 POOL = 16
 
 
 def _batches(
     x: Array, labels: Array, size: int, seed: int, start: int, lengths: Array | None
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield batches of examples with their labels for ever, from batch number ``start`` on.
+    """Yield batches of examples with their labels without end, from batch number ``start`` on.
 
-    The order of an epoch depends on the seed and the number of the epoch alone.
+    The order of an epoch depends only on the seed and the number of the epoch.
     """
     per_epoch = -(-len(x) // size)
     epoch, first = divmod(start, per_epoch)
@@ -454,19 +455,19 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy of a classifier, computed in evaluation mode and without a graph.
 
-    Logits have the shape (N, C) for labels (N,), or (N, T, C) for labels (N, T).  Those that are -100
-    count for nothing.
+    Logits have the shape (N, C) for labels (N,), or (N, T, C) for labels (N, T).  A label of -100 counts
+    for nothing.
 
-    Afterwards every module is in the mode in which it was, also after an error or an interrupt.
+    Afterwards every module is in the mode it was in before, even after an error or an interrupt.
 
-    Several threads may evaluate one model at a time if it is in evaluation mode before.  If not, one may
-    set it back while another still computes.
+    Several threads may evaluate one model at the same time if it already is in evaluation mode.
+    Otherwise one thread may set the old mode again while another still computes.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        If x and labels differ in length or are empty, if labels are no class numbers, none counts, or
-        they do not fit the logits, or ``batch_size`` is no integer of at least 1.
+        If x and labels differ in length or are empty, if labels are not class numbers, none counts, or
+        they do not fit the logits, or if ``batch_size`` is not an integer of at least 1.
     """
     check_positive(batch_size=batch_size)
     batch_size = int(batch_size)  # one of NumPy's may be of eight bits
@@ -496,25 +497,26 @@ def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Ar
     """Return the windows of a text, and for each place in them the id that comes next.
 
     Both have the shape (N, length).  Window n is ``x[n] = ids[n·stride : n·stride + length]``, and
-    ``y[n]`` is the same one place further on.  From ``x[n, : t + 1]`` a model is to guess ``y[n, t]``.
+    ``y[n]`` is the same, one place further on.  From ``x[n, : t + 1]`` a model learns to guess
+    ``y[n, t]``.
 
-    They are views of ``ids``, and read-only: a million windows take no memory, and :func:`fit` copies
-    those of one batch at a time.  What is left over at the end, and fills no window, is left out.
+    They are read-only views of ``ids``: a million windows take no memory, and :func:`fit` copies the
+    windows of one batch at a time.  Ids at the end that do not fill a window are left out.
 
     Parameters
     ----------
     ids
-        A text as integers, shape (T,): what a model calls each character, word or piece of a word.
+        A text as integers, shape (T,): a number for each character, word or piece of a word.
     length
         How many ids a window has, at least 1; the text has at least one more.
     stride
-        How far from one window to the next.  1 gives every window, to train on.  ``stride=length`` gives
-        windows that do not overlap, with which :func:`evaluate` counts each id once.
+        The distance from one window to the next.  1 gives every window, for training.
+        ``stride=length`` gives windows that do not overlap, so that :func:`evaluate` counts each id once.
 
     Raises
     ------
     TypeError
-        For ids that are no integers, such as the text itself, and a length or stride that is none.
+        For ids, a length or a stride that are not integers; the text itself is not accepted as ids.
     ValueError
         For an empty text, one that is too short for a window, ids of another shape, and a length or
         stride below 1.
@@ -529,7 +531,7 @@ def windows(ids: npt.ArrayLike, length: int, stride: int = 1) -> tuple[Array, Ar
     array([[10, 20, 30],
            [20, 30, 40]])
 
-    A model that knows no more than the present id, and a text for which that is enough:
+    A model that sees only the current id, and a text for which that is enough:
 
     >>> import loradora as ld
     >>> text = np.arange(200) % 5

@@ -1,8 +1,8 @@
-"""Views: a model seen with some of its layers replaced, at the cost of the new layers alone.
+"""Views: a model seen with some of its layers replaced, at the cost of only the new layers.
 
-A *view* is a copy of a module tree that shares every tensor with it, frozen.  So any number of adapters
-lie over one base without touching it.  An adapter is a view with adapted layers.  "Adapter off" is a view
-without any.  Merging makes a view with the plain equivalents of the adapted layers, and copies it.
+A *view* is a copy of a module tree that shares every tensor with it, frozen.  So one base can carry any
+number of adapters and stays untouched.  An adapter is a view with adapted layers.  "Adapter off" is a
+view without any.  Merging makes a view with the plain equivalents of the adapted layers, and copies it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Replace: TypeAlias = Callable[[Module], "Module | None"]
 def rebuild(module: Module, replace: Replace) -> Module:
     """Return a copy of the module tree that shares every tensor, frozen, with some modules replaced.
 
-    What is shared under several names stays shared.  Arrays that are no tensors (buffers) and random
+    What is shared under several names stays shared.  Arrays that are not tensors (buffers) and random
     generators are copied, because a module may change them as it runs.
 
     Parameters
     ----------
     module
-        The root of the tree.  Its arrays become read-only; it is not changed otherwise.
+        The root of the tree.  Its arrays become read-only; nothing else about it changes.
     replace
         Called on a module, returns what stands in for it, or None to copy it and look inside.
 
     Raises
     ------
     TypeError
-        For a function or an object that knows a module or a tensor of the tree, such as a ``forward``
-        that was set on an instance: it would go on to use the old one.
+        For a function or an object that refers to a module or a tensor of the tree, such as a ``forward``
+        that was set on an instance: it would keep using the old one.
     """
     done: dict[int, tuple[Any, Any]] = {}
     foreign: list[tuple[str, Any]] = []
@@ -82,7 +82,7 @@ def rebuild(module: Module, replace: Replace) -> Module:
 
 
 def _like(container: Any, items: list[Any]) -> Any:
-    """Return a list, tuple or dict as ``container`` is, with other items in it."""
+    """Return a list, tuple or dict like ``container``, with these items in it."""
     if isinstance(container, tuple):
         named = hasattr(container, "_fields")
         return type(container)(*items) if named else type(container)(items)
@@ -106,7 +106,7 @@ def _method_of(owner: Any, method: MethodType) -> Any:
 
 
 def share_constants(view: Module, base: Module) -> None:
-    """Let the constants of a view be the Tensors of the base that have the same arrays."""
+    """Replace the constants of a view by the Tensors of the base that have the same arrays."""
     known = {id(t.data): t for t in base.parameters()}
     for _, module in view.named_modules():
         for name, value in vars(module).items():
@@ -117,7 +117,7 @@ def share_constants(view: Module, base: Module) -> None:
 def take_modes(view: Module, other: Module) -> None:
     """Set each module of ``view`` to training or evaluation as it is in ``other``, at the same place.
 
-    What is not there, such as the parts of an adapted layer, takes the mode of what it lies in.
+    A module that is not there, such as a part of an adapted layer, takes the mode of the one around it.
     """
     modes = {path: module.training for path, module in other.named_modules()}
     taken: list[Change] = []
@@ -135,7 +135,7 @@ def own_copy(
     path: str = "",
     copies: dict[int, Any] | None = None,
 ) -> Module:
-    """Return a copy with arrays of its own, of which those in ``trainable`` require a gradient.
+    """Return a copy with its own arrays, of which those in ``trainable`` require a gradient.
 
     They are named by their paths in the whole model, in which ``module`` has the given ``path``.
     ``copies`` is a memo of deepcopy: what other modules of the same memo share, their copies share.
@@ -150,7 +150,7 @@ def own_copy(
 
 @contextlib.contextmanager
 def intact(base: Module) -> Iterator[None]:
-    """Let what is done inside make arrays of ``base`` read-only, but not if it fails."""
+    """Inside, arrays of ``base`` may become read-only; if it fails, that is undone."""
     parameters = base.parameters() if isinstance(base, Module) else []  # else it will be refused
     arrays = [p.data for p in parameters]
     as_before = at_once(np.ndarray.setflags, arrays, [a.flags.writeable for a in arrays])
