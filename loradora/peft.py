@@ -49,11 +49,11 @@ from minigrad.scopes import Scope, at_once
 class PeftModel(Module):
     """A base model with named adapters, of which some are active.
 
-    Calling it runs the active adapter's view.  The base model is never changed: it can be used beside
+    Calling it runs the active adapter's view.  The base model is never changed: it can be used alongside
     this one, and :meth:`get_base_model` returns it.
 
-    Threads may share it, and the base, to compute in evaluation mode: each has its own ``no_grad`` and
-    ``disable_adapter``.  All the rest is the same for all threads: which adapter is active, the mode, the
+    Threads may share it, and the base, in evaluation mode: each has its own ``no_grad`` and
+    ``disable_adapter``.  Everything else is shared by all threads: which adapter is active, the mode, the
     parameters and their gradients.  So train, and choose adapters, while no other thread computes.
 
     Parameters
@@ -61,7 +61,7 @@ class PeftModel(Module):
     base
         Any Module that is not itself a PeftModel.
     config
-        Of the first adapter.
+        The config of the first adapter.
     adapter_name
         Its name.
     **options
@@ -79,7 +79,7 @@ class PeftModel(Module):
             self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
     def _start(self, base: Module) -> None:
-        """Begin without an adapter."""
+        """Start without an adapter."""
         if not isinstance(base, Module):
             raise TypeError(f"expected a Module to adapt, got {type(base).__name__}")
         if isinstance(base, PeftModel):
@@ -102,7 +102,7 @@ class PeftModel(Module):
         """Return an attribute that only the model inside has."""
         if not name.startswith("_") and "_plain" in vars(self) and not hasattr(type(self), name):
             inside = self.base_model
-            # a property that fails says why; hasattr(inside, name) would only say that it is not there
+            # a property that fails says why; hasattr(inside, name) would only say that it is missing
             there = hasattr(type(inside), name) or hasattr(inside, name)
             if there or hints.of_adapted_model(name) is None:
                 return getattr(inside, name)
@@ -123,11 +123,11 @@ class PeftModel(Module):
         super().__setattr__(name, value)
 
     def named_parts(self) -> Iterator[tuple[str, Any]]:
-        """Yield the view that acts now; the others are not part of the model while they do not act."""
+        """Yield the view that acts now; the other views are not part of the model meanwhile."""
         yield "base_model", self.base_model
 
     def torch_names(self) -> dict[Tensor, str]:
-        """Return what PEFT's model calls each tensor, those of all adapters included."""
+        """Return the name of each tensor in PEFT's model, including the tensors of all adapters."""
         names = {p: checkpoint.PREFIX + name for name, p in self._plain.named_parameters()}
         for adapter_name, adapter in self._adapters.items():
             found = adapter.torch_names(adapter_name).items()
@@ -154,9 +154,9 @@ class PeftModel(Module):
         return self
 
     def zero_grad(self) -> None:
-        """Forget the gradients of every adapter, also of one that does not act; of all or of none.
+        """Forget the gradients of all adapters, active or not; of all or of none.
 
-        As ever, the base model itself is left as it is.
+        The base model itself is left as it is.
         """
         params = [p for view in self._views() for p in view.parameters()]
         at_once(object.__setattr__, params, repeat("grad"), repeat(None))()
@@ -173,8 +173,8 @@ class PeftModel(Module):
         Raises
         ------
         ValueError
-            As :meth:`Module.load_state_dict`, and if the state has another base: its values are shared by
-            all adapters, and do not change.  Load them into the base first, then adapt it.
+            As :meth:`Module.load_state_dict`, and if the state has another base.  All adapters share the
+            values of the base, so they do not change: load them into the base first, then adapt it.
         """
         fitted = self.fitted(state, assign=assign)
         own = {id(p) for adapter in self._adapters.values() for p in adapter.saved.values()}
@@ -211,25 +211,26 @@ class PeftModel(Module):
     def peft_config(self) -> Mapping[str, LoraConfig]:
         """The config of every adapter by name.
 
-        It says how the adapter was made, and cannot be edited.  For another one, make another adapter:
+        It says how the adapter was made, and cannot be edited.  For another config, add another adapter:
         ``model.add_adapter("new", dataclasses.replace(config, lora_alpha=64))``.
         """
         return ReadOnly({name: a.config.frozen() for name, a in self._adapters.items()})
 
     def disable_adapter(self) -> _Disabled:
-        """Compute with the base alone inside the ``with``; afterwards all is as before.
+        """Compute with only the base inside the ``with`` block; afterwards everything is as before.
 
-        As :class:`minigrad.no_grad` it concerns the current thread only, and there the current asyncio
-        task: others meet the adapter meanwhile.  It is a decorator, too.
+        Like :class:`minigrad.no_grad`, it affects only the current thread, and in it the current asyncio
+        task: others still see the adapter.  It also works as a decorator.
 
-        :meth:`set_adapter` inside switches adapters on again at once, and they stay on after the block.
+        :meth:`set_adapter` inside the block switches adapters on again immediately, and they stay on
+        after it.
         """
         take_modes(self._plain, self.base_model)
         return _Disabled(self)
 
     @property
     def _disabled(self) -> list[_Disabled]:
-        """Return the scopes in which the adapters are off here."""
+        """Return the scopes that switch the adapters off here."""
         return [scope for scope in _Disabled.in_force() if scope.model() is self]
 
     # -- several adapters
@@ -248,8 +249,8 @@ class PeftModel(Module):
         Raises
         ------
         ValueError
-            For a name that is taken or is no plain name, and for a second adapter that
-            trains biases, because two sets of biases cannot be told apart from their sum.
+            For a name that is taken or is not a plain name, and for a second adapter that trains biases,
+            because two sets of biases cannot be told apart from their sum.
         """
         self._check_new(adapter_name)
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
@@ -279,7 +280,7 @@ class PeftModel(Module):
             One name, or several.  Those that act on the same layer must be LoRAs, whose corrections
             add up.
         inference_mode
-            Freeze them, too.
+            Freeze them as well.
 
         Raises
         ------
@@ -295,7 +296,7 @@ class PeftModel(Module):
     def _activate(
         self, view: Module, names: list[str], adapters: dict[str, Adapter], trainable: bool
     ) -> None:
-        """Have these adapters, of which those named act, in ``view``; all of the change or none."""
+        """Keep these adapters, and let those named act in ``view``; make all of the change or none."""
         take_modes(view, self.base_model)
         changes: list[Change] = [
             setting_requires_grad(p, trainable and name in names)
@@ -326,8 +327,8 @@ class PeftModel(Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the only active one, the oldest of the others becomes active.
 
-        What is active then is frozen if what was active before was.  Without the last adapter the model
-        computes what the base does.
+        The newly active adapter is frozen if the old one was.  After the last adapter is deleted, the
+        model computes what the base does.
 
         Raises
         ------
@@ -362,19 +363,19 @@ class PeftModel(Module):
         adapter_name
             The name of the sum.
         combination_type
-            "cat", the default, is exact, its ranks add up; "svd", PEFT's default, is the best
-            approximation of rank ``svd_rank``; "linear" mixes the factors instead, with
-            A = Σ ±√|wᵢ sᵢ| Aᵢ and B = Σ √|wᵢ sᵢ| Bᵢ, as in PEFT.  Its B A is *not* the sum: it also
-            pairs the B of each adapter with the A of every other.
+            "cat", the default, is exact, and the ranks add up.  "svd", PEFT's default, is the best
+            approximation of rank ``svd_rank``.  "linear" mixes the factors instead, as in PEFT, with
+            A = Σ ±√|wᵢ sᵢ| Aᵢ and B = Σ √|wᵢ sᵢ| Bᵢ.  Its B A is *not* the sum: it also pairs the B of
+            each adapter with the A of every other.
         svd_rank
-            Of "svd"; by default the largest rank that the configs of the adapters name, for whatever
-            layer.  A layer that is too small for it gets what it can hold.
+            The rank for "svd"; by default the largest rank that the configs of the adapters name for any
+            layer.  A layer that is too small for it gets the largest rank it can hold.
 
         Raises
         ------
         ValueError
-            For unknown names, another combination, adapters that do not simply add up, or ranks
-            that differ in a layer, with "linear".
+            For unknown names, another combination, adapters that do not simply add up, or, with "linear",
+            ranks that differ in a layer.
         """
         adapters = _names(adapters)
         check_weights(adapters, weights, combination_type, svd_rank)
@@ -450,20 +451,20 @@ class PeftModel(Module):
 
         Within :meth:`disable_adapter` none is active.
 
-        What required a gradient in the base does so again, and what was constant there is constant.
+        What required a gradient in the base does so again, and what was constant there stays constant.
 
         Parameters
         ----------
         safe_merge
-            Refuse NaN and infinity.  (PEFT's default is not to look.)
+            Refuse NaN and infinity.  (By default, PEFT does not look.)
         adapter_names
-            Other adapters than the active ones.
+            The adapters to merge, if not the active ones.
 
         Raises
         ------
         ValueError
-            If an adapter holds NaN or infinity, or makes them, naming the tensors; and as for
-            :meth:`set_adapter`.  What is not merged is not looked at.
+            If an adapter holds NaN or infinity, or produces them, naming the tensors; and as for
+            :meth:`set_adapter`.  Tensors that are not merged are not checked.
         """
         names = self._names if adapter_names is None else _names(adapter_names)
         view = self.base_model if adapter_names is None else self._view_of(names)
@@ -485,7 +486,7 @@ class PeftModel(Module):
         return own_copy(rebuild(view, merged), self._trainable)
 
     def unload(self) -> Module:
-        """Return a plain model with the weights of the base, a copy; what was trainable is so again."""
+        """Return a plain copy of the base, in which what was trainable is trainable again."""
         return own_copy(self._plain, self._trainable)
 
     # -- files
@@ -495,16 +496,16 @@ class PeftModel(Module):
     ) -> None:
         """Write the adapters into PEFT's folder layout; needs the extra ``peft`` (safetensors).
 
-        The adapter named "default" goes into ``directory``, any other into a folder of its name.  All of
-        them are new then, or none.  A layer that the model has under several names is adapted under all
-        of them here, and in PEFT only under the first.
+        The adapter named "default" goes into ``directory``, any other into a folder inside it, of its
+        name.  All of them are written, or none.  A layer that the model has under several names is
+        adapted under all of them here, but in PEFT only under the first.
 
         Parameters
         ----------
         directory
-            Where; it is made if it is not there.
+            Where to write; it is made if it is not there.
         selected_adapters
-            Which; all of them by default.
+            Which adapters to write; all of them by default.
 
         Raises
         ------
@@ -512,8 +513,8 @@ class PeftModel(Module):
             Without safetensors, naming the extra and the alternative.
         ValueError
             For an unknown name, for an adapter that PEFT would misread, and for one that a file would
-            not bring back as it is, because more has changed than the values of its tensors: a
-            scaling that was assigned to, say, or a weight of the base.  All of it is named.
+            not bring back as it is, because more has changed than the values of its tensors: for example
+            a scaling that was set, or a weight of the base.  Everything that changed is named.
         CheckpointError
             If a file cannot be written.
         """
@@ -559,24 +560,24 @@ class PeftModel(Module):
         """Add the adapter in a PEFT folder or an ``.npz`` file, without activating it.
 
         The tensors in the file say which layers are adapted, and with which of the ranks that the config
-        names.  The config says of what kind the adapter is and how it is scaled.  Where it names other
-        layers, ``peft_config`` has those of the tensors.
+        names.  The config says what kind of adapter it is and how it is scaled.  If it names other
+        layers, ``peft_config`` lists those of the tensors.
 
-        The model is set to evaluation mode, as by PEFT; with ``is_trainable`` it stays in its mode.
+        The model is set to evaluation mode, as in PEFT; with ``is_trainable`` it stays in its mode.
 
-        Parameters are those of :meth:`from_pretrained`.
+        The parameters are those of :meth:`from_pretrained`.
 
         Raises
         ------
         ValueError
-            For a name that is taken or is no plain name.
+            For a name that is taken or is not a plain name.
         CheckpointError
             Listing everything that is wrong with the files; nothing is changed.
         """
         self._check_new(adapter_name)
         file = checkpoint.load(source)
         config = dataclasses.replace(file.config, inference_mode=not is_trainable)
-        # what is not overwritten in a moment is only what these two make of W0
+        # all that they start with is overwritten below, except what these two make of W0
         keeps = config.init_lora_weights in ("pissa", "olora")
         quick = config if keeps else dataclasses.replace(config, init_lora_weights=True)
         rng = generator(rng)
@@ -613,7 +614,7 @@ class PeftModel(Module):
     ) -> PeftModel:
         """Return ``base`` with the adapter in a PEFT folder or an ``.npz`` file.
 
-        It is frozen and in evaluation mode; with ``is_trainable`` it is neither, but in the mode of
+        It is frozen and in evaluation mode.  With ``is_trainable`` it is trainable, and in the mode of
         ``base``.
 
         Parameters
@@ -630,9 +631,9 @@ class PeftModel(Module):
         allow_nan
             Accept NaN and infinity.
         rng
-            The source of randomness for dropout, if it is trained on; a fresh one by default.
+            The source of randomness for dropout, if training continues; a fresh one by default.
         layer
-            The class of its layers, if it was made with one of its own.
+            The class of its layers, if it was made with a special one.
         autocast_adapter_dtype
             As for :func:`get_peft_model`.
 
@@ -683,8 +684,8 @@ def get_peft_model(
 ) -> PeftModel:
     """Return a new model: ``model``, shared and frozen, with an adapter in the targeted layers.
 
-    ``model`` itself keeps its values and stays usable.  Its arrays become read-only; an optimizer that
-    goes on training it gives it new ones.  The new model does not see them: it stays on the values that
+    ``model`` itself keeps its values and stays usable.  Its arrays become read-only.  An optimizer that
+    keeps training it gives it new arrays, which the new model does not see: it keeps the values that
     ``model`` has now.
 
     Parameters
@@ -692,31 +693,31 @@ def get_peft_model(
     model
         Any Module with Linear layers inside, at any depth.
     config
-        Which of them, and how.
+        Which of these layers to adapt, and how.
     adapter_name
         The name of the adapter.
     rng
         The source of randomness, or a seed; a fresh, unseeded one by default.
     layer
-        The class of adapted layers, if it is to be another than LoRALinear or DoRALinear: a subclass
-        of :class:`~loradora.low_rank.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called
-        with the base layer and, by keyword, ``r``, ``lora_alpha``, ``use_rslora``, ``lora_dropout``,
-        ``init_lora_weights`` and ``rng``, with ``lora_bias``, ``detach_norm`` and ``norm_axis`` only
-        if they are set.  A class with a formula of its own trains, merges and has files as any other,
-        but only the class can load them.  Its adapters are not added up, and not saved for PEFT, which
-        would read them as LoRA.
+        The class of adapted layers, if not LoRALinear or DoRALinear: a subclass of
+        :class:`~loradora.low_rank.LowRankLinear`, and of DoRALinear if ``use_dora``.  It is called with
+        the base layer and, by keyword, ``r``, ``lora_alpha``, ``use_rslora``, ``lora_dropout``,
+        ``init_lora_weights`` and ``rng``, and with ``lora_bias``, ``detach_norm`` and ``norm_axis`` only
+        if they are set.  A class with its own formula trains, merges and saves like any other, but its
+        files can only be loaded with the same class.  Its adapters are not added up, and not saved for
+        PEFT, which would read them as LoRA.
     autocast_adapter_dtype
         Over float16 weights the adapter is float32, because training in float16 loses most of what small
-        steps add up to; the model's results stay float16.  False makes the adapter float16, too.
+        steps add up to.  The model's results stay float16.  False makes the adapter float16 as well.
 
     Raises
     ------
     TypeError
-        If ``model`` is a PeftModel already, ``config`` no LoraConfig, or ``layer`` no such class.
+        If ``model`` already is a PeftModel, ``config`` no LoraConfig, or ``layer`` not such a class.
     ValueError
-        If no Linear layer matches, listing those that there are, if a target is something else, if
-        a pattern or a module to save matches nothing, or if ``layer`` has not what the config asks
-        for; nothing is changed.
+        If no Linear layer matches, listing those there are, if a target is not a Linear, if a pattern or
+        a module to save matches nothing, or if ``layer`` lacks what the config asks for.  Nothing is
+        changed.
 
     Examples
     --------
@@ -740,13 +741,13 @@ def get_peft_model_state_dict(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return a copy of the tensors of an adapter, by the names that PEFT gives them.
 
-    They are those of a file, without the config.  :func:`set_peft_model_state_dict` puts them into a
+    They are what its file holds, without the config.  :func:`set_peft_model_state_dict` puts them into a
     model that has an adapter of the same config.
 
     Raises
     ------
     TypeError
-        If ``model`` is no PeftModel.
+        If ``model`` is not a PeftModel.
     ValueError
         For an unknown name, and for an adapter that its tensors alone would not bring back, as in
         :meth:`PeftModel.save_pretrained`.
@@ -778,9 +779,9 @@ def set_peft_model_state_dict(
     Raises
     ------
     TypeError
-        If ``model`` is no PeftModel.
+        If ``model`` is not a PeftModel.
     CheckpointError
-        Listing everything that is missing, unexpected, misshapen, no float or not finite.
+        Listing everything that is missing, unexpected, misshapen, not float or not finite.
     ValueError
         For an unknown name.
     """
@@ -790,7 +791,7 @@ def set_peft_model_state_dict(
 
 
 def _names(adapters: str | Sequence[str]) -> list[str]:
-    """Return names in a list; one alone need not stand in one."""
+    """Return names as a list; a single name may be given without one."""
     names = [adapters] if isinstance(adapters, str) else list(adapters or ())
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"adapters are named by strings, not {names!r}")
