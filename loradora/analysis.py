@@ -164,8 +164,9 @@ def weight_decomposition(before: Module, after: Module) -> dict[str, Change]:
 def correlation(changes: Iterable[Change]) -> float:
     """Return Pearson's correlation of ΔM and ΔD over layers and checkpoints (§3.2 of the paper).
 
-    +1 means that whatever turns a weight changes its length in proportion.  The paper reports −0.62 for
-    full fine-tuning, +0.83 for LoRA and −0.31 for DoRA.
+    +1 means that all points (ΔD, ΔM) lie on one rising straight line, which need not pass through the
+    origin, and −1 that they lie on a falling one.  The paper reports −0.62 for full fine-tuning, +0.83
+    for LoRA and −0.31 for DoRA.
 
     Raises
     ------
@@ -175,6 +176,8 @@ def correlation(changes: Iterable[Change]) -> float:
     Examples
     --------
     >>> round(correlation([Change(1, 2), Change(2, 4), Change(3, 6)]), 9)
+    1.0
+    >>> round(correlation([Change(5, 2), Change(6, 4), Change(7, 6)]), 9)  # the line is moved up
     1.0
     >>> round(correlation([Change(1, 6), Change(2, 4), Change(3, 2)]), 9)
     -1.0
