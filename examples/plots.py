@@ -14,10 +14,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from loradora.analysis import correlation
 
 if TYPE_CHECKING:
     from finetune_digits import Results
@@ -242,14 +245,11 @@ class Decomposition(Picture):
     ----------
     points
         For each method and layer the (ΔM, ΔD) of its checkpoints.
-    pooled
-        For each method the correlation of the two over layers and checkpoints.
     paper
         For each method the correlation in the paper.
     """
 
     points: Any
-    pooled: Any
     paper: Any
 
     def _shown(self) -> Any:
@@ -261,6 +261,9 @@ class Decomposition(Picture):
         figure: Any = Figure(figsize=(9, 4), layout="constrained")
         panels = figure.subplots(1, 3, sharex=True, sharey=True)
         looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")]  # safe for the colour-blind
+        pooled = {
+            name: correlation(chain(*layers.values())) for name, layers in self.points.items()
+        }
         for panel, (method, layers) in zip(panels, self.points.items(), strict=True):
             for (path, changes), (colour, marker) in zip(layers.items(), looks, strict=True):
                 M, D = np.transpose(changes)
@@ -269,18 +272,16 @@ class Decomposition(Picture):
             ends = np.array([0, D.max()])
             line = np.polyval(np.polyfit(D, M, 1), ends)
             panel.plot(ends, line, color="0.6", linewidth=6, alpha=0.5, zorder=0, label="best fit")
-            title = f"{method}: {self.pooled[method]:+.2f}\n(the paper: {self.paper[method]:+.2f})"
+            title = f"{method}: {pooled[method]:+.2f}\n(the paper: {self.paper[method]:+.2f})"
             panel.set_title(title.replace("-", "−"), fontweight="bold")
             panel.set_xlabel("ΔD: how far rows turned")
         panels[0].set_ylabel("ΔM: how much row lengths changed")
         panels[0].legend(loc="upper left", fontsize="small")
-        highest = max(self.pooled, key=self.pooled.__getitem__)
+        highest = max(pooled, key=pooled.__getitem__)
         message = f"Turning and stretching go together most in {highest}"
-        if highest == "LoRA" and min(self.pooled.values()) > 0:
+        if highest == "LoRA" and min(pooled.values()) > 0:
             message += ", as in the paper; but no correlation is negative here"
-        figure.suptitle(
-            f"{message}\n(dots and lines: the first run; numbers: the mean of all runs)"
-        )
+        figure.suptitle(f"{message}\n(one run: its points, and their correlation)")
         return figure
 
 

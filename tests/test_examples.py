@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -328,14 +329,17 @@ def decomposition(plots):
     points = {
         name: {**changes, "layers.4": changes["layers.0"]} for name in ("full", "LoRA", "DoRA")
     }
-    numbers = {"full": 0.5, "LoRA": 0.9, "DoRA": 0.7}
-    return plots.Decomposition(points, numbers, numbers)
+    return plots.Decomposition(points, {"full": -0.62, "LoRA": 0.83, "DoRA": -0.31})
 
 
 @DRAWS
-def test_the_figure_says_what_is_of_one_run_and_what_of_all(decomposition):
-    title = decomposition._figure().get_suptitle()
-    assert "dots and lines: the first run; numbers: the mean of all runs" in title
+def test_the_figure_says_the_correlation_of_the_points_that_it_shows(decomposition):
+    panels = decomposition._figure().axes
+    drawn = [line.get_xydata() for line in panels[0].lines if line.get_label() != "best fit"]
+    (D, M) = np.concatenate(drawn).T
+    assert len(D) == 6
+    title = f"{np.corrcoef(D, M)[0, 1]:+.2f}\n(the paper: −0.62)"
+    assert panels[0].get_title() == f"full: {title}"
 
 
 def test_without_matplotlib_a_notebook_shows_how_to_get_it(plots, decomposition, monkeypatch):
