@@ -9,7 +9,10 @@ fraction of the size of the net, and loaded by somebody else.  The base is never
 Why it matters: a fine-tuned copy per task costs a whole net each; an adapter costs a few per cent of one,
 and switching it off gives the old net back, exactly.
 
-Read next: loradora/peft.py and checkpoint.py; then 09_lora_or_dora.py.
+Read next: loradora/config.py, loradora/matching.py, loradora/patterns.py, loradora/reaching.py,
+loradora/views.py, loradora/peft.py, loradora/combining.py, loradora/adapting.py, loradora/checkpoint.py,
+loradora/formats.py, loradora/files.py, loradora/saving.py, loradora/companion.py; then
+09_lora_or_dora.py.
 """
 
 # %%
@@ -81,8 +84,9 @@ def config(kind):
 def train(data):
     """Train the active adapter; nothing else requires a gradient."""
     optimizer = ld.AdamW(model.parameters(), lr=0.01, weight_decay=0)
-    for _ in ld.fit(model, *data, optimizer=optimizer, steps=200, schedule=linear_decay, rng=rng):
-        pass
+    how = {"steps": 200, "schedule": linear_decay, "rng": rng}
+    losses = [step.loss for step in ld.fit(model, *data, optimizer=optimizer, **how)]
+    assert np.mean(losses[-25:]) < losses[0] / 10, "it has not learnt its task"
 
 
 model = ld.get_peft_model(base, config("LoRA"), "optical", rng=rng)
