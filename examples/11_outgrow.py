@@ -20,8 +20,10 @@ trained.  Of a frozen base nothing travels: each process has read it from a file
 Why it matters: whoever outgrows NumPy on one machine should lose nothing.  What was learnt here is a
 small folder, and PyTorch reads it.
 
-Read next: torch_worker.py, all that happens on the other side; two_processes.py, how it is started;
-then loradora/moments.py.
+Read next: loradora/moments.py, loradora/model_files.py; examples/torch_worker.py, all that happens on the
+other side; examples/two_processes.py, how it is started.  And then the real transformer:
+examples/finetune_minilm.py, examples/minilm.py, examples/bert.py, examples/wordpiece.py,
+examples/sentences.py, examples/machine.py, examples/torch_minilm.py.
 """
 
 # %%
@@ -269,7 +271,8 @@ else:
 # The bytes are counted in PyTorch, where a process hands over its gradients.  They are what the theory
 # says: four for each number that is trained.  The seconds are of all steps together.  One process of
 # NumPy is ahead of two of PyTorch, because for so small a net a step is mostly calls.  Do not read from
-# the accuracies which rank is best: that is one draw of images, and one rate for all of them.
+# the accuracies which rank is best: that is one draw of images, and one rate for all of them.  Nor has
+# training converged after so few steps.  The subject is that both sides take the same steps.
 
 # %%
 print("   method       trains  bytes/step     there      here  accuracy in % difference")
@@ -400,9 +403,9 @@ for name, numbers in kept.items():
     show(f"{name}, activations, 4 N", 4 * SIZE * numbers, size)
 
 # %% [markdown]
-# The same formulas for a net of 7 billion parameters, say Llama 2 (arXiv:2307.09288), which is built
-# like LLaMA (arXiv:2302.13971): 32 layers of width 4,096, each with seven matrices, three of them with
-# 11,008 outputs or inputs.
+# The same formulas for a net of 7 billion parameters, for example Llama 2 (arXiv:2307.09288).  It is
+# built like LLaMA (arXiv:2302.13971): 32 layers of width 4,096, each with seven matrices, three of them
+# with 11,008 outputs or inputs.
 #
 # - The base: 6.74 billion parameters in 16 bits are 13.5 GB.
 # - What is trained: LoRA with r = 16 on all seven matrices has 40.0 million numbers.  With gradients and

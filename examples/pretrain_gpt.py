@@ -4,8 +4,8 @@
 
 It reads five novels, 4,000 batches of 32 windows of 64 characters, in about twelve minutes on one core.
 What it has learnt is measured on a sixth, *Northanger Abbey*, in nats per character.  The file holds its
-810,112 numbers in float16.  Run again, it ends within 0.01 nats of the one that is there: another
-processor rounds otherwise.
+810,112 numbers in float16.  Run again, it ends within 0.01 nats of the one that is there, because
+rounding differs between CPUs.
 """
 
 from __future__ import annotations
