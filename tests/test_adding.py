@@ -15,9 +15,20 @@ SHAPES = [(5,), (3, 4), (4, 3, 2), (3, 300), (2, 3, 130), (20, 3, 16), (2, 2, 2,
 
 
 def definition(a, index, shape):
+    """Return what np.add.at gives for an ``a`` that need not be repeated: see the first test."""
     y = np.zeros(shape, a.dtype)
-    np.add.at(y, index, a)
+    np.add.at(y, index, np.broadcast_to(a, y[index].shape))
     return y
+
+
+@pytest.mark.parametrize("places", [(3, 5), (2, 3, 5), (60, 5)])
+def test_what_is_repeated_is_read_again(places):
+    """Here np.add.at of NumPy 2.4 reads beyond the end of the five numbers, whatever lies there."""
+    index = np.zeros(places, int)
+    assert_array_equal(mg.scatter(np.ones(5), index, (2,)).data, [index.size, 0])
+    assert_array_equal(added(np.ones(1), index, (2,)), [index.size, 0])
+    with pytest.raises(ValueError, match="broadcast"):
+        mg.scatter(np.ones(4), index, (2,))
 
 
 def compare(shape, index, a):
