@@ -1,14 +1,38 @@
 r"""LoRA's and DoRA's gradients, derived on paper and written in plain NumPy.
 
-No engine is used here.  The chain rule is applied by hand, in the three lines of ``minigrad.ops``:
-take the differential, move it across the inner product ⟨U, V⟩ = Σ U∘V = tr(UᵀV), read off.  The moves
-are always these, because tr(PQ) = tr(QP) and tr(P) = tr(Pᵀ):
+A trained layer computes y = x W0ᵀ + b.  To teach it something new, LoRA leaves its large weight W0 as it
+is, and adds a correction s B A.  A and B are thin matrices, so they have few numbers, and only these are
+trained.  DoRA also takes each row of the changed weight apart, into its length and its direction.  It
+trains the lengths as numbers of their own, m, and B A then only turns the rows.
+
+Training needs to know how a loss L, which is one number, changes with A, B and m.  This file works that
+out.  Calculus is enough to follow it, and no engine is used.
+
+Names and shapes are those of :mod:`loradora.adapters`: x (N, in), one example per row, W0 (out, in),
+A (r, in), B (out, r), m (out,), and s is a number.
+
+The method
+==========
+
+*A bar* marks a gradient: P̄ holds ∂L/∂P, one entry for each entry of P.  It is also called the cotangent
+of P.  That of y is where we start.  The loss determines it, and we call it G = ȳ, shape (N, out).
+
+*The inner product* ⟨U, V⟩ multiplies two matrices entry by entry and adds everything up:
+⟨U, V⟩ = Σ U∘V = tr(UᵀV).  With it the bar has a definition in one line: if P changes by a little dP, then
+
+    dL = ⟨P̄, dP⟩
+
+So a gradient is what stands beside dP once dP stands alone.  Getting it there takes three steps, the same
+as in ``minigrad.ops``: write down the differential of y, move every factor but dP across the inner
+product, read off what stands beside dP.
+
+*Moving across.*  Written with indices, ⟨U, P Q⟩ is the sum of all U_ij P_ik Q_kj.  We may collect
+first what multiplies P_ik, namely Σ_j U_ij Q_kj = (U Qᵀ)_ik, or what multiplies Q_kj, namely
+Σ_i P_ik U_ij = (Pᵀ U)_kj.  The sum stays the same.  So a factor moves to the other side transposed:
 
     ⟨U, P Q⟩ = ⟨U Qᵀ, P⟩ = ⟨Pᵀ U, Q⟩          ⟨U, Vᵀ⟩ = ⟨Uᵀ, V⟩
 
-Names and shapes are those of :mod:`loradora.adapters`: x (N, in), W0 (out, in), A (r, in),
-B (out, r), m (out,), s a number; G = ȳ (N, out) is the cotangent of y, that is ∂L/∂y for some scalar
-loss L, and a bar marks the others.
+(With traces: tr(PQ) = tr(QP) and tr(P) = tr(Pᵀ).)
 
 LoRA: y = x W0ᵀ + b + s h Bᵀ with h = x Aᵀ
 ===========================================
@@ -33,24 +57,27 @@ At the start B = 0, hence h̄ = 0 and Ā = 0: the first step moves B alone.
 DoRA: y = x Wᵀ + b with row i of W being wᵢ = mᵢ v̂ᵢ, v̂ᵢ = vᵢ/nᵢ, nᵢ = ‖vᵢ‖, V = W0 + s B A
 =======================================================================================
 
+Row i of V is vᵢ, nᵢ is its length, and v̂ᵢ, of length 1, is its direction.  (Here the hat marks a
+direction; a bar still marks a gradient.)
+
 *Differential of y.*  dy = x dWᵀ + dx Wᵀ.  *Inner product.*  ⟨G, x dWᵀ⟩ = ⟨Gᵀ x, dW⟩ and
 ⟨G, dx Wᵀ⟩ = ⟨G W, dx⟩.  *Conclusion.*
 
     W̄ = Gᵀ x = Q          x̄ = G W
 
-From here on each row lives by itself; the index i is left out, w is a row of W (not of W0), and q the row
-of Q.
+Each row of W depends on its own row of V only.  From here on we look at one row and leave out the index
+i: w is a row of W (not of W0), and q is the row of Q.
 
-*Differential of the norm.*  n² = ⟨v, v⟩ gives 2n dn = 2⟨v, dv⟩, so dn = ⟨v̂, dv⟩: only a movement along v
-changes its length.
+*Differential of the norm.*  n² = ⟨v, v⟩ gives 2n dn = 2⟨v, dv⟩, so dn = ⟨v̂, dv⟩: to first order, only a
+movement along v changes its length.
 
 *Differential of the row* w = (m/n) v, with c = m/n:
 
     dw = (dm/n) v + (m/n) dv − (m/n²) v dn
        = dm v̂ + c (dv − v̂⟨v̂, dv⟩)
 
-The bracket is the projection of dv onto the plane across v.  A projection is its own transpose, so it
-moves across the inner product unchanged.
+The bracket is dv without its part along v: the projection of dv onto the plane across v.  A projection is
+its own transpose, so it moves across the inner product unchanged.
 
 *Inner product.*
 
@@ -60,21 +87,37 @@ moves across the inner product unchanged.
 *Conclusion* (arXiv:2402.09353, eq. 7 and 6; the paper's ∇_{W′}L is our Q):
 
     m̄ = ⟨q, v̂⟩                   the part of q along the row
-    v̄ = c (q − v̂⟨v̂, q⟩)         the part of q across the row: ⟨v̄, v⟩ = 0
+    v̄ = c (q − v̂⟨v̂, q⟩)         c times the part of q across the row: ⟨v̄, v⟩ = 0
 
-So q is divided between m and v without overlap.  If the norm is *held constant* (§4.3, eq. 11), dn = 0
-above, the term with v̂ never appears, and
-
-    v̄ = c q          which is the exact v̄ + c m̄ v̂
-
-The exact gradient has the term −c m̄ v̂, which takes away the part along the row; holding the norm leaves
-it out.  What is left out has the length c|m̄|: it is small once m has nearly converged.
+So q is divided between m and v without overlap.
 
 *To the factors.*  dV = s dB A + s B dA, hence ⟨V̄, dV⟩ = ⟨s V̄ Aᵀ, dB⟩ + ⟨s Bᵀ V̄, dA⟩ and
 
     B̄ = s V̄ Aᵀ          Ā = s Bᵀ V̄
 
 A row v = 0 has no direction: its v̂ and c are defined as 0, and then so are its gradients.
+
+Why there are two gradients of B
+================================
+
+The paper saves memory by treating the norm as a constant (§4.3, eq. 11).  Then dn = 0 above, the term
+with v̂ never appears, and
+
+    v̄ = c q          which is the exact v̄ + c m̄ v̂
+
+So the two differ by c m̄ v̂.  It points along the row, and its length is |c| |m̄|, that is |c| times the
+gradient of m.  Hence it is small once m has nearly converged, and gone where m̄ = 0.  m̄ and x̄ are the
+same in both.
+
+The held v̄ never points uphill.  The exact one is its part across the row, and by Cauchy and Schwarz
+
+    ⟨held v̄, exact v̄⟩ = ⟨c q, c (q − v̂⟨v̂, q⟩)⟩ = c² (‖q‖² − ⟨q, v̂⟩²) ≥ 0
+
+B̄ has no such guarantee.  The row of B̄ is s v̄ Aᵀ, and in ⟨held v̄ Aᵀ, exact v̄ Aᵀ⟩ the factor AᵀA stands
+between the two.  It stretches some directions, shrinks others, and no longer keeps "along" and "across"
+apart.  Take v = (1, 0), q = (−2, 1), c = s = 1 and A = (1, 1).  The exact v̄ is (0, 1), the held one is
+(−2, 1), and A adds up their entries: the exact gradient of B is 1, the held one −1.  They have opposite
+signs.  (The same holds for Ā = s Bᵀ V̄, where B adds up several rows.)
 """
 
 from __future__ import annotations
@@ -136,7 +179,7 @@ def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: f
 
 @np.errstate(under="ignore")
 def lora_gradients(G: Array, x: Array, W0: Array, A: Array, B: Array, s: float) -> LoRAGradients:
-    """Return the cotangents of x, A and B for the cotangent G of y: see the derivation above.
+    """Return the cotangents of x, A and B for the cotangent G of y (derived above).
 
     Parameters
     ----------
@@ -187,8 +230,8 @@ def dora_forward(
 
     Examples
     --------
-    The length of a row of W is m, wherever B A turns it: (3, 0) + (0, 4) = (3, 4) points elsewhere,
-    but still has the length 3.
+    The length of a row of W is m, wherever B A turns it.  V = (3, 0) + (0, 4) = (3, 4) has the length 5,
+    but W = (1.8, 2.4) has the length 3, as m says:
 
     >>> W0, A, B, m = np.array([[3.0, 0.0]]), np.array([[0.0, 1.0]]), np.array([[4.0]]), np.array([3.0])
     >>> dora_forward(np.eye(2), W0, 0, A, B, m, s=1).T.round(12)
@@ -211,7 +254,7 @@ def dora_gradients(
     *,
     detach_norm: bool = True,
 ) -> DoRAGradients:
-    """Return the cotangents of x, A, B, m and V for the cotangent G of y: see the derivation above.
+    """Return the cotangents of x, A, B, m and V for the cotangent G of y (derived above).
 
     Parameters
     ----------
@@ -229,15 +272,27 @@ def dora_gradients(
 
     Examples
     --------
-    Exactly differentiated, V is pulled only across its row; with the norm held constant, also along it:
+    The row v = (3, 4) has the length 5, and m = 10, so c = 2.  The exact gradient of V is across v:
 
     >>> G, x, s = np.array([[1.0]]), np.array([[5.0, 10.0]]), 1
-    >>> W0, A, B, m = np.array([[3.0, 0.0]]), np.array([[0.0, 1.0]]), np.array([[4.0]]), np.array([5.0])
+    >>> W0, A, B, m = np.array([[3.0, 0.0]]), np.array([[0.0, 1.0]]), np.array([[4.0]]), np.array([10.0])
     >>> exact = dora_gradients(G, x, W0, A, B, m, s, detach_norm=False)
     >>> exact.V.round(12), exact.m
-    (array([[-1.6,  1.2]]), array([11.]))
-    >>> dora_gradients(G, x, W0, A, B, m, s, detach_norm=True).V  # more by c m̄ v̂, with c = 1
-    array([[ 5., 10.]])
+    (array([[-3.2,  2.4]]), array([11.]))
+
+    With the norm held constant it also pulls along v, by c m̄ v̂, which has the length 2 · 11:
+
+    >>> held = dora_gradients(G, x, W0, A, B, m, s, detach_norm=True)
+    >>> held.V, float(np.linalg.norm(held.V - exact.V).round(12))
+    (array([[10., 20.]]), 22.0)
+
+    The two gradients of B can have opposite signs, even at the start, B = 0:
+
+    >>> x, W0, A = np.array([[-2.0, 1.0]]), np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])
+    >>> for detach_norm in (False, True):
+    ...     print(dora_gradients(G, x, W0, A, np.zeros((1, 1)), np.ones(1), s, detach_norm=detach_norm).B)
+    [[1.]]
+    [[-1.]]
     """
     c, unit, V = _directions(W0, A, B, m, s)
     Q = G.T @ x  #                                      W̄, (out, in)

@@ -129,6 +129,31 @@ def test_what_the_paper_drops_is_the_pull_of_m_along_the_row(problem):
 
 
 @given(problems())
+def test_what_the_paper_drops_is_as_long_as_c_times_the_gradient_of_m(problem):
+    base, A, B, m, alpha, x, G = problem
+    W0, _, s = arguments(base, A, B, alpha)
+    exact = by_hand.dora_gradients(G, x, W0, A, B, m, s, detach_norm=False)
+    held = by_hand.dora_gradients(G, x, W0, A, B, m, s, detach_norm=True)
+    n = np.linalg.norm(W0 + s * (B @ A), axis=1)
+    rows = n > 0
+    length = np.linalg.norm((held.V - exact.V)[rows], axis=1)
+    size = max(1, np.abs(held.V).max(initial=0))
+    assert_allclose(length, abs(m[rows] / n[rows] * exact.m[rows]), rtol=1e-9, atol=1e-12 * size)
+
+
+@given(problems())
+def test_the_held_gradient_of_V_is_never_uphill_in_any_row(problem):
+    """⟨held v̄, exact v̄⟩ is c²(‖q‖² − ⟨q, v̂⟩²), which is not negative: it is ‖exact v̄‖²."""
+    base, A, B, m, alpha, x, G = problem
+    W0, _, s = arguments(base, A, B, alpha)
+    exact = by_hand.dora_gradients(G, x, W0, A, B, m, s, detach_norm=False)
+    held = by_hand.dora_gradients(G, x, W0, A, B, m, s, detach_norm=True)
+    size = max(1, np.sum(held.V**2))
+    products = np.sum(held.V * exact.V, axis=1)
+    assert_allclose(products, np.sum(exact.V**2, axis=1), rtol=1e-9, atol=1e-12 * size)
+
+
+@given(problems())
 def test_magnitude_and_direction_share_the_gradient_of_W_without_overlap(problem):
     """Pythagoras, row by row: ‖q‖² = m̄² + (‖v̄‖/c)², for rows that have a direction."""
     base, A, B, m, alpha, x, G = problem
