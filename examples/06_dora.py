@@ -2,14 +2,18 @@
 """
 # Lesson 6: DoRA: the length of each row of the weight, and its direction, trained apart.
 
-What you will see: a weight taken apart into magnitude and direction (arXiv:2402.09353, eq. 2 and 5); its
-gradients by hand, equal to minigrad's (eq. 6, 7, 11); the term that the paper drops, and why finite
-differences then "fail".
+LoRA trains the correction of a weight as a whole.  DoRA takes each row of the changed weight apart: its
+length becomes a number of its own, m, and LoRA's B A only turns the row (arXiv:2402.09353, eq. 2 and 5).
 
-Why it matters: "the gradient" that DoRA descends by default is no derivative of the loss, on purpose.
-Knowing exactly which part is missing is knowing when it is safe.
+What you will see: a weight taken apart into magnitude and direction; its gradients by hand, equal to
+minigrad's (eq. 6, 7, 11); the term that the paper drops, why finite differences then "fail", and how
+often the gradient without that term points uphill.
 
-Read next: loradora/adapters.py, loradora/by_hand.py (the derivation); then 07_magnitude_and_direction.py.
+Why it matters: the "gradient" that DoRA follows by default is, on purpose, not the derivative of the
+loss.  If you know which part is missing, you know when that is safe.
+
+Read next: loradora/by_hand.py, the derivation; loradora/norms.py, the length of a row without its V; and
+the rest of the file begun in lesson 5; then 07_magnitude_and_direction.py.
 """
 
 # %%
@@ -26,7 +30,8 @@ from loradora import analysis, by_hand
 # %% [markdown]
 # ## A layer in the middle of its training
 #
-# At the start B = 0, and much is 0 with it.  So A, B and m get values as after some training.
+# At the start B = 0, which makes many gradients 0 as well.  So we give A, B and m the kind of values that
+# they have after some training.
 
 # %%
 rng = np.random.default_rng(0)
@@ -48,8 +53,8 @@ def moved(detach_norm):
 # %% [markdown]
 # ## 1. Taken apart
 #
-# Every row of a weight is a length times a direction: $W = m \, V / \lVert V \rVert$.  LoRA gives V its
-# B A, and DoRA trains m beside it.
+# Every row of a weight is a length times a direction: $W = m \, V / \lVert V \rVert$.  DoRA adds LoRA's
+# s B A to V, and trains m as well.
 
 # %%
 m, V = analysis.magnitude_and_direction(W0)
@@ -57,8 +62,8 @@ print("1. W = m * V/||V||: a length for each row, and a direction\n")
 print(f"   m * V/||V|| gives W0 back, up to             {abs(m[:, None] * V - W0).max():.0e}")
 
 # %% [markdown]
-# m starts as the lengths of W0, so DoRA, too, starts as the layer that it adapts.  Later B A only turns
-# the rows, and their lengths are those in m.
+# m starts as the lengths of the rows of W0.  So DoRA, too, starts equal to the layer that it adapts.
+# Later B A only turns the rows, and m alone says how long they are.
 
 # %%
 start = ld.DoRALinear(base, r=4, lora_alpha=4, rng=rng)
@@ -74,8 +79,8 @@ print(f"   later, row lengths of the merged W less m:   {apart:.0e}\n")
 # ## 2. Two gradients
 #
 # ‖V‖ depends on A and B, and the exact derivative says so.  The paper (sec. 4.3) treats it as a plain
-# number instead, which saves memory: `detach_norm=True`, the default.  Both can be written down.  With
-# G = ∂L/∂y = y − t, `by_hand` has them in NumPy.
+# number instead, which saves memory: `detach_norm=True`, the default.  `by_hand` has the formulas of both
+# in NumPy.  They start from G = ∂L/∂y = y − t.
 
 
 # %%
@@ -104,7 +109,7 @@ for detach_norm, name in ((False, "exact, eq. 6"), (True, "||V|| held, eq. 11"))
     print(f"   {name:19}", "  ".join(f"{n}: {abs(e.data - p).max():.0e}" for n, e, p in pairs))
 
 # %% [markdown]
-# How do the two differ?  If a row of V gets longer, nothing changes, for it is divided by its length.
+# How do the two differ?  If a row of V gets longer, nothing changes, because it is divided by its length.
 # So the exact gradient of V is at right angles to V.  The other one is not.
 
 # %%
@@ -118,7 +123,7 @@ for name, v in (("exact", exact.V), ("held", held.V)):
 print()
 
 # %% [markdown]
-# What is dropped lies along the row, and its factor is the gradient of m.
+# What is dropped lies along the row.  Its length is m/‖V‖ times the gradient of m.
 
 # %%
 dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
@@ -149,8 +154,8 @@ print(f"   exact gradient:                     {verdict(lambda _: loss_of(exact)
 print(f"   ||V|| held:                         {verdict(lambda _: loss_of(held), held.B)}")
 
 # %% [markdown]
-# Hold ‖V‖ still in the loss as well: c = m/‖V‖ keeps its value, and only V in y = c ∘ (x Vᵀ) + b moves.
-# The gradient of that is the other one.
+# Now hold ‖V‖ in the loss as well: c = m/‖V‖ keeps its value, and only V in y = c ∘ (x Vᵀ) + b moves.
+# The derivative of this loss is the held gradient.
 
 # %%
 c, s = held.m.data / held.norm().data, held.scaling
@@ -167,12 +172,74 @@ same = mg.grad(loss_with_norm_kept(held.B), held.B).data - mg.grad(loss_of(held)
 print(f"   (the last two are one gradient, up to {abs(same).max():.0e})")
 
 # %% [markdown]
-# When is it safe?  The dropped term has the gradient of m as a factor.  So set m to its optimum, which
-# is a least-squares fit for each output: there the two gradients are one.
+# When is it safe to hold ‖V‖?  The dropped term has the gradient of m as a factor.  So we set m to its
+# optimum, a least-squares fit for each output.  There the two gradients are equal.
 
 # %%
 unscaled = x @ (held.merge().weight.data / held.m.data[:, None]).T
 held.m.data = np.sum(unscaled * (target - b), axis=0) / np.sum(unscaled**2, axis=0)
 gap = abs(on_paper(held, True).B - on_paper(held, False).B).max()
 print("   Where m is optimal its gradient is 0, and nothing is dropped:")
-print(f"   held and exact agree up to {gap:.0e}")
+print(f"   held and exact agree up to {gap:.0e}\n")
+
+# %% [markdown]
+# ## 4. How far apart can they be?
+#
+# A small step against the held gradient lowers the loss if its inner product with the exact gradient is
+# positive.  If it is negative, such a step raises the loss: it leads uphill.  Let us count.
+#
+# In each random problem every entry of W0, A, B, x and G is drawn from the standard normal distribution.
+# G stands for the gradient of some loss.  m is the length of each row of W0, times a number drawn between
+# 0.5 and 2, and s is 1.
+
+
+# %%
+def cosine(u, v):
+    """Return the cosine of the angle between two arrays."""
+    return np.sum(u * v) / (np.linalg.norm(u) * np.linalg.norm(v))
+
+
+def random_cosines(out, width, r, rows, rng):
+    """Return the cosines of held and exact gradients in a random problem, by their names."""
+    shapes = (rows, out), (rows, width), (out, width), (r, width), (out, r)
+    G, x, W0, A, B = (rng.normal(size=shape) for shape in shapes)
+    m = np.linalg.norm(W0, axis=1) * rng.uniform(0.5, 2, out)
+    exact, held = (
+        by_hand.dora_gradients(G, x, W0, A, B, m, 1, detach_norm=d) for d in (False, True)
+    )
+    ours = {name: cosine(getattr(held, name), getattr(exact, name)) for name in "VBA"}
+    exact, held = (np.concatenate([g.A.ravel(), g.B.ravel(), g.m]) for g in (exact, held))
+    return {**ours, "A, B and m": cosine(held, exact)}
+
+
+# %% [markdown]
+# First in a tiny layer, then in one of the size that we had above.
+
+# %%
+PROBLEMS = 2000
+print(f"4. {PROBLEMS} random problems: cosine between the held and the exact gradient\n")
+print("   layer    r   gradient of   uphill   lowest   median   highest")
+uphill = {}
+for out, width, r, rows in ((3, 4, 2, 5), (12, 20, 4, 50)):
+    rng = np.random.default_rng(0)
+    found = [random_cosines(out, width, r, rows, rng) for _ in range(PROBLEMS)]
+    for name in found[0]:
+        c = np.array([problem[name] for problem in found])
+        uphill[out, name] = np.sum(c < 0)
+        print(f"   {out:2} x {width:<2}  {r}   {name:11} {uphill[out, name]:8}", end="")
+        print(f"{c.min():9.2f}{np.median(c):9.2f}{c.max():10.2f}")
+
+# %% [markdown]
+# V never points uphill.  In each row the exact v̄ is the held c q without its part along v̂, so
+#
+# $\langle cq, \bar v\rangle = c^2(\lVert q\rVert^2 - \langle q, \hat v\rangle^2) \ge 0$.
+#
+# B has no such guarantee.  B̄ = s V̄ Aᵀ, and Aᵀ mixes the directions along the row and across it.  So
+# even the opposite direction is possible; `by_hand` ends with the smallest case.  Ā = s Bᵀ V̄ can point
+# uphill for the same reason.
+
+# %%
+assert uphill[3, "V"] == uphill[12, "V"] == 0 < uphill[3, "B"]
+print("\n   The held gradient of V cannot point uphill; those of B and A can.  They do so")
+print("   in tiny layers now and then, and all trained numbers together more rarely.")
+print(f"   In the larger layer, B did so {uphill[12, 'B']} times of {PROBLEMS}.")
