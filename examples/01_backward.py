@@ -3,13 +3,14 @@
 # Lesson 1: a derivative three times: by hand, by differences, by minigrad.
 
 What you will see: a function of two numbers, its derivative computed in three ways that agree, and the
-graph that minigrad recorded on the way to the value, as text and as a picture: in a notebook below the
-last cell, from a terminal with `--svg FILE`.
+graph that minigrad recorded on the way to the value, as text and as a picture.  (A notebook shows the
+picture below the last cell; from a terminal, `--svg FILE` writes it.)
 
-Why it matters: everything that follows, from the MLP to DoRA, is this: record a graph, walk it back,
-multiply along each path, add where paths meet.
+Why it matters: everything that follows, from the MLP to DoRA, works like this: record a graph, walk it
+back, multiply along each path, add where paths meet.
 
-Read next: minigrad/ops.py (one rule per argument), minigrad/engine.py (the walk); then 02_gradcheck.py.
+Read next: minigrad/operation.py, what an operation is; minigrad/engine.py, the walk back; then
+02_gradcheck.py.
 """
 
 # %%
@@ -47,8 +48,8 @@ print("L = tanh(ab) + a^2  at a = 0.5, b = -2\n")
 # %% [markdown]
 # ## By hand
 #
-# The differential is $dL = (1 - \tanh^2(ab))\,(b\,da + a\,db) + 2a\,da$.  What stands before da is
-# ∂L/∂a, and what stands before db is ∂L/∂b.
+# The differential is $dL = (1 - \tanh^2(ab))\,(b\,da + a\,db) + 2a\,da$.  The factor of da is ∂L/∂a,
+# and the factor of db is ∂L/∂b.
 
 
 # %%
@@ -62,7 +63,7 @@ def by_hand(a, b):
 # ## By differences
 #
 # Move one number a little to either side, and see how much L changes.  This needs no calculus, only two
-# values of L for each number.  Lesson 2 says why the step is this one.
+# values of L for each number.  Lesson 2 explains the size of the step.
 
 
 # %%
@@ -115,9 +116,9 @@ for node in order:
 
 
 # %% [markdown]
-# An operation has a rule for each argument.  A rule takes ȳ, the gradient of the result, and gives that
-# of the argument.  Asked for ȳ = 1, it says how steep its own edge of the graph is.  An argument that
-# needs no gradient, such as the 3 in 3a, has no parent and no edge.
+# An operation has a rule for each argument.  A rule takes ȳ, the gradient of the result, and returns the
+# gradient of the argument.  Given ȳ = 1, it returns the slope along its edge of the graph.  An argument
+# that needs no gradient, such as the 3 in 3a, has no parent and no edge.
 
 
 # %%
@@ -146,8 +147,8 @@ for node in reversed(order):
 
 
 # %% [markdown]
-# Read a line as: name, value, and on the right the gradient.  The number in brackets belongs to the
-# edge above it.  Where a single path leads, the gradient above times this number is the gradient here.
+# Each line shows a name, a value and, on the right, the gradient.  The number in brackets belongs to the
+# edge above it.  Where only one path leads to a node, its gradient is the one above times this number.
 
 
 # %%

@@ -3,9 +3,9 @@
 # Lesson 2: doubt: how a wrong derivative is found, and what finite differences cannot see.
 
 What you will see: a rule with a planted bug, and the report that names the wrong entry; why the step of
-a difference must be neither large nor small; and a kink, where a right gradient is refused.
+a difference must be neither too large nor too small; and a kink, where a right gradient is refused.
 
-Why it matters: a wrong rule does not crash.  The loss goes down a little less well, and nobody knows.
+Why it matters: a wrong rule does not crash.  The loss goes down a little more slowly, and nobody notices.
 
 Read next: minigrad/gradcheck.py; then 03_add_an_op.py.
 """
@@ -53,8 +53,8 @@ print(f"   wrong   : {verdict(wrong, x)}\n")
 # ## 2. The step
 #
 # A central difference is $(f(x + h) - f(x - h))/2h$.  Its error has two parts.  The curve contributes
-# O(h²), which shrinks with h.  Rounding contributes O(ε/h), which grows: the two values get closer, and
-# the digits in which they differ are the last ones.
+# O(h²), which shrinks with h.  Rounding contributes O(ε/h), which grows as h shrinks: the two values get
+# so close that they differ in their last digits only.
 
 # %%
 exact = 1 - np.tanh(0.5) ** 2
@@ -65,7 +65,7 @@ for h in 10.0 ** -np.arange(1, 14):
     print(f"   {h:7.0e}   {error:8.1e}  {'#' * round(2 * (13 + np.log10(error + 1e-13)))}")
 
 # %% [markdown]
-# The two parts are equal where $h^2 = \varepsilon/h$.  That is the step which `gradcheck` starts from.
+# The two parts are equal where $h^2 = \varepsilon/h$.  `gradcheck` starts from this step.
 
 # %%
 best = np.finfo(np.float64).eps ** (1 / 3)
@@ -93,13 +93,14 @@ print("3. What differences cannot see: relu at its kink\n")
 print(f"   relu'(0) by minigrad {chosen:g}, by differences {central:g}\n")
 
 # %% [markdown]
-# Go away from the kink, first by less than a step, then by more than the smallest step that is tried.
+# Now move away from the kink, first by less than a step, then by more than the smallest step that is
+# tried.
 
 # %%
 for at in (0.0, 1e-9, 1e-6):
     print(f"   gradcheck at {at:<6g}: {verdict(mg.relu, np.array([at]))}")
-print("\n   0 is a convention (PyTorch's, too); 1/2 would be another, both lie between")
-print("   the slopes.  The second refusal is worse: relu has the slope 1 there, but")
-print("   every step that is still useful reaches across the kink.  (At 1e-06 a")
-print("   smaller step than the first one decides.)  So gradients at kinks are tested")
-print("   by their exact values, and differences are kept away.")
+print("\n   The 0 is a convention, also in PyTorch; 1/2 would be another.  Both lie")
+print("   between the slopes.  The second refusal is worse: relu has the slope 1 there,")
+print("   but every step that is still useful reaches across the kink.  (At 1e-06 the")
+print("   first step does, too, but a smaller one decides.)  So gradients at kinks are")
+print("   tested by their exact values, without differences.")

@@ -4,12 +4,14 @@
 
 What you will see: softplus(a) = log(1 + eᵃ), a smooth relu, added to minigrad in one block; then, for
 free, broadcasting, float32, a place in the table of operations, a second and a third derivative.
-(An op that is to stay also gets one line in tests/strategies.py, which draws its arguments and says what
-NumPy makes of them; the tests ask for it.)
+(An op that is to stay also needs a line in tests/strategies.py, which draws its arguments and computes
+the same with NumPy.  The tests ask for it.)
 
-Why it matters: a derivative that can be read beside its function is one that can be checked.
+Why it matters: a derivative that can be read beside its function can be checked.
 
-Read next: the beginning of minigrad/ops.py, which says what a rule may use; then 04_mlp.py.
+Read next: minigrad/ops.py, which begins with what a rule may use, and the tricks behind its fast paths:
+minigrad/sums.py, minigrad/products.py, minigrad/adding.py and minigrad/taylor.py; minigrad/functional.py,
+functions made of operations; then 04_mlp.py.
 """
 
 # %%
@@ -26,8 +28,8 @@ from minigrad.ops import OPS, op, sigmoid
 # ## The block
 #
 # Below is the function, on plain arrays.  Above it is a rule for its argument: g is ȳ, the gradient of
-# the result, and the rule returns that of a.  It could read y, too, the result itself.  The underscore
-# says that it does not, so y need not be kept until the walk comes back.
+# the result, and the rule returns the gradient of a.  It could also read y, the result itself.  The
+# underscore says that it does not, so y need not be kept for the walk back.
 
 
 # %%
@@ -65,14 +67,14 @@ print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {
 # %% [markdown]
 # ## For free
 #
-# The block has put the operation into the table of all operations.
+# The block has also put the operation into the table of all operations.
 
 # %%
 print(f"In the table of operations: {'softplus' in OPS}  ({len(OPS)} of them)")
 
 # %% [markdown]
-# It says nothing of broadcasting, of dtypes, or of arguments that need no gradient.  The engine sees to
-# all of that, in one place for all operations.
+# It says nothing about broadcasting, dtypes, or arguments that need no gradient.  The engine takes care
+# of all that, in one place for all operations.
 
 # %%
 a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
@@ -90,7 +92,7 @@ frozen = softplus(mg.Tensor([1.0]))
 print(f"A frozen argument leaves no graph: requires_grad is {frozen.requires_grad}")
 
 # %% [markdown]
-# The check of lesson 2 takes the operation as it is, and that of the second order, too.
+# The check of lesson 2 takes the operation as it is.  So does the check of second derivatives.
 
 # %%
 points = np.array([[-3.0, -0.5], [0.0, 2.0]])
@@ -101,7 +103,7 @@ print("gradcheck and gradgradcheck: passed\n")
 # %% [markdown]
 # ## Against relu
 #
-# Where relu has a kink, softplus is smooth.  So differences agree with it even at 0.
+# Where relu has a kink, softplus is smooth.  So its gradient agrees with differences even at 0.
 
 # %%
 mg.gradcheck(softplus, 0.0)

@@ -3,13 +3,15 @@
 # Lesson 4: a neural network, trained on digits with nothing but the pieces so far.
 
 What you will see: a few of the images; the graph of one step, and which gradients it fills; a loss that
-goes down; and the trained net in front of digits of other writers from another scanner.
+goes down; and how the trained net does on digits of other writers, from another scanner.
 
-Why it matters: a net is a function of its weights, and training is walking against its gradient.  The
-last number, so much lower than the one before, calls for fine-tuning; how to do that with few numbers and
-without losing the old net is what LoRA and DoRA are about.
+Why it matters: a loss is a function of the net's weights, and training walks against its gradient.  The
+last accuracy is much lower than the one before it, so the net needs fine-tuning.  LoRA and DoRA do that
+with few numbers, and without losing the old net.
 
-Read next: loradora/nn.py, optim.py and train.py, then digits.py (the data); then 05_lora.py.
+Read next: minigrad/tensor.py, minigrad/scopes.py, minigrad/foreign.py and minigrad/hints.py, what a
+Tensor is besides its graph; loradora/nn.py, loradora/optim.py, loradora/train.py and loradora/memory.py,
+networks and their training; examples/terminal.py, what every lesson begins with; then 05_lora.py.
 """
 
 # %%
@@ -31,8 +33,8 @@ from minigrad.engine import ancestry
 # %% [markdown]
 # ## 1. Two kinds of digits
 #
-# `old` is MNIST, `new` are the optical digits.  An image is a row of 784 numbers from 0 to 1.  Here
-# they are as characters, which are twice as high as wide: so each stands for two rows of pixels.
+# `old` is MNIST, `new` are the optical digits.  An image is a row of 784 numbers from 0 to 1.  Here we
+# show them as characters.  A character is twice as high as wide, so it stands for two rows of pixels.
 
 # %%
 old, new = mnist(), optdigits()
@@ -48,8 +50,8 @@ for digits in (old.train, new.train):
 # ## 2. One step
 #
 # The net is 784-256-128-10, with a relu between the layers.  Its ten outputs go into the cross-entropy,
-# which is small if the largest of them is that of the right digit.  A net that knows nothing gives each
-# digit a tenth, and its loss is log 10.
+# which is small if the output of the right digit is well above the others.  A net that knows nothing
+# gives each digit a tenth, and its loss is log 10.
 
 # %%
 rng = np.random.default_rng(0)
@@ -62,7 +64,7 @@ print(f"   the loss is {loss:.3f} (guessing among ten: log 10 = {np.log(10):.3f}
 print(f"   recorded from it back to the weights: {len(ancestry(loss))} nodes")
 
 # %% [markdown]
-# The walk back gives every weight and every bias its gradient, of its own shape.
+# The walk back gives every weight and every bias a gradient of its own shape.
 
 # %%
 loss.backward()
@@ -75,7 +77,8 @@ print(f"   together {sum(p.size for p in net.parameters()):,} numbers\n")
 # ## 3. Training
 #
 # Take 64 images, walk back, move each number a little against its gradient, and start again.  `fit`
-# does that, and AdamW says how far to move.  An epoch is once through all images.
+# does that, and AdamW says how far to move.  An epoch is once through all images.  We stop after four,
+# which is early: the loss is still going down.  It is enough for a net to start from.
 
 # %%
 EPOCHS, BATCH = 4, 64
@@ -85,17 +88,19 @@ how = {"steps": EPOCHS * per_epoch, "batch_size": BATCH, "rng": rng}
 
 print(f"3. Training on {len(old.train.y):,} images of MNIST\n")
 print("   epoch   mean loss   validation")
-losses = []
+losses, means = [], []
 for step in ld.fit(net, *old.train, optimizer=optimizer, **how):
     losses.append(step.loss)
     if len(losses) == per_epoch:
         accuracy = ld.evaluate(net, *old.validation).accuracy
-        print(f"   {step.step // per_epoch:5}   {np.mean(losses):9.3f}   {100 * accuracy:8.1f} %")
+        means.append(np.mean(losses))
+        print(f"   {step.step // per_epoch:5}   {means[-1]:9.3f}   {100 * accuracy:8.1f} %")
         losses.clear()
+assert means == sorted(means, reverse=True)
 
 # %% [markdown]
-# A net is a little better on the images that it was trained on.  The validation images are kept apart
-# to see by how much.
+# A net does a little better on the images that it was trained on.  To see by how much, the validation
+# images were kept out of the training.
 
 # %%
 seen, unseen = ld.evaluate(net, *old.train), ld.evaluate(net, *old.validation)
@@ -105,7 +110,7 @@ for name, part in (("what it was trained on", seen), ("the validation images", u
 # %% [markdown]
 # ## 4. Other writers, another scanner
 #
-# The same ten digits, and yet the net gets a good third of them wrong.
+# These are the same ten digits, and yet the net gets more than a third of the new ones wrong.
 
 # %%
 print("\n4. On images it has never seen\n")
