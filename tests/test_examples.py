@@ -60,7 +60,9 @@ LESSONS = {
         r"the gradient of A has the norm 0\.0000, that of B 0\.\d*[1-9]",
         r"largest difference of A and B after \d+ steps: \de-1[2-9]",
         r"live and merged layer: \de-1[2-9]",
-        r"r = 2 +loss \S+e-[2-3]\d .* 1\.93\n",
+        r"needed +0\.0000 +10\.9324 +6\.4740",
+        r"r = 1, trained +18\.7562 +10\.9121 .*\n +best +18\.7562 +10\.9121 ",
+        r"r = 2, trained +0\.0000 +10\.9324 +6\.4740 .* 1\.93\n",
         r"r = 4 +6,248 +2\.66 %",
         r"The base has not changed: True",
     ],
@@ -73,6 +75,9 @@ LESSONS = {
         r"\|\|V\|\| held: +refused\n +argument 0",
         r"in the differences, too: +passed",
         r"held and exact agree up to \de-1[2-9]",
+        r" 3 x 4 +2 +V +0 .*\n +3 x 4 +2 +B +[1-9]\d+ +-0\.\d\d ",
+        r"12 x 20 +4 +V +0 ",
+        r"of V cannot point uphill; those of B and A can",
     ],
     "07_magnitude_and_direction": [
         r"\n +full .*-0\.62\n +LoRA .*\+0\.83\n +DoRA .*-0\.31\n",
@@ -203,6 +208,27 @@ def test_a_lesson_opens_with_what_why_and_what_next(path):
     places = [EXAMPLES, EXAMPLES.parent, EXAMPLES.parent / "loradora", EXAMPLES.parent / "minigrad"]
     for name in named:
         assert any((place / name).exists() for place in places), f"{path.name} names {name}"
+
+
+#: Tools that make something of the course, but are no part of it.
+TOOLS = {"examples/book.py", "examples/pictures.py"}
+
+
+def read_next(path):
+    """Return the files that a lesson sends its readers to, lessons left out."""
+    opening = path.read_text(encoding="utf-8").split('"""')[1]
+    named = re.findall(r"[\w/]+\.py\b", opening.partition("Read next: ")[2])
+    return [name for name in named if not re.fullmatch(r"\d\d_\w+\.py", name)]
+
+
+def test_the_lessons_name_every_file_to_read_once():
+    """With its folder, so that the order in which they are to be read can be taken from there."""
+    root = EXAMPLES.parent
+    modules = [path for name in ("minigrad", "loradora") for path in (root / name).glob("*.py")]
+    modules += set(EXAMPLES.glob("*.py")) - set(files())
+    chapters = {path.relative_to(root).as_posix() for path in modules if path.name != "__init__.py"}
+    named = [name for path in files() for name in read_next(path)]
+    assert sorted(named) == sorted(chapters - TOOLS)
 
 
 @pytest.mark.parametrize("name", LESSONS)
