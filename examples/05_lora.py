@@ -9,8 +9,8 @@ What you will see: LoRA trained twice on a small problem, in plain NumPy with th
 and by minigrad, with equal results; the rank of the change it made, beside the best change of that rank;
 how many numbers it trains; and a merged layer that needs no adapter any more.
 
-Why it matters: W0 has out × in numbers, A and B together only r (in + out).  So they are quick to train
-and small to store, and the old layer is still there when they are taken away.
+Why it matters: W0 has out × in numbers, A and B together only r (in + out).  So there is little
+to train and to store, and the old layer is still there when they are taken away.
 
 Read next: loradora/adapters.py, up to the end of LoRALinear; loradora/low_rank.py, what its layers share;
 loradora/init.py, other starts; then 06_dora.py.
