@@ -23,7 +23,7 @@ from loradora import by_hand
 INK, GREY, BLUE, ORANGE, GREEN = "#222222", "#777777", "#0072B2", "#D55E00", "#009E73"
 
 #: White, so that it is legible on a dark page, too.  The tips have names that no other picture has.
-PAGE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-size="14"
+PAGE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-size="15"
  font-family="sans-serif" fill="{ink}"><rect width="100%" height="100%" fill="#fff"/>
 {tips}
 {body}
@@ -100,24 +100,27 @@ class Graph:
         row = {n: [m for m in self.order if column[m] == column[n]].index(n) for n in self.order}
         arrows, boxes, slopes = [], [], []
         for node in self.order:
-            x, y = 20 + 290 * column[node], 20 + 130 * row[node]
+            x, y = 16 + 230 * column[node], 20 + 130 * row[node]
             name, value, gradient = self.label(node)
             boxes += [
-                box(x, y, 160, 72, f'rx="8" fill="#fff" stroke="{INK}"'),
-                text(x + 14, y + 20, name, 'font-weight="bold"'),
-                text(x + 14, y + 40, f"value {value:+.4f}"),
-                text(x + 14, y + 60, f"gradient {gradient:+.4f}"),
+                box(x, y, 150, 72, f'rx="8" fill="#fff" stroke="{INK}"'),
+                text(x + 12, y + 20, name, 'font-weight="bold"'),
+                text(x + 12, y + 40, f"value {value:+.4f}"),
+                text(x + 12, y + 60, f"gradient {gradient:+.4f}"),
             ]
             parents = self.edges(node)
             for i, (parent, slope) in enumerate(parents):
-                px, py = 180 + 290 * column[parent], 56 + 130 * row[parent]
+                px, py = 166 + 230 * column[parent], 56 + 130 * row[parent]
                 end = y + 36 + 24 * (2 * i + 1 - len(parents))
-                path = f"M{px},{py} C{px + 50},{py} {x - 100},{end} {x - 60},{end} H{x - 2}"
+                bend = (
+                    px + (x - px) // 2 - 14
+                )  # late for a long arrow, which thus stays off the boxes
+                path = f"M{px},{py} C{bend},{py} {x - 76},{end} {x - 54},{end} H{x - 2}"
                 arrows.append(arrow(path, BLUE))
                 # twice, for a long arrow may pass here: the first, broad and white, clears it away
                 for look in ('stroke="#fff" stroke-width="5"', f'fill="{BLUE}"'):
-                    slopes.append(text(x - 58, end - 7, f"{slope:+.2f}", look))
-        width, height = 200 + 290 * max(column.values()), 112 + 130 * max(row.values())
+                    slopes.append(text(x - 54, end - 7, f"{slope:+.2f}", look))
+        width, height = 182 + 230 * max(column.values()), 112 + 130 * max(row.values())
         return page(width, height, arrows + boxes + slopes)
 
 
@@ -127,11 +130,11 @@ class Graph:
 def lora(inputs: int = 60, outputs: int = 40, r: int = 4, unit: float = 3) -> str:
     """Return LoRA as boxes: W0, and A and B beside it, in proportion."""
     wide, high, thin = unit * inputs, unit * outputs, unit * r
-    frozen = f'fill="#DDDDDD" stroke="{INK}"'
+    frozen = f'fill="#EEEEEE" stroke="{INK}" stroke-dasharray="6 4"'
     trained = f'fill="{ORANGE}" stroke="{INK}"'
     middle = 'text-anchor="middle"'
     above, below, centre = 20 + high / 2, 180 + high / 2, 100 + high / 2
-    W0, A, B, plus, end = 250, 170, 490, 600, 700  # from where each begins
+    W0, A, B, plus, end = 200, 200, 480, 600, 700  # from where each begins
     return page(
         740,
         330,
@@ -171,6 +174,7 @@ def lora(inputs: int = 60, outputs: int = 40, r: int = 4, unit: float = 3) -> st
 # ----------------------------------------------------------------------------- DoRA
 
 Vector = npt.NDArray[np.float64]
+Panel = tuple[float, float, float]  # where its origin is, and the length of 1
 
 
 @dataclass(frozen=True)
@@ -203,67 +207,88 @@ class Row:
         return by_hand.dora_gradients(G, x, W0, A, B, m, 1.0, detach_norm=detach_norm)
 
 
-ROW = Row(np.array([3.9, 0.7]), np.array([-2.2, 1.7]), 4.0, np.array([1.5, 0.2]))
+ROW = Row(np.array([2.7, 0.3]), np.array([-0.7, 3.3]), 3.3, np.array([1.9, 0.35]))
 
 
 def dora(row: Row = ROW) -> str:
     """Return DoRA's geometry: how B A and m move a row, and how its gradient is divided."""
-    unit, x0, y0 = 90, 40, 420
+    exact, held = row.gradients(detach_norm=False), row.gradients(detach_norm=True)
+    origin, v, w, q = np.zeros(2), row.v, row.w, row.q
+    unit_v = v / np.linalg.norm(v)
+    along = exact.m[0] * unit_v
+    across = q - along
+    a, b = (0.15 * u / np.linalg.norm(u) for u in (along, across))  # the mark of a right angle
+    bold, dashed = 'stroke-width="3"', 'stroke-width="2" stroke-dasharray="5 4"'
 
-    def at(point: Vector) -> str:
+    def at(panel: Panel, point: Vector) -> str:
+        x0, y0, unit = panel
         return f"{x0 + unit * point[0]:.1f},{y0 - unit * point[1]:.1f}"
 
-    def beside(point: Vector, dx: float, dy: float, words: str, colour: str = INK) -> str:
+    def vector(panel: Panel, start: Vector, change: Vector, colour: str, look: str = bold) -> str:
+        return arrow(f"M{at(panel, start)} L{at(panel, start + change)}", colour, look)
+
+    def beside(panel: Panel, point: Vector, dx: float, dy: float, words: str, colour: str) -> str:
+        x0, y0, unit = panel
         x, y = x0 + unit * point[0] + dx, y0 - unit * point[1] + dy
         return text(round(x, 1), round(y, 1), words, f'fill="{colour}"')
 
-    origin = np.zeros(2)
-    v, w, q = row.v, row.w, row.q
-    unit_v = v / np.linalg.norm(v)
-    m_bar = row.gradients(False).m[0]
-    along = m_bar * unit_v
-    across = q - along
-    a, b = (0.12 * u / np.linalg.norm(u) for u in (along, across))  # the mark of a right angle
-    radius = unit * row.m
-    bold, fine = 'stroke-width="3"', 'stroke-width="1.5"'
-    dotted = 'stroke-width="1.5" stroke-dasharray="2 4"'
-    side = 505
+    def circle(panel: Panel, start: float, end: float) -> str:
+        """Return the part of the circle of radius m between two angles in degrees."""
+        ends = (row.m * np.array([np.cos(t), np.sin(t)]) for t in np.radians([start, end]))
+        first, last = (at(panel, point) for point in ends)
+        path = f"M{first} A{panel[2] * row.m:g},{panel[2] * row.m:g} 0 0 0 {last}"
+        return f'<path fill="none" stroke="{GREY}" stroke-dasharray="6 5" d="{path}"/>'
+
+    one, two, three = (24, 305, 62), (180, 410, 85), (415, 431, 85)
     return page(
-        860,
-        450,
+        780,
+        410,
         [
-            f'<path fill="none" stroke="{GREY}" stroke-dasharray="6 5" '
-            f'd="M{x0 + radius:g},{y0} A{radius:g},{radius:g} 0 0 0 {x0},{y0 - radius:g}"/>',
-            arrow(f"M{at(origin)} L{at(row.w0)}", GREY, bold),
-            arrow(f"M{at(row.w0)} L{at(v)}", ORANGE, bold),
-            arrow(f"M{at(origin)} L{at(w)}", INK, fine),
-            arrow(f"M{at(origin)} L{at(v)}", INK, bold),
-            arrow(f"M{at(w)} L{at(w + along)}", BLUE, bold),
-            arrow(f"M{at(w)} L{at(w + across)}", GREEN, bold),
-            arrow(f"M{at(w)} L{at(w + q)}", INK, bold),
-            f'<path fill="none" stroke="{GREY}" {dotted} '
-            f'd="M{at(w + along)} L{at(w + q)} L{at(w + across)}"/>',
-            f'<path fill="none" stroke="{INK}" d="M{at(w + a)} L{at(w + a + b)} L{at(w + b)}"/>',
-            beside(row.w0, -60, 34, "*w*₀", GREY),
-            beside(row.w0 + row.sBA / 2, 14, -4, "*s b A*", ORANGE),
-            beside(v, -24, 2, "*v*"),
-            beside(w, -30, 4, "*w*"),
-            beside(w + q, 8, 4, "*q*"),
-            beside(w + along, -62, -6, "along", BLUE),
-            beside(w + across, 8, 14, "across", GREEN),
-            text(x0 + radius - 130, y0 + 22, "circle of radius *m*", f'fill="{GREY}"'),
-            text(side, 60, "The row", 'font-weight="bold"'),
-            text(side, 84, "*v* = *w*₀ + *s b A*"),
-            text(side + 130, 84, "The trained *b* and *A* turn it."),
-            text(side, 108, "*w* = *m v*/‖*v*‖"),
-            text(side + 130, 108, "The trained *m* is its length."),
-            text(side, 160, "The cotangent *q* of *w*, in two parts", 'font-weight="bold"'),
-            text(side, 184, "Along the row: its length is the gradient of *m*.", f'fill="{BLUE}"'),
-            text(side, 208, "Across the row: what can turn it.", f'fill="{GREEN}"'),
-            text(side, 260, "The gradient of *v*, with *c* = *m*/‖*v*‖", 'font-weight="bold"'),
-            text(side, 284, "Exact: *c* times the part across."),
-            text(side, 308, "With ‖*v*‖ held constant: *c* times both, that is *c q*."),
-            text(side, 340, "(Training takes its steps against the gradients.)", f'fill="{GREY}"'),
+            text(16, 28, "1  The row", 'font-weight="bold"'),
+            circle(one, 0, 90),
+            vector(one, origin, row.w0, GREY),
+            vector(one, row.w0, row.sBA, ORANGE),
+            vector(one, origin, v, INK, 'stroke-width="1.5"'),
+            vector(one, origin, w, INK, 'stroke-width="4"'),
+            beside(one, row.w0, -55, 32, "*w*₀", GREY),
+            beside(one, row.w0 + row.sBA / 2, 14, 14, "*s b A*", ORANGE),
+            beside(one, v, -20, 4, "*v*", INK),
+            beside(one, w, -26, 2, "*w*", INK),
+            beside(one, row.m * np.array([0, 1]), 2, -10, "radius *m*", GREY),
+            text(16, 346, "*v* = *w*₀ + *s b A*: *b*, *A* turn it."),
+            text(16, 370, "*w* = *m v*/‖*v*‖: *m* is its length."),
+            text(276, 28, "2  The cotangent *q* of *w*", 'font-weight="bold"'),
+            circle(two, 35, 68),
+            f'<path stroke="{INK}" stroke-width="4" d="M{at(two, 0.6 * w)} L{at(two, w)}"/>',
+            vector(two, w, along, BLUE),
+            vector(two, w, across, GREEN),
+            vector(two, w, q, INK),
+            f'<path fill="none" stroke="{INK}" '
+            f'd="M{at(two, w + a)} L{at(two, w + a + b)} L{at(two, w + b)}"/>',
+            beside(two, w, -22, 2, "*w*", INK),
+            beside(two, w + q, 0, -8, "*q*", INK),
+            beside(two, w + along, 10, 2, "along", BLUE),
+            beside(two, w + across, 4, 18, "across", GREEN),
+            text(276, 346, "Along the row: the gradient of *m*."),
+            text(276, 370, "Across it: what can turn the row."),
+            text(536, 28, "3  The gradient of *v*", 'font-weight="bold"'),
+            circle(three, 35, 68),
+            f'<path stroke="{INK}" stroke-width="1.5" d="M{at(three, 0.6 * w)} L{at(three, v)}"/>',
+            vector(three, v, exact.V[0], GREEN),
+            vector(three, v, held.V[0], INK),
+            vector(three, v + held.V[0], exact.V[0] - held.V[0], BLUE, dashed),
+            beside(three, v, -18, 2, "*v*", INK),
+            beside(three, v + held.V[0], -60, -14, "held: *c q*", INK),
+            beside(three, v + exact.V[0], -34, 20, "exact", GREEN),
+            beside(three, v + (held.V[0] + exact.V[0]) / 2, 10, 22, "dropped", BLUE),
+            text(536, 346, "Exact: *c* = *m*/‖*v*‖ times across."),
+            text(536, 370, "‖*v*‖ held constant: along, too."),
+            text(
+                390,
+                398,
+                "The arrows in 2 and 3 are gradients. A training step goes against them.",
+                f'fill="{GREY}" text-anchor="middle"',
+            ),
         ],
     )
 
