@@ -83,7 +83,8 @@ def placed(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
 def added(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Return zeros of the given shape with ``a`` added at ``index``, which has arrays of integers."""
     y = np.zeros(shape, a.dtype)
-    if a.ndim == y.ndim == 1:  # up to NumPy 2.4, np.add.at reads beyond such an a instead of repeating it
+    # np.add.at of NumPy 2.4 reads beyond the end of such an a where it should repeat it
+    if a.ndim == y.ndim == 1:
         a = np.broadcast_to(a, y[index].shape)
     if a.size <= 256:  # for few numbers, choosing a faster way takes longer than adding
         np.add.at(y, index, a)

@@ -141,7 +141,7 @@ class Op(Generic[P]):
     def __get__(self: S, instance: object, owner: type | None = None) -> S:
         """Return the op itself: as an attribute of a class it does not become a method.
 
-        Python takes what has a ``__get__`` for a function, so ``help`` shows the parameters of an op.
+        Python treats what has a ``__get__`` as a function, so ``help`` shows the parameters of an op.
         (For the same reason an op in the body of an Enum does not become a member.)
         """
         return self

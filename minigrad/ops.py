@@ -42,7 +42,7 @@ At a kink the derivative is the one that PyTorch chooses.  Where several entries
 smallest value over an axis, they share the gradient, as in ``torch.amax``.
 
 A function with an underscore in front helps the op below it.  Most of them choose a faster way to the
-same numbers.  At a first reading, take their docstring for what they do and go on.
+same numbers.  On a first reading, trust their docstrings and go on.
 """
 
 from __future__ import annotations
@@ -536,7 +536,7 @@ def _inside(a: Array, lower: Array | None, upper: Array | None) -> Array:
 # d clip = da on the closed interval, 0 outside and at NaN.
 @op(lambda g, _y, a, min=None, max=None: _keep(g, _inside(a, min, max)))
 def clip(a: Array, min: Array | None = None, max: Array | None = None) -> Array:
-    """Return a limited to the closed interval [min, max]; ``None`` leaves a side open."""
+    """Return ``a`` limited to the closed interval [min, max]; ``None`` leaves a side open."""
     if min is None and max is None:
         return np.positive(a)
     return a.clip(min, max, dtype=a.dtype)
@@ -552,7 +552,7 @@ def reshape(a: Array, shape: int | Sequence[int]) -> Array:
 
 
 def _inverse(axes: Sequence[int] | None, n: int) -> list[int] | None:
-    """Return the permutation of n axes that undoes ``axes``; of one axis, or none, there is but one."""
+    """Return the permutation of n axes that undoes ``axes``; None if n < 2, where nothing is permuted."""
     return None if axes is None or n < 2 else sorted(range(n), key=lambda i: axes[i] % n)
 
 
@@ -588,14 +588,14 @@ def astype(a: Array, dtype: Any) -> Array:
 # y[i] += a:  ⟨ȳ, dy⟩ = ⟨ȳ[i], da⟩
 @op(lambda g, _y, _a, index, shape: g[index], None)
 def scatter(a: Array, index: Any, shape: tuple[int, ...]) -> Array:
-    """Return zeros of the given shape with a added at ``index``; repeated indices add up."""
+    """Return zeros of the given shape with ``a`` added at ``index``; repeated indices add up."""
     if adding.never_repeats(index):
         return adding.placed(a, index, shape)
     return like(adding.added(wide(a), index, shape), a)
 
 
 def _put_back(g: Array, index: Any, shape: tuple[int, ...]) -> Array:
-    """Return zeros with g at ``index``; not made yet, if that can be left to the sum they go into."""
+    """Return zeros with g at ``index``.  If possible, they are not made until they are added up."""
     if type(g) is np.ndarray and shape and adding.never_repeats(index):
         return adding.Placed(g, index, shape)
     return scatter.of(g, index, shape)
@@ -721,7 +721,7 @@ def var(a: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> A
 
 
 def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
-    """Divide g evenly among the entries of ``a`` that attain the result; a NaN result is a NaN's."""
+    """Divide g evenly among the entries of ``a`` that attain the result; NaN entries take it all."""
     g, ties = wide(g), ties | ~(a <= a)
     count = np.sum(ties, axis=_axes(a, axis), keepdims=True).astype(g.dtype)
     return _keep(_restore(g, a, axis) / count, ties)
@@ -732,7 +732,7 @@ def _share(g: Array, a: Array, axis: Axis, ties: Array) -> Array:
 def max(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Return the largest entry over ``axis``; a tie shares its gradient evenly.
 
-    There are no places beside the values, as in PyTorch: those are ``np.argmax(a, axis)``.
+    Unlike ``torch.max(a, dim)`` it returns no indices: those are ``np.argmax(a, axis)``.
     """
     return extreme(np.maximum, a, _axes(a, axis), keepdims)
 
@@ -744,7 +744,7 @@ def min(a: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _direction(x: Array, y: Array, axis: Axis) -> Array:
-    """Return x/‖x‖, and 0 for x = 0, which has no direction: x/(0 + ∞) is 0, and so is its derivative."""
+    """Return x/‖x‖, or 0 where x = 0: there it is x/(0 + ∞), whose derivative is also 0."""
     x, length = wide(x), _restore(wide(y), x, axis)
     infinity, zero = x.dtype.type(np.inf), x.dtype.type(0)
     return x / (length + np.where(length <= 0, infinity, zero))
@@ -777,7 +777,7 @@ def _safe_squares(dtype: np.dtype[Any]) -> tuple[Array, Array]:
 
 
 def _scaled_norm(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return √Σx² over ``axes``, which stay, where squares may overflow, or underflow and would count.
+    """Return √Σx² over ``axes``, which are kept, where squares overflow or lose digits by underflow.
 
     The entries are first divided by the power of two above the largest of them.  That only changes
     exponents: no digit is lost.
@@ -829,7 +829,7 @@ def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
     A layer goes on with ``affine(layer_norm(x), weight, bias)``.
 
     Where x does not vary, the result is 0, or NaN if ``eps`` is 0.  A row with an infinity or a NaN in it
-    becomes NaN.  (Both is so in PyTorch, too.)  So does a row whose squares overflow.
+    becomes NaN.  (PyTorch does the same in both cases.)  So does a row whose squares overflow.
 
     Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv:1607.06450, eq. 3.
 
@@ -961,7 +961,7 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def no_classes(labels: Array) -> str:
-    """Return in words what is wrong with labels that are no integers."""
+    """Return in words what is wrong with labels that are not integers."""
     return (
         f"labels are class numbers of an integer dtype, not {labels.dtype}, in an array or a list; a "
         "Tensor has no integers"
@@ -995,7 +995,7 @@ def _at_labels(x: Array, labels: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"expected one label for each row of (N, C), got {np.shape(labels)} for {x.shape}"
         )
-    # an empty list is one of floats to NumPy
+    # NumPy makes an empty list an array of floats
     labels = np.asarray(labels) if len(labels) else np.zeros(0, np.intp)
     check_labels(labels, x.shape[1])
     return np.arange(x.shape[0]), labels
