@@ -1,0 +1,274 @@
+"""examples/book.py: the lessons and all of the code on one page, which needs nothing else."""
+
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_examples import CONSOLE, run
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+BOOK = EXAMPLES / "book.py"
+
+#: Tools, which make pictures and pages of the chapters.
+NO_CHAPTERS = {"book.py", "pictures.py"}
+
+
+@pytest.fixture(scope="module")
+def book():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("book")
+
+
+needs_extra = pytest.mark.skipif(
+    not all(
+        map(
+            importlib.util.find_spec,
+            ("ipykernel", "jupytext", "latex2mathml", "markdown_it", "mdit_py_plugins", "pygments"),
+        )
+    ),
+    reason="needs the extra 'book'",
+)
+
+# ----------------------------------------------------------------------------- the order
+
+
+def test_every_lesson_and_every_file_is_a_chapter(book):
+    order = book.reading_order()
+    modules = {
+        file
+        for folder in ("minigrad", "loradora", "examples")
+        for file in (ROOT / folder).glob("*.py")
+        if file.name != "__init__.py" and file.name not in NO_CHAPTERS
+    }
+    assert len(order) == len(set(order))
+    assert set(order) == modules
+    assert [file for file in order if file in book.LESSONS] == book.LESSONS
+
+
+@pytest.mark.parametrize(
+    ("named", "wrong"),
+    [
+        ("minigrad/operations.py", "minigrad/operations.py to read next, which is not there"),
+        ("ops.py", "ops.py to read next, which is not there"),
+        ("minigrad/ops.py, minigrad/ops.py", "minigrad/ops.py to read next, which came before"),
+    ],
+)
+def test_a_file_that_is_not_there_or_came_before_is_refused(
+    book, named, wrong, tmp_path, monkeypatch
+):
+    lesson = tmp_path / "01_first.py"
+    lesson.write_text(f'# %% [markdown]\n"""\n# Lesson 1: x.\n\nRead next: {named}.\n"""\n')
+    monkeypatch.setattr(book, "LESSONS", [lesson])
+    with pytest.raises(ValueError, match=re.escape(f"01_first.py names {wrong}")):
+        book.reading_order()
+
+
+# ----------------------------------------------------------------------------- the page
+
+
+class Reader(HTMLParser):
+    """Reads what the page refers to, and the text of its blocks."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loaded, self.tags = [], [], [], []
+        self.open, self.blocks, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if tag == "a" else []
+        self.loaded += [attrs[name] for name in ("src", "srcset", "data") if name in attrs]
+        self.loaded += [attrs["href"]] if "href" in attrs and tag != "a" else []
+        if tag == "pre":
+            self.blocks.append("")
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "pre" in self.open:
+            self.blocks[-1] += data
+        self.words += data.split()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The page, with the first lesson run."""
+    folder = tmp_path_factory.mktemp("book")
+    result = run(BOOK, "--run", "1", "--out", "new/book.html", cwd=folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r" +01_backward +\d+\.\d s +\nnew/book\.html: \d\.\d MB\n", result.stdout)
+    assert [path.name for path in folder.rglob("*.*")] == ["book.html"]
+    return (folder / "new" / "book.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return Reader(made)
+
+
+@needs_extra
+def test_the_page_loads_nothing_and_runs_nothing(made, page):
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert all(source.startswith("data:image/") for source in page.loaded)
+    style = made[made.index("<style>") : made.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@needs_extra
+def test_every_link_leads_somewhere(book, page):
+    inside = {link.removeprefix("#") for link in page.links if link.startswith("#")}
+    assert inside <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert {"contents", "01_backward", "minigrad.ops.matmul", "digits"} <= inside | set(page.ids)
+    papers = [link for link in page.links if not link.startswith("#")]
+    assert papers
+    assert all(re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link) for link in papers)
+
+
+@needs_extra
+def test_a_docstring_leads_to_what_it_names(made):
+    assert '<a href="#loradora.by_hand.lora_forward"><code>lora_forward</code></a>' in made
+    assert '<a href="#minigrad.ops">minigrad.ops</a>' in made
+    assert '<a href="#02_gradcheck">02_gradcheck.py</a>' in made
+
+
+@needs_extra
+def test_no_line_of_code_is_lost(book, page):
+    """What is not in a block of code is a docstring, the blank line below, or a section's title."""
+    shown = {line for block in page.blocks for line in block.splitlines()}
+    words = set(page.words)
+    for file in book.reading_order():
+        source = file.read_text(encoding="utf-8")
+        if file in book.LESSONS:
+            source = source.split('"""', 2)[2]
+            lines = [line for line in source.splitlines() if not re.match("# |#$", line)]
+        else:
+            tree, lines = ast.parse(source), source.splitlines()
+            for node in ast.walk(tree):
+                kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+                if isinstance(node, kinds) and ast.get_docstring(node):
+                    inside = node.body[0]
+                    for i in range(inside.lineno - 1, inside.end_lineno):
+                        lines[i] = ""
+        lost = [line for line in lines if line and line not in shown]
+        titles = [line.split()[2:] for line in lost if re.match(" *# --", line)]
+        assert len(titles) == len(lost), lost
+        assert all(words >= set(title) for title in titles)
+
+
+@needs_extra
+def test_no_word_of_a_docstring_is_lost(page):
+    source = (ROOT / "loradora" / "by_hand.py").read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source)).replace(":mod:", "")
+    shown = " ".join(page.words)
+    assert set(re.findall(r"\w+", docstring)) <= set(re.findall(r"\w+", shown))
+
+
+@needs_extra
+def test_formulas_are_mathml_and_those_that_are_aligned_stay_so(made, page):
+    assert "<msup><mi>a</mi><mn>2</mn></msup>" in made
+    assert not re.search(r"\$\S", re.sub(r"<pre.*?</pre>", "", made, flags=re.DOTALL))
+    assert any("2. move it across the inner product  ⟨ȳ, dy⟩" in block for block in page.blocks)
+
+
+@needs_extra
+def test_a_lesson_shows_what_it_printed_and_its_picture(made, page):
+    assert any("  by minigrad       0.1600513167" in block for block in page.blocks)
+    assert re.search(r"<figure><svg .*?gradient \+0\.1601.*?</svg>\s*</figure>", made, re.DOTALL)
+    assert made.count("(It was not run for this page.)") == 10
+
+
+@needs_extra
+def test_what_a_cell_shows(book):
+    shown = importlib.import_module("nbformat.v4").new_output
+    picture = shown("display_data", {"image/png": "iVBO\nRw0=\n", "text/plain": "A & B"})
+    assert book.display(picture) == (
+        '<figure><img alt="A &amp; B" src="data:image/png;base64,iVBORw0="></figure>'
+    )
+    text = shown("execute_result", {"text/plain": "no figure: <none>"})
+    assert book.display(text) == '<pre class="shown">no figure: &lt;none&gt;</pre>'
+
+
+@needs_extra
+def test_a_lesson_that_fails_says_so_in_the_place_of_its_output(book, tmp_path, monkeypatch):
+    file = tmp_path / "01_first.py"
+    lesson = '# %% [markdown]\n"""\n# Lesson 1: it fails.\n"""\n\n# %%\nprint(1)\nimport absent\n'
+    file.write_text(lesson)
+    monkeypatch.setattr(book, "LESSONS", [file])
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    chapter = book.chapter_of(file, wanted=True)
+    said = "ModuleNotFoundError: No module named &#x27;absent&#x27;"
+    assert chapter.title == "Lesson 1"
+    assert chapter.subtitle == "It fails."
+    assert "(The run for this page ended early.)" in chapter.rows[0].prose
+    assert chapter.rows[1].shown == (
+        f'<pre class="shown">1\n</pre><pre class="shown">The lesson ended here: {said}</pre>'
+    )
+
+
+# ----------------------------------------------------------------------------- the command
+
+
+def test_without_the_extra_it_says_how_to_get_it(book, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(book, "find_spec", lambda name: None if name == "nbclient" else name)
+    monkeypatch.setattr(sys, "argv", ["book.py", "--out", str(tmp_path / "book.html")])
+    with pytest.raises(SystemExit, match="2"):
+        book.main()
+    out, error = capsys.readouterr()
+    assert re.fullmatch(r"book\.py: error: .*\(extra 'book'\): pip install .*\n", error)
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_extra
+@pytest.mark.parametrize("options", [["--run", "0"], ["--run", "12"], ["--out", "."]], ids=str)
+def test_options_that_make_no_sense_are_refused_in_a_line(options, tmp_path):
+    result = run(BOOK, *options, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"book\.py: error: .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("python", [[], ["-OO"]], ids=str)
+def test_the_help_fits_every_console(python, tmp_path):
+    result = run(*python, BOOK, "--help", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "show this help" in result.stdout
+
+
+@needs_extra
+def test_ctrl_c_ends_it_and_the_lesson(tmp_path):
+    started = subprocess.Popen(
+        [sys.executable, "-u", BOOK, "--run", "10", "--out", "book.html"],
+        cwd=tmp_path,
+        env={**os.environ, **CONSOLE, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        started.stdout.read(5)
+        time.sleep(0.5)
+        started.send_signal(signal.SIGINT)
+        _, error = started.communicate(timeout=15)  # the lesson would take longer
+    finally:
+        started.kill()
+    assert error == b"Interrupted.\n"
+    assert started.returncode == -signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
