@@ -19,6 +19,7 @@ if __name__ == "__main__":
     terminal.prepare()  # first, for the other imports take a moment
 
 import ast
+import contextlib
 import html
 import os
 import re
@@ -234,15 +235,17 @@ def run(notebook: Any) -> str:
         resources={"metadata": {"path": str(EXAMPLES)}},
         shutdown_kernel="immediate",
     )
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as running:
         manager.connection_file = f"{place}/kernel.json"
         if os.name == "posix":  # else by ports of this machine
             manager.transport, manager.ip = "ipc", f"{place}/kernel"
+        with terminal.patience():  # a kernel that is only half started could not be ended
+            # its last words, when it is stopped, go to stderr
+            kernel = client.setup_kernel(cleanup_kc=True, stderr=subprocess.DEVNULL)
+            running.enter_context(kernel)  # not execute(), which would keep Ctrl-C to itself
         try:
-            # not execute(), which would keep Ctrl-C to itself; and without what a kernel says of its end
-            with client.setup_kernel(cleanup_kc=True, stderr=subprocess.DEVNULL):
-                for i, cell in enumerate(notebook.cells):
-                    client.execute_cell(cell, i)
+            for i, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, i)
         except CellExecutionError as error:
             return reason(error)
     return ""

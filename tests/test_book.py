@@ -254,7 +254,8 @@ def test_the_help_fits_every_console(python, tmp_path):
 
 
 @needs_extra
-def test_ctrl_c_ends_it_and_the_lesson(tmp_path):
+@pytest.mark.parametrize("delay", [0.05, 1], ids=["starting", "running"])
+def test_ctrl_c_ends_it_and_the_lesson(delay, tmp_path):
     started = subprocess.Popen(
         [sys.executable, "-u", BOOK, "--run", "10", "--out", "book.html"],
         cwd=tmp_path,
@@ -264,7 +265,7 @@ def test_ctrl_c_ends_it_and_the_lesson(tmp_path):
     )
     try:
         started.stdout.read(5)
-        time.sleep(0.5)
+        time.sleep(delay)
         started.send_signal(signal.SIGINT)
         _, error = started.communicate(timeout=15)  # the lesson would take longer
     finally:
