@@ -125,8 +125,10 @@ print(f"   largest difference of live and merged layer: {gap:.0e}\n")
 # %% [markdown]
 # ## 3. The rank of the change
 #
-# This problem is linear, so we can compute the change of W0 that solves it.  Its singular values tell how
-# many directions it needs: two.
+# This problem is linear, so we can compute the change of W0 that solves it.  Every matrix is a sum of
+# products of a column and a row, each in a direction of its own.  Its singular values say how strong
+# these are.  The rank is the number that are not 0, here two.  The effective rank counts a weak direction
+# for less than one, so that 1.93 means two of nearly the same strength.
 #
 # We can also compute the best change of any smaller rank.  Let F be what the needed change adds to the
 # outputs, F = x ΔWᵀ.  Keep the r largest singular values of F and drop the others.  No matrix of rank r

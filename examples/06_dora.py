@@ -110,7 +110,7 @@ for detach_norm, name in ((False, "exact, eq. 6"), (True, "||V|| held, eq. 11"))
 
 # %% [markdown]
 # How do the two differ?  If a row of V gets longer, nothing changes, because it is divided by its length.
-# So the exact gradient of V is at right angles to V.  The other one is not.
+# So the exact gradient of V is at right angles to V: their cosine is 0.  The other one is not.
 
 # %%
 V = W0 + layer.scaling * layer.B.data @ layer.A.data

@@ -13,8 +13,9 @@ Everywhere the names and shapes are these:
     B   (out, r)    trained, starts at 0     V       W0 + s B A, shape (out, in)
     m   (out,)      trained, DoRA only       ‖V‖     the length of each row of V, shape (out,)
 
-Only the right-hand side of y is computed.  B A would have the size of W0, and x Aᵀ has only r columns.  α
-sets the strength of the correction.  Dividing it by r lets one learning rate serve several ranks.
+Only the last form of y is computed.  B A would have the size of W0, and x Aᵀ has only r columns.  α
+sets the strength of the correction.  Dividing it by r is meant to let one learning rate serve several
+ranks (LoRA, §4.1).  At high ranks the steps then become too small, so rsLoRA divides by √r.
 
 DoRA (Liu et al., arXiv:2402.09353, eq. 5) takes each row of V apart into a length and a direction.  It
 trains the lengths as m, and leaves only the directions to B A:
@@ -172,7 +173,8 @@ class DoRALinear(LowRankLinear):
         """Return ‖V‖, of the shape of m; a constant if ``detach_norm`` or within ``no_grad``.
 
         A first reading may take this as ``mg.norm(V, axis=norm_axis)``.  The same number is computed
-        without forming a large V, and in evaluation only once: see :mod:`loradora.norms`.
+        without forming a large V, and where it is a constant only once in evaluation: see
+        :mod:`loradora.norms`.
         """
         W0, A, B, s = self.base_layer.weight.data, self.A, self.B, self.scaling
         if not self.detach_norm and mg.is_grad_enabled():

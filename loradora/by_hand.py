@@ -84,7 +84,7 @@ its own transpose, so it moves across the inner product unchanged.
     ⟨q, dw⟩ = ⟨q, v̂⟩ dm + c (⟨q, dv⟩ − ⟨q, v̂⟩⟨v̂, dv⟩)
             = ⟨q, v̂⟩ dm + ⟨c (q − v̂⟨v̂, q⟩), dv⟩
 
-*Conclusion* (arXiv:2402.09353, eq. 7 and 6; the paper's ∇_{W′}L is our Q):
+*Conclusion* (arXiv:2402.09353, eq. 7 for m̄ and eq. 6 for v̄; the paper's ∇_{W′}L is our Q):
 
     m̄ = ⟨q, v̂⟩                   the part of q along the row
     v̄ = c (q − v̂⟨v̂, q⟩)         c times the part of q across the row: ⟨v̄, v⟩ = 0
@@ -148,7 +148,7 @@ class DoRAGradients(NamedTuple):
     V: Array
 
 
-@np.errstate(under="ignore")
+@np.errstate(under="ignore")  # a product too small for the dtype is 0, without a warning
 def lora_forward(x: Array, W0: Array, b: Array | float, A: Array, B: Array, s: float) -> Array:
     """Return y = x W0ᵀ + b + s (x Aᵀ) Bᵀ, shape (N, out) (arXiv:2106.09685, eq. 3).
 

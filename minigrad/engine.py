@@ -8,14 +8,21 @@ product.  A node that was used k times receives k cotangents, and they add up.
 
 A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth, and a node
 is always younger than its parents.  So "newest first" is a safe order, and there is no need for recursion
-or a topological sort.
-For L = tanh(ab) + a², where a is number 0 and b number 1, the walk goes
+or a topological sort.  The walk is
 
-    5  L = p + q     L̄ = 1      hands p̄ = 1 to p and q̄ = 1 to q
-    4  q = a·a       q̄ = 1      hands a and a again to a
-    3  p = tanh(u)   p̄ = 1      hands ū = 1 − p² to u
-    2  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
-    1, 0  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
+    cotangents = {L: 1}
+    for node in newest_first:
+        g = cotangents.pop(node)
+        for parent, rule in zip(node.parents, node.op.vjps):
+            cotangents[parent] += rule(g, y, *node.inputs)
+
+For L = tanh(ab) + a², where a is number 1 and b number 2, it goes
+
+    6  L = p + q     L̄ = 1      hands p̄ = 1 to p and q̄ = 1 to q
+    5  q = a·a       q̄ = 1      hands a and a again to a
+    4  p = tanh(u)   p̄ = 1      hands ū = 1 − p² to u
+    3  u = a·b       ū          hands ū b to a, where it is added, and ū a to b
+    2, 1  leaves     keep their sums: b̄ = ū a,  ā = a + a + ū b
 
 A node keeps only what its rules read.  tanh keeps its result p but not u, and p + q keeps nothing, so the
 value of u is gone as soon as nobody else holds it.
@@ -172,9 +179,11 @@ def sweep(
     """Walk back through ``order``, newest first; return the cotangents of its leaves and of ``wanted``.
 
     ``seed`` is the cotangent of the last member of ``order``.  Cotangents flow only between members, and
-    the walk empties the list.  ``recorded`` gives the result and the inputs of a node as Tensors; fed
-    with Tensors, the rules make a graph of their own.  With ``release`` each node forgets how it was made
-    once the walk has passed it.
+    the walk empties the list.  A rule may return a :class:`~minigrad.adding.Placed`, a cotangent that is
+    mostly zeros.  It is added where it belongs, without making the zeros.
+
+    ``recorded`` gives the result and the inputs of a node as Tensors; fed with Tensors, the rules make a
+    graph of their own.  With ``release`` each node forgets how it was made once the walk has passed it.
     """
     # nodes whose cotangent this walk has made itself, so nobody else holds it
     own: set[Source] = set()
@@ -256,8 +265,7 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
     """Add the gradient of every leaf that ``root`` was computed from to its ``.grad``.
 
     Unless ``retain_graph`` is true, each node forgets how it was made as soon as the walk has passed it.
-    No
-    ``.grad`` is written before all are known, and then all are written at once.
+    No ``.grad`` is written before all are known, and then all are written at once.
 
     A leaf is given the array that a rule has made for it, without a copy.  It gets a copy where somebody
     else may hold that array: of a view, of another leaf's gradient, and of ``g``.
@@ -289,7 +297,7 @@ def gradients(
 ) -> list[Array | None]:
     """Return the gradient of ``root`` for each of ``xs``, None where it does not depend on it.
 
-    Only what lies between ``xs`` and ``root`` is walked over, and no tensor is written to.
+    Rules are called only for what lies between ``xs`` and ``root``, and no tensor is written to.
     """
     sources = [x._node or x for x in xs]
     wanted, between = set(sources), set(sources)

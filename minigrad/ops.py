@@ -113,7 +113,8 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
             return np.arctan(a)
 
     There is one rule for each array.  A rule takes the gradient g of the result y, then y, then the
-    arguments.  It returns the gradient of its own argument, in the shape of that argument.
+    arguments.  It returns the gradient of its own argument, in the shape of that argument or in that of
+    y.
     ``mg.gradcheck(arctan, np.array([0.5, 2.0]))`` tells whether it is right.
 
     A parameter with an underscore in front is not read.  Such a result or constant is not kept for the
@@ -129,7 +130,8 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
     the forward declares; so may the second, if both have a rule.  Everything else is as the forward
     declares it: annotate a third array, or an optional one, as ``Array``.
 
-    An op whose name begins with an underscore is not among the package's public names, but it is in OPS.
+    An op whose name begins with an underscore is not among the package's public names.  It is in OPS,
+    without the underscore.
     """
 
     def register(forward: Callable[..., Array]) -> Op[...]:
@@ -192,6 +194,12 @@ def neg(a: Array) -> Array:
 
 # ----------------------------------------------------------------------------- matrix product
 
+# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
+# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
+# The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
+# the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and
+# as one column on the right.  For a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+
 
 def _as_rows(a: Array) -> Array:
     """View (…, n) as a matrix of rows (N, n)."""
@@ -233,11 +241,7 @@ def _right_vjp(g: Array, a: Array, b: Array) -> Array:
     return a[:, None] * g[..., None, :] if a.ndim == 1 else a.mT @ g
 
 
-# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
-# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
-# The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
-# the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and
-# as one column on the right.  For a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+# here _a is only an outline: the rule reads its shape
 @op(lambda g, _y, _a, b: _left_vjp(g, _a, b), lambda g, _y, a, _b: _right_vjp(g, a, _b))
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b in all of NumPy's shapes: (…, n, k) @ (…, k, m) → (…, n, m), or 1-D operands.
@@ -251,9 +255,11 @@ def matmul(a: Array, b: Array) -> Array:
     return _product(a, b)
 
 
-_PAGE = 4096  # bytes
+#: The bytes of a page of memory, for :func:`_times`.
+_PAGE = 4096
 
-_FEW = 128  # rows
+#: The rows up to which :func:`_times` exchanges its factors.
+_FEW = 128
 
 
 def _times(x: Array, w: Array) -> Array:
