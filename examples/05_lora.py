@@ -163,7 +163,7 @@ def show(name, dW):
 # training has ended: the gradient is 0 but for rounding, and the loss is the best for this rank.
 #
 # That is worth checking.  With a rate of 0.02 instead of 0.01, r = 2 and r = 4 get here as well, but
-# r = 1 jumps to and fro between two points for ever, with a loss of 19.3 and 19.4.
+# r = 1 jumps back and forth between two points forever, with a loss of 19.3 and 19.4.
 
 # %%
 print("3. The rank of the change s B A\n")

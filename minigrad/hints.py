@@ -295,7 +295,7 @@ KEYWORDS = _by_name(
 
 
 def own_name(name: str) -> str | None:
-    """Return what minigrad calls a function of NumPy's or PyTorch's, None if it does not have it."""
+    """Return what minigrad calls a function of NumPy's or PyTorch's, None if it has none."""
     import minigrad  # by now all of it is there
 
     own = SYNONYMS.get(name, name)
@@ -304,7 +304,7 @@ def own_name(name: str) -> str | None:
 
 
 def of_function(name: str) -> str | None:
-    """Return what there is here of a function of NumPy's or PyTorch's, None if the table does not say."""
+    """Return what to use here for a function of NumPy's or PyTorch's, None if no table has it."""
     own = own_name(name)
     return f"mg.{own}(...)" if own else COMPOSITIONS.get(name)
 
@@ -363,8 +363,8 @@ def said(answer: str) -> str:
 def missing(owner: object, name: str, answer: Callable[[str], str | None]) -> Any:
     """Raise AttributeError for an attribute that was not found, with the answer if there is one.
 
-    This is for ``__getattr__``, which Python also calls if a property has raised AttributeError: that is
-    then raised again.  Names of protocols, which are asked for often, are passed over at once.
+    This is for ``__getattr__``.  Python also calls it if a property has raised AttributeError; that error is
+    raised again.  Names of protocols such as ``__len__`` are asked for often, so they are refused first.
     """
     if name.startswith("__"):
         raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
@@ -413,7 +413,7 @@ def of_keywords(given: Iterable[str], own: Container[str]) -> str:
 
 
 def keywords(function: Callable[P, T]) -> Callable[P, T]:
-    """Have ``function`` say what it calls a keyword of PyTorch's."""
+    """Return ``function`` with a hint in its error if it was called with a keyword of PyTorch's."""
     own = inspect.signature(function).parameters
 
     @functools.wraps(function)
