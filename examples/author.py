@@ -33,14 +33,14 @@ class Method(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         if not self.targets:
             return TITLES[self.kind]
         return f"{self.kind} {places(self.targets)}, r={self.rank}"
 
     @property
     def slug(self) -> str:
-        """What a file of it is called."""
+        """Its name in the names of files."""
         return self.name.replace(", ", "_").replace(",", "").replace(" ", "_").replace("=", "")
 
     def build(self, base: GPT, seed: int) -> Any:
@@ -69,8 +69,8 @@ FROZEN = Method("frozen", 0.0)
 def methods(rank: int) -> list[Method]:
     """Return the methods that the table compares.
 
-    Their rates did best on the validation part of the play, in 200 steps at rank 8, among three each that
-    lie a factor of 2 to 3 apart.  LoRA and DoRA of the same layers share one.
+    Three learning rates, a factor of 2 to 3 apart, were tried for each, in 200 steps at rank 8.  The one
+    below did best on the validation part of the play.  LoRA and DoRA of the same layers share a rate.
     """
     return [
         FROZEN,
@@ -82,17 +82,17 @@ def methods(rank: int) -> list[Method]:
 
 
 def adapters(targets: tuple[str, ...] | str, rank: int) -> list[Method]:
-    """Return a LoRA and a DoRA of these layers: the more of them, the lower the rate."""
+    """Return a LoRA and a DoRA of these layers, at half the rate if some lie outside attention."""
     in_attention = targets != "all-linear" and set(targets) <= set(ATTENTION)
     rate = 0.02 if in_attention else 0.01
     return [Method(kind, rate, targets, rank) for kind in ("LoRA", "DoRA")]
 
 
 def ablation(rank: int) -> list[Method]:
-    """Return LoRAs of about as many parameters, spent on one matrix of attention, or on more of them.
+    """Return LoRAs with about the same number of parameters, spent on one matrix or on several.
 
-    A rank of r for q and v is one of 2r for q alone.  The rank is a multiple of 4.  (The last has an
-    eighth more parameters, because the matrices of the net are larger.)
+    Rank r on q and v costs as much as rank 2r on q alone.  ``rank`` is a multiple of 4.  (The last LoRA
+    has an eighth more parameters, because the matrices outside attention are larger.)
     """
     return [
         FROZEN,
@@ -115,7 +115,7 @@ def places(targets: tuple[str, ...] | str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a method.
+    """A finished training by one method.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class Run:
 
 
 def train(method: Method, base: GPT, text: Array, *, rate: float, steps: int, seed: int) -> Run:
-    """Train a model by ``method`` on windows of a text, whose targets are the same moved by one."""
+    """Train a model by ``method`` on windows of a text; its targets are the same, moved by one."""
     model = method.build(base, seed)
     began = time.perf_counter()
     training = ld.fit(
@@ -158,7 +158,7 @@ def train(method: Method, base: GPT, text: Array, *, rate: float, steps: int, se
 def best(
     method: Method, base: GPT, text: Split, *, rates: Sequence[float], steps: int, seed: int
 ) -> Run:
-    """Return the run whose rate does best on the validation part, which is not in the table.
+    """Return the run whose rate does best on the validation part, which the table does not report.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def best(
 
 @dataclass(frozen=True)
 class Row:
-    """How well a run does: an object of the JSON file.  Losses are in nats per character.
+    """How well a run does: one object of the JSON file.  Losses are in nats per character.
 
     ``loss_off`` is the loss on the old author with the adapter off; None if there is none.
     """
@@ -223,12 +223,12 @@ def measure(run: Run, new: Array, old: Array) -> Row:
 
 
 def northanger_abbey() -> Array:
-    """Return the novel that tells how much of the old author is kept, as ids."""
+    """Return, as ids, the novel that shows how much of the old author is kept."""
     return encode(read("northanger_abbey"))
 
 
 def table_line(rows: list[Row]) -> str:
-    """Return the line of the table for the rows of one method, one per seed: their means."""
+    """Return a method's line of the table: the means of its rows, of which each seed has one."""
     first = rows[0]
     new, old, seconds = np.mean([(r.loss_new, r.loss_old, r.seconds) for r in rows], axis=0)
     off = "-" if first.loss_off is None else f"{first.loss_off:.3f}"
@@ -240,12 +240,12 @@ def table_line(rows: list[Row]) -> str:
 
 
 def table_head(title: str) -> str:
-    """Return the line above."""
+    """Return the head of the table."""
     return f"   {'':21}{'trained':>8}{'share':>7}{'rate':>6}{title:>11}  Austen on    off sec."
 
 
 def own(file: Path) -> Split:
-    """Return a text of one's own in three parts: 18, 1 and 1 of 20.
+    """Return a text of your own, split into three parts: 18, 1 and 1 twentieths.
 
     Raises
     ------
@@ -259,8 +259,8 @@ def own(file: Path) -> Split:
     ids, least = encode(text, str(file)), 20 * (CONTEXT + 1)
     if len(ids) < least:
         raise ValueError(
-            f"{file} is too short: it has {len(ids):,} characters, and a twentieth is to be more than "
-            f"the context of {CONTEXT}, so there must be {least:,}"
+            f"{file} is too short: it has {len(ids):,} characters and needs at least {least:,}, because "
+            f"a twentieth of it must be longer than the context of {CONTEXT}"
         )
     return Split(*np.split(ids, [len(ids) * 18 // 20, len(ids) * 19 // 20]))
 
@@ -268,7 +268,7 @@ def own(file: Path) -> Split:
 def moved_heads(run: Run, base: GPT, name: str) -> Array:
     """Return how far the heads of one of attention's matrices have moved, (layers, heads).
 
-    The rows of Wq, Wk and Wv belong to heads.  For those of one head it is ‖W − W0‖/‖W0‖.
+    Each head has its own rows in Wq, Wk and Wv.  Over these rows, this is ‖W − W0‖/‖W0‖.
     """
     moved = []
     merged = run.model.merge_and_unload() if isinstance(run.model, ld.PeftModel) else run.model

@@ -1,7 +1,7 @@
 """A small GPT: a decoder that guesses the next character of a text.
 
-It has the form of OPT (Zhang et al., arXiv:2205.01068), and OPT's names for its parameters.  So its
-checkpoints fit ``transformers.OPTForCausalLM``, and an adapter fits on both sides.
+It is built like OPT (Zhang et al., arXiv:2205.01068), and its parameters have OPT's names.  So its
+checkpoints fit ``transformers.OPTForCausalLM``, and an adapter made for one of them fits the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loradora.nn import check_positive
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: So many characters the net sees at once.
+#: How many characters the net sees at once.
 CONTEXT = 64
 
 CHECKPOINT = Path(__file__).parent / "data" / "austen_gpt.npz"
@@ -32,8 +32,8 @@ FIRST_POSITION = 2
 class Decoder(ld.Module):
     """From ids (N, T) to a vector for each place, (N, T, width), that knows what stands before it.
 
-    The vector of a character and that of its place are added up, because attention does not know the
-    order of what it looks at.  After the blocks comes a last norm.
+    The vector of each character is added to that of its place, because attention does not know the
+    order of what it looks at.  A last norm follows the layers.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Decoder(ld.Module):
             table.weight.data = table.weight.data * 0.02
 
     def forward(self, ids: npt.ArrayLike) -> mg.Tensor:
-        """Return the vectors; ValueError for no places, and for more than the context has."""
+        """Return the vectors; ValueError if there are no ids, or more than the context holds."""
         *_, length = np.shape(ids) or [0]
         context = len(self.embed_positions.weight) - FIRST_POSITION
         if not length:
             raise ValueError("there is no character to go on from: expected ids of shape (..., T)")
         if length > context:
             raise ValueError(
-                f"{length} characters are too many for a context of {context}: give it the last of them"
+                f"{length} characters are too many for a context of {context}: give it the last {context}"
             )
         places = np.arange(FIRST_POSITION, FIRST_POSITION + length)
         x = self.embed_tokens(ids) + self.embed_positions(places)
@@ -75,10 +75,10 @@ class Decoder(ld.Module):
 class GPT(ld.Module):
     """From ids (N, T) to logits (N, T, characters): at each place, what may come next.
 
-    The weight of the last layer is the table of characters again ("tied"): a character is likely where
+    The table of characters is also the weight of the last layer ("tied"): a character is likely where
     its vector fits the one that the decoder has computed.
 
-    TypeError or ValueError for sizes that are no integers of at least 1.
+    TypeError or ValueError for sizes that are not integers of at least 1.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class GPT(ld.Module):
             dtype=dtype,
         )
         self.model = {"decoder": decoder}  # "model.decoder.layers.0...", as in OPT
-        # it gets another weight in the next line, and with rng=0 draws nothing from the decoder's rng
+        # its weight is replaced in the next line; rng=0, so that it draws nothing from the decoder's rng
         self.lm_head = ld.Linear(width, characters, bias=False, rng=0, dtype=dtype)
         self.lm_head.weight = decoder.embed_tokens.weight
 
@@ -127,7 +127,7 @@ def loss_on(model: ld.Module, text: Array, most: int = 256) -> float:
 
 
 def check_prompt(prompt: str) -> list[int]:
-    """Return the ids of a prompt; ValueError if it is empty or has characters that are not known."""
+    """Return the ids of a prompt; ValueError if it is empty or has unknown characters."""
     if not prompt:
         raise ValueError("the prompt is empty: there is nothing to go on from")
     return encode(prompt, "the prompt").tolist()
@@ -142,10 +142,10 @@ def sample(
     temperature: float,
     rng: ld.nn.Rng,
 ) -> str:
-    """Return a text of ``length`` characters that goes on from the prompt.
+    """Return ``length`` characters that continue the prompt.
 
     The next character is drawn with probability softmax(z/T), for its logits z and the temperature T.
-    The place of the largest number in z + T·g is such a draw, if the entries of g have Gumbel's
+    The index of the largest entry of z + T·g is such a draw if the entries of g have Gumbel's
     distribution (Maddison et al., arXiv:1411.0030, sec. 2.2).  For T = 0 it is the likeliest character.
 
     Raises

@@ -1,7 +1,7 @@
 """Seven texts, two authors, and the alphabet they are written in.
 
-The old author is Jane Austen: five novels to learn from, and a sixth, *Northanger Abbey*, which tells
-how well it was learnt.  The new one is Shakespeare, with *Romeo and Juliet*:
+The old author is Jane Austen: five novels to learn from, and a sixth, *Northanger Abbey*, to measure
+what was learnt.  The new one is Shakespeare, with *Romeo and Juliet*:
 
     Acts I to IV           to learn from
     Act V, scenes 1 and 2  validation: to choose a learning rate by
@@ -41,7 +41,8 @@ def encode(text: str, name: str = "the text") -> Array:
     Raises
     ------
     ValueError
-        For characters that are not in the alphabet, with how often each occurs in what has that name.
+        For characters that are not in the alphabet.  The message calls the text ``name`` and says how
+        often each of them occurs.
     """
     unknown = Counter(character for character in text if character not in _ID_OF)
     if unknown:
