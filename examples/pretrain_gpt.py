@@ -2,10 +2,10 @@
 
     python examples/pretrain_gpt.py --out out/austen_gpt.npz
 
-It reads five novels, 4,000 batches of 32 windows of 64 characters, in about twelve minutes on one core.
-What it has learnt is measured on a sixth, *Northanger Abbey*, in nats per character.  The file holds its
-810,112 numbers in float16.  Run again, it ends within 0.01 nats of the one that is there, because
-rounding differs between CPUs.
+It reads five novels in 4,000 batches of 32 windows of 64 characters, which takes about twelve minutes on
+one core.  What it has learnt is measured on a sixth, *Northanger Abbey*, in nats per character.  The file
+holds its 810,112 numbers in float16.  If this is run again, the net ends within 0.01 nats of the one
+that is there, not exactly on it: rounding differs between CPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import loradora as ld
 
 
 def main() -> None:
-    """Train, say how it goes, and save."""
+    """Train, report the loss on the way, and save."""
     add = parser.add_argument
     add("--steps", type=terminal.positive, default=4000, help="batches of 32 windows (4000)")
     add("--rate", type=float, default=0.002, help="the highest learning rate (0.002)")

@@ -1,19 +1,19 @@
-"""Goes on in PyTorch and PEFT with what was begun in NumPy: one of several processes.
+"""Continues in PyTorch and PEFT what was begun in NumPy: one of several processes.
 
     torchrun --nproc-per-node 2 torch_worker.py FOLDER
 
 The folder holds a job, as ``two_processes.py`` writes it: ``job.json``, the base and the data as
-``.safetensors``, and for each run a folder with an adapter as PEFT saves it, or a whole model, and if it
-has begun, with what its optimizer remembers.
+``.safetensors``, and a folder for each run.  A run's folder holds an adapter as PEFT saves it, or a whole
+model.  If the run has already begun, it also holds the state of the optimizer.
 
 Each process takes its share of every batch.  ``DistributedDataParallel`` replaces the gradients by their
-mean over all processes, so that each makes the same step.  Nothing else travels, because each process
+mean over all processes, so that all take the same step.  Nothing else travels, because each process
 reads the base and the adapter for itself.
 
 At the end the first process writes the folder ``there``: a folder for each run, and a report.  It appears
 as a whole or not at all, and nothing else in the folder is touched.
 
-Nothing of minigrad or loradora is imported: whoever goes on there needs PyTorch and PEFT alone.
+Neither minigrad nor loradora is imported: PyTorch and PEFT are all that is needed here.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-#: Files of a run, beside those of PEFT.
+#: Files of a run, besides those of PEFT.
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 #: What AdamW remembers of a parameter, and its options.
@@ -44,7 +44,7 @@ OPTIONS = "betas", "eps", "lr", "weight_decay"
 
 
 class Net(nn.Module):
-    """What ``ld.MLP`` is, under the same names."""
+    """The same net as ``ld.MLP``, whose parameters have the same names."""
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ def share(batch: torch.Tensor, rank: int, processes: int) -> torch.Tensor:
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: dict[str, Any], batches: torch.Tensor
 ) -> dict[str, float]:
-    """Take a step for each batch; return what was measured, bytes and examples per step."""
-    # by default the first process sends its whole model to the others, lest theirs differ
+    """Take a step for each batch; return the seconds in all, and the bytes and examples per step."""
+    # by default the first process sends its whole model to the others; here all have read the same
     parallel = DistributedDataParallel(model, init_sync=False)
     sent: list[int] = []
     seen: list[int] = []
 
     def counted(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """Do what is done with a bucket of gradients anyhow, and note its bytes."""
+        """Average a bucket of gradients, as is done by default, and note its bytes."""
         sent.append(bucket.buffer().nbytes)
         return allreduce_hook(group, bucket)
 
@@ -95,7 +95,7 @@ def train(
 
 
 def go_on(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Any]) -> None:
-    """Let an optimizer go on from moments that are called by the names of the parameters."""
+    """Let an optimizer continue from moments that are stored under the names of the parameters."""
     state = optimizer.state_dict()
     state["state"] = {
         number: {moment: tensors[f"state.{name}.{moment}"] for moment in MOMENTS}
@@ -105,7 +105,7 @@ def go_on(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str,
 
 
 def moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Any]:
-    """Return what an optimizer remembers, by the names of the parameters, and its options."""
+    """Return an optimizer's moments, under the names of the parameters, and its options."""
     state = optimizer.state_dict()
     (group,) = state["param_groups"]
     named = {
@@ -135,7 +135,7 @@ def begin(folder: Path, job: dict[str, Any], run: dict[str, Any]) -> Any:
 
 
 def work(folder: Path, job: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Do all runs of a job; the first process writes what comes of them into ``place``."""
+    """Do all runs of a job; the first process writes the results into ``place``."""
     data = load_file(folder / "data.safetensors")
     report = {}
     for run in job["runs"]:
@@ -175,9 +175,9 @@ def check(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{run['name']} has no steps from {run['start']} to {run['stop']}")
     processes = int(os.environ["WORLD_SIZE"])
     if size % processes:
-        raise ValueError(f"a batch of {size} cannot be shared out evenly to {processes} processes")
+        raise ValueError(f"a batch of {size} cannot be split evenly among {processes} processes")
     if (folder / "there").exists():
-        raise ValueError(f"{folder / 'there'} is there already")
+        raise ValueError(f"{folder / 'there'} already exists")
     return job
 
 
@@ -186,7 +186,7 @@ def main(folder: Path) -> None:
     job = check(folder)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    # another job in this folder, on this machine, meets at another port
+    # named after the port, which a second launch in this folder cannot share
     place = folder / f".there-{os.environ['MASTER_PORT']}"
     if dist.get_rank() == 0:
         place.mkdir()
@@ -197,17 +197,17 @@ def main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------- its end
+# ---------------------------------------------------------------------------- how it ends
 
 
 def said(error: Exception) -> str:
-    """Return an error in a line, with its kind unless it speaks for itself."""
+    """Return an error in one line, with its type unless the message is clear without it."""
     clear = isinstance(error, (OSError, ValueError, RuntimeError))
     return ("" if clear else f"{type(error).__name__}: ") + " ".join(str(error).split())
 
 
 def end_with(parent: int) -> None:
-    """End this process when torchrun is gone, which cannot end it any more."""
+    """End this process when torchrun is gone and can no longer end it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -221,6 +221,6 @@ if __name__ == "__main__":
     try:
         main(chosen.folder)
     except Exception as error:
-        # in one piece, because the other processes may be writing, too
+        # in one piece, because the other processes may be writing too
         os.write(2, f"torch_worker.py: error: {said(error)}\n".encode())
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Hands a job to PyTorch: starts processes of ``torch_worker.py``, and says what became of it."""
+"""Hands a job to PyTorch: starts processes of ``torch_worker.py``, and reports what they measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEEDED = "torch", "peft", "safetensors"
 
 
 class Run(NamedTuple):
-    """A training that goes on there: its name, a model, its optimizer, and which steps are taken."""
+    """A training to take place there: its name, model and optimizer, and which steps to take."""
 
     name: str
     model: ld.Module
@@ -39,28 +39,28 @@ class Run(NamedTuple):
 
 
 def lacking() -> list[str]:
-    """Return which of the packages are not installed."""
+    """Return which of the needed packages are not installed."""
     return [name for name in NEEDED if not find_spec(name)]
 
 
 def write_job(
     folder: Path, base: ld.MLP, data: Mapping[str, npt.NDArray[Any]], runs: list[Run]
 ) -> None:
-    """Write what the processes need into a folder: nothing but files that PyTorch and PEFT read.
+    """Write what the processes need into a folder, as files that PyTorch and PEFT read.
 
-    ``data`` holds ``x``, ``labels`` and ``batches``, of which row k are the examples of step k.
+    ``data`` holds ``x``, ``labels`` and ``batches``, whose row k lists the examples of step k.
 
     Raises
     ------
     ValueError
-        For an adapter of another base, and an optimizer with several groups.
+        For an adapter of a different base, and for an optimizer with several groups.
     OSError
-        If there is a job in this folder already, or two runs have one name.
+        If the folder already holds a job, or two runs have the same name.
     """
     from safetensors.numpy import save
 
     if (folder / "job.json").exists():
-        raise FileExistsError(0, "there is a job already", str(folder))
+        raise FileExistsError(0, "the folder already holds a job", str(folder))
     described = [_described(run, base) for run in runs]
     ld.save_model(folder / "base.safetensors", base)
     content = save({name: np.ascontiguousarray(array) for name, array in data.items()})
@@ -85,14 +85,14 @@ def write_job(
 
 
 def _described(run: Run, base: ld.MLP) -> dict[str, Any]:
-    """Return what is in ``job.json`` of a run."""
+    """Return a run's entry in ``job.json``."""
     adapted = isinstance(run.model, ld.PeftModel)
     if adapted:
         own, given = run.model.get_base_model().state_dict(), base.state_dict()
         if own.keys() != given.keys() or not all(same_values(own[n], given[n]) for n in own):
-            raise ValueError(f"{run.name} adapts another base than the one that is given")
+            raise ValueError(f"{run.name} adapts a different base from the one given")
     if len(run.optimizer.param_groups) > 1:
-        raise ValueError(f"the optimizer of {run.name} has several groups, and there it has one")
+        raise ValueError(f"the optimizer of {run.name} has several groups, but may have only one")
     (group,) = run.optimizer.param_groups
     return {
         "name": run.name,
@@ -110,19 +110,19 @@ def digest(file: Path) -> str:
 
 
 def train(folder: Path, processes: int = 2, port: int | None = None) -> dict[str, dict[str, float]]:
-    """Let several processes do the job in a folder; return what each run has measured, by its name.
+    """Let several processes do the job in a folder; return what was measured, by the name of the run.
 
-    Gradients travel over the loopback, which no other machine can reach.  But as long as they train,
-    torchrun listens at the port where the processes meet on every address of this machine.
+    Gradients travel over the loopback, which no other machine can reach.  But while they train, torchrun
+    listens on every address of this machine, at the port where the processes meet.
 
     Raises
     ------
     RuntimeError
-        If it cannot be done, or a process ends early; the folder is then as it was.
+        If it cannot be done, or a process ends early.  The folder is then as it was before.
     """
     results = folder / "there"
     if results.exists():
-        raise RuntimeError(f"{results} is there already")
+        raise RuntimeError(f"{results} already exists")
     port = free_port(port)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
@@ -159,7 +159,7 @@ def train(folder: Path, processes: int = 2, port: int | None = None) -> dict[str
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for torchrun: ours, without its own defaults, and with the loopback."""
+    """Return our environment for torchrun, with no defaults for its options, on the loopback."""
     settings = {k: v for k, v in os.environ.items() if not k.startswith("PET_")}
     settings["OMP_NUM_THREADS"] = "1"
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
@@ -170,9 +170,9 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def ending_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that it does not leave anything running."""
+    """Let SIGTERM end the block with an exception, so that nothing is left running."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set what a signal does
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -182,12 +182,12 @@ def ending_by_sigterm() -> Iterator[None]:
 
 
 def free_port(port: int | None = None) -> int:
-    """Return a port of this machine that is free: this one, or any.
+    """Return a free port of this machine: the given one, or any.
 
     Raises
     ------
     RuntimeError
-        If this one is not.
+        If the given one is taken, or is not a port.
     """
     if port is not None and not 0 < port < 2**16:
         raise RuntimeError(f"a port is a number from 1 to {2**16 - 1}, not {port}")
@@ -200,9 +200,9 @@ def free_port(port: int | None = None) -> int:
 
 
 def cause(printed: str) -> str:
-    """Return in a line why the processes have ended early, from what they have printed.
+    """Return in one line why the processes ended early, from what they printed.
 
-    If one ends, the others complain of it, and torchrun reports at last which was the first.
+    When one of them ends, the others complain, and torchrun reports last which was the first.
     """
     first = printed.partition("Root Cause")[2]
     killed = re.search(r"Signal \d+ \(\w+\) received by PID \d+", first)
@@ -210,10 +210,10 @@ def cause(printed: str) -> str:
     raised = [
         line
         for line in re.findall(r"^(?:\[rank\d+\]: )?(\w[\w.]*Error\b.*)", printed, re.MULTILINE)
-        if "ChildFailedError" not in line  # which is torchrun's own
+        if "ChildFailedError" not in line  # torchrun's own
     ]
     if killed:
         return f"a process was killed: {killed[0]}"
     if said:
         return said[1]
-    return raised[-1] if raised else "torchrun ended without a word"
+    return raised[-1] if raised else "torchrun failed and gave no reason"

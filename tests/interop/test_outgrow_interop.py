@@ -212,14 +212,14 @@ def test_a_job_that_is_another_training_is_not_written(two_processes, job, tmp_p
     Run, write = two_processes.Run, two_processes.write_job
     for net in (ld.MLP(SIZES, rng=9), ld.MLP([7, 30, 9, 5], rng=0)):
         other = Run("A", adapted(net, "DoRA"), adamw(model), 0, 2)
-        with pytest.raises(ValueError, match="A adapts another base than the one that is given"):
+        with pytest.raises(ValueError, match="A adapts a different base from the one given"):
             write(tmp_path, base, data(), [other])
     several = Run("A", model, ld.AdamW(ld.lora_plus(model, 0.01)), 0, 2)
     with pytest.raises(ValueError, match="the optimizer of A has several groups"):
         write(tmp_path, base, data(), [several])
     assert content(tmp_path) == {}
     before = job()
-    with pytest.raises(FileExistsError, match="there is a job already"):
+    with pytest.raises(FileExistsError, match="the folder already holds a job"):
         job()
     assert content(tmp_path) == before
 
@@ -377,9 +377,7 @@ def test_what_cannot_be_done_is_refused_before_the_processes_meet(
     told = json.loads((tmp_path / "job.json").read_text())
     assert worker.check(tmp_path) == told
     monkeypatch.setenv("WORLD_SIZE", "3")  # the mean of means is the mean only of parts of one size
-    with pytest.raises(
-        ValueError, match="a batch of 16 cannot be shared out evenly to 3 processes"
-    ):
+    with pytest.raises(ValueError, match="a batch of 16 cannot be split evenly among 3 processes"):
         worker.check(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for start, stop in ((0, 3), (-1, 1), (1, 1)):
@@ -391,7 +389,7 @@ def test_what_cannot_be_done_is_refused_before_the_processes_meet(
     run |= {"start": 0}
     (tmp_path / "job.json").write_text(json.dumps(told))
     (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="there is there already"):
+    with pytest.raises(ValueError, match="there already exists"):
         worker.check(tmp_path)
     (tmp_path / "data.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"data\.safetensors"):
@@ -412,7 +410,7 @@ def test_the_shares_of_a_batch_are_the_batch(worker):
 @pytest.mark.parametrize(
     ("printed", "told"),
     [
-        ("", "torchrun ended without a word"),
+        ("", "torchrun failed and gave no reason"),
         ("W0101 all is well\nKeyError: 'x'\n=====\n", "KeyError: 'x'"),
         ("[rank1]: a.b.SomeError: no\n  File\n", "a.b.SomeError: no"),
         ("torch_worker.py: error: no\nOtherError: x\n", "no"),
