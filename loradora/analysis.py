@@ -110,7 +110,7 @@ def change(W0: Matrix, W: Matrix) -> Change:
     Raises
     ------
     ValueError
-        For shapes that differ, or are not those of a matrix with rows.
+        If the shapes differ, or are not those of a matrix with at least one row.
 
     Examples
     --------
@@ -134,13 +134,13 @@ def weight_decomposition(before: Module, after: Module) -> dict[str, Change]:
     before
         The base model.
     after
-        The same architecture later: a trained copy, a merged model, or a PeftModel over it, whose
-        adapted layers count with the weight they act with.
+        The same architecture later: a trained copy, a merged model, or a PeftModel over it.  The weight
+        of an adapted layer is the merged one.
 
     Raises
     ------
     ValueError
-        If the models differ in their Linear layers or the shapes of these.
+        If the models differ in their Linear layers or in the shapes of these.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def correlation(changes: Iterable[Change]) -> float:
     """
     points = np.array(list(changes), dtype=np.float64).reshape(-1, 2)
     centred = points - points.mean(axis=0) if len(points) else points
-    lengths = row_length(centred, axis=0).data  # which neither overflows nor underflows
+    lengths = row_length(centred, axis=0).data  # minigrad's norm neither overflows nor underflows
     if len(points) < 2 or not np.all(lengths > 0):
         raise ValueError("a correlation needs two points that differ in magnitude and in direction")
     M, D = (centred / lengths).T
@@ -218,9 +218,11 @@ def spectrum(dW: Matrix) -> Array:
 def effective_rank(dW: Matrix) -> float:
     """Return e^H with H = −Σ pᵢ log pᵢ the entropy of the singular values, pᵢ = σᵢ/Σσ.
 
-    A rank that counts by size: k equal singular values give k, and small ones add little, so
-    1 ≤ effective rank ≤ rank.  0 for a matrix of zeros.  Source: O. Roy and M. Vetterli, "The effective
-    rank: a measure of effective dimensionality", EUSIPCO 2007, definition 1.
+    This rank counts singular values by their size: k equal ones give k, and small ones add little.  So
+    1 ≤ effective rank ≤ rank, and a matrix of zeros has 0.
+
+    Source: O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO
+    2007, definition 1.
 
     Raises
     ------
@@ -238,7 +240,7 @@ def effective_rank(dW: Matrix) -> float:
     sigma = sigma[sigma > 0]
     if not len(sigma):
         return 0.0
-    p = sigma / sigma[0]  # first by the largest, so that the sum cannot overflow
+    p = sigma / sigma[0]  # by the largest first, so that the sum cannot overflow
     p = p / p.sum()
     return float(np.exp(-np.sum(p * np.log(p))))
 
@@ -247,7 +249,7 @@ def effective_rank(dW: Matrix) -> float:
 
 
 def adapter_size(out_features: int, in_features: int, r: int, *, use_dora: bool = False) -> int:
-    """Return how many numbers an adapter trains: A and B have r(in + out), DoRA's m has out more.
+    """Return how many numbers an adapter trains: A and B have r(in + out), and DoRA's m adds out.
 
     Source: arXiv:2106.09685, §5.1 (|Θ| = 2 L d r, for L square weights); arXiv:2402.09353, eq. 5.
 
@@ -269,9 +271,10 @@ def adapter_size(out_features: int, in_features: int, r: int, *, use_dora: bool 
 
 
 def parameter_counts(model: Module) -> dict[str, Count]:
-    """Return how many numbers every layer has, by its path; a shared tensor counts once, at its first.
+    """Return how many numbers each layer has, by its path.
 
-    An adapted layer counts as one, with its frozen weight and its adapter.
+    A shared tensor counts once, in the first layer that has it.  An adapted layer counts as one, with its
+    frozen weight and its adapter.
 
     >>> from loradora import MLP, LoraConfig, get_peft_model
     >>> base = MLP([784, 256, 10])
@@ -298,7 +301,7 @@ def weights(model: Module) -> dict[str, Array]:
     """Return the weight that every Linear layer acts with, by its path: for adapted layers, merged.
 
     The paths are those of the base, also in a PeftModel; the arrays are copies in float64, shape
-    (out, in), so they stay what they are when training goes on.
+    (out, in), so further training does not change them.
     """
     found: dict[str, Array] = {}
     inside: tuple[str, ...] = ()  # adapted layers, whose own base is not a layer of the model
