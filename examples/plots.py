@@ -2,11 +2,11 @@
 
 ``draw`` is the figure of ``finetune_digits.py``: how fast the methods learn, what each parameter buys,
 what is learnt and forgotten at each learning rate, and what the adapter did to the first layer, whose
-weights can be looked at because they are weights of pixels.  ``Decomposition`` is that of lesson 7,
+weights can be looked at because each belongs to a pixel.  ``Decomposition`` is the figure of lesson 7,
 ``Authors`` that of lesson 10.  All need matplotlib.
 
-A lesson's picture is drawn when somebody wants to see it: a notebook, below a cell that ends with the
-picture, or a script that is asked for a file.
+A lesson's picture is only drawn when it is shown: by a notebook, below a cell that ends with the picture,
+or by a script that is asked for a file.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ NO_FIGURE = "no figure: it needs matplotlib (extra 'plot'): pip install matplotl
 
 
 class Picture:
-    """A picture that is drawn by ``_figure`` when somebody wants to see it."""
+    """A picture that ``_figure`` draws only when it is shown or written."""
 
     def write(self, file: Path) -> None:
         """Write the picture in the format that the name of the file ends with, one of ``FORMATS``."""
@@ -233,7 +233,7 @@ class Picture:
         raise NotImplementedError
 
     def _figure(self) -> Any:
-        """Return the figure, made without pyplot, whose backend is the notebook's."""
+        """Return the figure; pyplot is not used, because its backend is the notebook's."""
         raise NotImplementedError
 
 
@@ -301,7 +301,7 @@ class Authors(Picture):
     heads
         For Wq and Wv, ‖W − W0‖/‖W0‖ for the rows of each head, (layers, heads).
     adapter
-        The name of the method that ``heads`` is of.
+        The name of the method whose heads these are.
     """
 
     curves: Any

@@ -41,7 +41,7 @@ def title(method: Method) -> str:
 
 
 class Progress:
-    """Shows on stderr what is going on: one line, rewritten, on a terminal; else a line per job."""
+    """Shows progress on stderr: on a terminal one line that is rewritten, otherwise a line per job."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.started, self.job = jobs, 0, ""
@@ -72,7 +72,7 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self.live:
-            # a line that is full would begin the next one, which a carriage return cannot undo
+            # a full line would begin the next one, which a carriage return cannot undo
             room = terminal.width(sys.stderr) - 1
             terminal.say(f"\r{text[:room].ljust(room)}\r", end="")
         else:
@@ -97,7 +97,7 @@ class Stopwatch:
 # ---------------------------------------------------------------------------- the table
 
 
-#: No line is longer, so that a terminal of the usual width breaks none.
+#: No line is longer, so that none is broken on a terminal of the usual width.
 COLUMNS = 80
 
 
@@ -105,7 +105,7 @@ def summary(results: Results, per_class: int) -> str:
     """Return both tables under a heading, and the findings below them.
 
     Only results of the same seeds are compared.  If the experiment ended early, these are the seeds in
-    which all methods are finished.  If it ended in its first seed, these are the finished methods.
+    which all methods are finished.  If it ended in its first seed, the finished methods are compared.
     """
     finished = Counter(row.seed for _, row in results)
     seeds = [seed for seed, n in finished.items() if n == max(finished.values())]
@@ -201,7 +201,7 @@ def by_title(results: Results) -> dict[str, Results]:
 
 
 def share(row: Row) -> str:
-    """Return which part of the parameters is trainable, in percent."""
+    """Return the share of the parameters that is trainable, in percent."""
     return f"{100 * row.trainable / row.total:.{0 if row.trainable in (0, row.total) else 2}f}"
 
 
@@ -278,7 +278,7 @@ def dora_against_lora(gains: digits.Array) -> str:
     error = gains.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     if n < 5:
         verdict = "too few seeds to tell, try --seeds 5"
-    elif mean > 3 * error:  # few seeds, hence not 2: Student's t
+    elif mean > 3 * error:  # not 2, because there are few seeds: Student's t
         verdict = "it beats LoRA here"
     else:
         verdict = "it does not beat LoRA here"
