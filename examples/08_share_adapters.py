@@ -3,11 +3,11 @@
 # Lesson 8: one base, many adapters: keep, combine, merge and share them.
 
 What you will see: one net, pre-trained on MNIST, with an adapter for optical digits and one for shifted
-MNIST; each good at its own task, both together as their sum; merged into plain weights; saved in files a
-fraction of the size of the net, and loaded by somebody else.  The base is never touched.
+MNIST.  Each is good at its own task, and both can act at once, as a sum.  They are merged into plain
+weights, saved in files a fraction of the size of the net, and loaded again.  The base is never touched.
 
-Why it matters: a fine-tuned copy per task costs a whole net each; an adapter costs a few per cent of one,
-and switching it off gives the old net back, exactly.
+Why it matters: a fine-tuned copy for each task costs a whole net each time.  An adapter costs a few per
+cent of one, and switching it off gives back exactly the old net.
 
 Read next: loradora/config.py, loradora/matching.py, loradora/patterns.py, loradora/reaching.py,
 loradora/views.py, loradora/peft.py, loradora/combining.py, loradora/adapting.py, loradora/checkpoint.py,
@@ -36,8 +36,8 @@ from loradora.optim import linear_decay
 # %% [markdown]
 # ## 1. One base
 #
-# The base has learnt MNIST.  There are two more tasks for it: the optical digits, and MNIST moved to
-# the right by three pixels.
+# The base has learnt MNIST.  It gets two more tasks: the optical digits, and MNIST moved to the right by
+# three pixels.
 
 
 # %%
@@ -54,7 +54,7 @@ before = base.state_dict()
 tests = {"MNIST": old.test, "shifted": shifted(old.test), "optical": new.test}
 
 # %% [markdown]
-# Alone, it is good at what it has seen.
+# On its own, it is good at what it has seen.
 
 
 # %%
@@ -71,8 +71,8 @@ show("the base", base)
 # %% [markdown]
 # ### Three adapters
 #
-# `get_peft_model` returns a model that shares the base and has an adapter of its own.  More adapters
-# can be added to it, of either kind; one is active and learns, from 50 images of each digit.
+# `get_peft_model` returns a model that shares the base and has an adapter of its own.  More adapters of
+# either kind can be added to it.  One of them is active while it learns, from 50 images of each digit.
 
 
 # %%
@@ -109,7 +109,7 @@ for name in ("optical", "optical-dora", "shifted"):
 # %% [markdown]
 # ### Both at once, and none
 #
-# Corrections of LoRA can be added up.  Switched off, all that is left is the base.
+# The corrections of LoRA adapters can be added up.  With all of them off, only the base is left.
 
 # %%
 model.set_adapter(["optical", "shifted"])
@@ -119,15 +119,15 @@ with model.disable_adapter():
     off = np.array_equal(model(old.test.x).data, base(old.test.x).data)
 unchanged = all(np.array_equal(before[n], p.data) for n, p in base.named_parameters())
 print("\n   Each is good at its own task.  'optical + shifted' adds up both")
-print("   corrections: that they can be added does not mean that they get along, for")
+print("   corrections.  That they can be added does not mean that they get along:")
 print("   neither was trained beside the other.")
-print(f"   off equals the base bit by bit: {off}; the base has not changed: {unchanged}\n")
+print(f"   off equals the base bit for bit: {off}; the base has not changed: {unchanged}\n")
 
 # %% [markdown]
 # ## 2. Merged
 #
-# For use, an adapter can be added to the weights.  The result is a plain net that knows nothing of
-# adapters.  It is a new one; the model stays as it is.
+# For use, an adapter can be merged into the weights.  The result is a new, plain net that knows nothing
+# of adapters; the model stays as it is.
 
 # %%
 print("2. Merged: plain layers, no adapter, the same answers\n")
@@ -154,13 +154,13 @@ for file in sorted(folder.iterdir()):
     print(f"   {file.name:18} {file.stat().st_size:9,} bytes")
 
 # %% [markdown]
-# Loaded, it gives the same answers, to the last bit.
+# Loaded again, it gives the same answers, to the last bit.
 
 # %%
 model.set_adapter("optical-dora")
 loaded = ld.PeftModel.from_pretrained(base, folder / "optical-dora.npz")
 same = np.array_equal(loaded(new.test.x).data, model.eval()(new.test.x).data)
-print(f"   loaded again, the same logits bit by bit: {same}")
+print(f"   loaded again, the same logits bit for bit: {same}")
 
 # %% [markdown]
 # Hugging Face's library PEFT saves an adapter as a folder.  With safetensors installed, such folders
@@ -179,7 +179,7 @@ else:
     print(f"   PEFT's folder: loaded again, the same logits: {same}")
 
 # %% [markdown]
-# The files have served their purpose here.
+# The files are no longer needed.
 
 # %%
 directory.cleanup()

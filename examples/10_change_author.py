@@ -4,7 +4,7 @@
 
 What you will see: a net that has learnt to write like Jane Austen reads four acts of *Romeo and Juliet*.
 Adapters of 2 to 9 % of its size make it write lines for speakers; switched off, they give the novelist
-back.  A table says how well each method has learnt, and the same lines before and after show it.
+back.  A table says how well each method has learnt, and samples before and after show it.
 
 In a transformer each character has a vector.  Attention lets these vectors look at one another.  From
 each it makes three:
@@ -13,18 +13,20 @@ each it makes three:
     k = Wk x    the key: what it can be found by
     v = Wv x    the value: what it tells those who find it
 
-Where a query fits a key, the value comes over: y = softmax(Q Kᵀ/√d) V.  A character looks back only, at
-those before it, because the net is to guess what comes next.  A fourth matrix, Wo, mixes what several
-such heads have found.  So attention has four matrices to adapt, and the net that follows it has two.
+Where a query fits a key, the value comes over: y = softmax(Q Kᵀ/√d) V.  A character only looks at itself
+and at those before it, because the net has to guess what comes next.  A fourth matrix, Wo, mixes what
+several such heads have found.  So attention has four matrices to adapt, and the net that follows it has
+two more.
 
 LoRA on Wq and Wv leaves both as they are and adds to what they compute: q = Wq x + s B (A x), and v
 likewise.  Here A is (8, 128) and B (128, 8).  That makes 4 layers × 2 matrices × 8 (128 + 128) = 16,384
 numbers to train, instead of 810,112.
 
-Why it matters: this is where LoRA was made.  Its authors asked which of the four to adapt if only so many
-parameters may be trained (arXiv:2106.09685, sec. 7.1).  Their answer: rather more matrices at a lower
-rank than one at a higher; and if it is two, Wq and Wv rather than Wq and Wk.  Hence the
-`target_modules=["q_proj", "v_proj"]` of so many scripts.  With `--ablation` you can ask this net.
+Why it matters: this is what LoRA was made for.  Its authors asked which of the four matrices to adapt if
+the number of trained parameters is fixed (arXiv:2106.09685, sec. 7.1).  Their answer: more matrices at a
+lower rank are better than one at a higher rank; and if there are to be two, Wq and Wv are better than Wq
+and Wk.  That is why so many scripts say `target_modules=["q_proj", "v_proj"]`.  With `--ablation` you can
+ask this net.
 
 Read next: loradora/attention.py; examples/gpt.py, the whole net; examples/text.py, examples/author.py,
 examples/pretrain_gpt.py; then 11_outgrow.py.
@@ -55,7 +57,8 @@ from text import play
 import loradora as ld
 
 # %% [markdown]
-# A notebook has no command line.  There, change the defaults below: what is learnt, and how,
+# A notebook has no command line.  There, change the defaults below.  The first ones say what is learnt,
+# and how.
 
 # %%
 LAYERS = "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"
@@ -69,7 +72,7 @@ either(
     metavar="M",
     help=f"to adapt: any of {' '.join(LAYERS)}",
 )
-either("--ablation", action="store_true", help="which matrices to adapt, for as many parameters")
+either("--ablation", action="store_true", help="which matrices to adapt, at about equal size")
 add("--rank", type=int, default=8, help="of the adapters (8)")
 add("--steps", type=int, default=40, help="batches of 32 windows (40; in the README 200)")
 add("--rates", nargs="+", type=float, metavar="R", help="try these, and choose by validation")
@@ -79,7 +82,7 @@ add("--seeds", type=int, default=1, help="how many, to be averaged (1)")
 FIGURE = Path("out/10_change_author.png")
 
 # %% [markdown]
-# and what is shown of it.
+# The others say what is shown of it, and what is kept.
 
 # %%
 add("--prompt", default="Juliet.\nO ", help="what the samples go on from")
@@ -91,7 +94,7 @@ options = parser.parse_args()
 if not 1 <= options.rank <= 128 or options.seeds < 1 or options.steps <= author.WARMUP:
     parser.error("--rank is 1 to 128, --seeds at least 1, --steps more than the 10 of the warm-up")
 if options.ablation and options.rank % 4:
-    parser.error("--ablation shares out a --rank that is a multiple of 4")
+    parser.error("--ablation needs a --rank that is a multiple of 4")
 if options.seed < 0 or not all(
     0 <= x < math.inf for x in (options.temperature, *(options.rates or ()))
 ):
@@ -103,7 +106,8 @@ if options.plot and options.plot.suffix.lower() not in plots.FORMATS:
     parser.error(f"argument --plot: a figure is one of {', '.join(plots.FORMATS)}")
 
 # %% [markdown]
-# Nothing is written over that is still to be read, and nothing is begun that could not be saved.
+# Before the work begins, the files are checked: no input may be overwritten, and every result can be
+# saved.
 
 # %%
 if options.text:
@@ -124,9 +128,9 @@ except OSError as error:
 # %% [markdown]
 # ## 1. The novelist
 #
-# `pretrain_gpt.py` has made it, from five novels.  The sixth, which it has not read, costs it 1.3 nats
-# per character.  That is, of 65 characters it gives the right one a probability of e⁻¹·³, about a
-# quarter, in the geometric mean.
+# The net was made by `pretrain_gpt.py`, from five novels.  A sixth, which it has not read, costs it 1.3
+# nats per character.  In other words, among 65 characters it gives the right one a probability of e⁻¹·³,
+# about a quarter, in the geometric mean.
 
 # %%
 ld.keep_freed_memory()  # a step makes many large arrays: this saves a fifth of its time
@@ -142,10 +146,10 @@ print(f"   A sixth costs it {loss:.3f} nats per character (in 256 windows of 64)
 # %% [markdown]
 # ## 2. The ways to learn another author
 #
-# Of the play, Acts I to IV are learnt.  Two scenes of Act V are for choosing a learning rate, and the
-# last scene is reported.  `rate` is the one that did best on those two scenes: see `--rates`.  With
-# several seeds, the first chooses.  So few steps are a beginning: no method has converged, and the table
-# compares how far each gets in the same number of steps.
+# The net learns from Acts I to IV of the play.  Two scenes of Act V serve to choose a learning rate, and
+# the table reports the loss on the last scene.  `rate` is the one that did best on those two scenes: see
+# `--rates`.  With several seeds, the first one chooses.  So few steps are only a beginning: no method has
+# converged, and the table compares how far each gets in the same number of steps.
 
 # %%
 methods = author.methods(options.rank)
@@ -177,17 +181,17 @@ if options.json:
     print(f"\n   The table as JSON: {options.json}")
 
 # %% [markdown]
-# Left on, an adapter forgets much of the old author, as full fine-tuning does.  Switched off, it has
-# changed nothing: the loss is that of the base, to the last digit.
+# With its adapter on, the net has forgotten much of the old author, just as after full fine-tuning.  With
+# the adapter off, nothing has changed: the loss is that of the base, to the last digit.
 #
 # ## 3. Before and after
 #
-# A character is drawn at a time, with probability softmax(z/T) for the logits z and the temperature T.
+# One character is drawn at a time, with probability softmax(z/T) for the logits z and the temperature T.
 
 
 # %%
 def show(model):
-    """Print what a model goes on to write; a long line goes on further to the right."""
+    """Print the prompt and how a model continues it; the rest of a long line is indented."""
     rng = np.random.default_rng(options.seed)
     text = gpt.sample(model, options.prompt, 250, temperature=options.temperature, rng=rng)
     for line in (options.prompt + text).split("\n"):
@@ -200,15 +204,15 @@ best = min(adapted, key=lambda run: np.mean(run.losses[-10:]))
 print(f"\n3. {best.method.name}, seed {best.seed}.  The adapter is off:\n")
 with best.model.disable_adapter():
     show(best.model)
-hint = "" if options.text or options.steps >= 200 else " (it takes some 200 to make speakers)"
+hint = "" if options.text or options.steps >= 200 else " (speakers appear after about 200)"
 print(f"\n   And on, after {options.steps} steps{hint}:\n")
 show(best.model)
 
 # %% [markdown]
 # ## 4. What is kept
 #
-# An adapter is a small file beside the base, which all of them share.  `from_pretrained` puts one on the
-# base again, also in another process: there, `gpt.sample` writes on.
+# An adapter is a small file beside the base, which all of them share.  `from_pretrained` puts one back on
+# the base, also in another process, and `gpt.sample` writes with it.
 
 # %%
 shared = gpt.CHECKPOINT.stat().st_size / 1000
@@ -223,13 +227,13 @@ with tempfile.TemporaryDirectory() as folder:
     again = ld.PeftModel.from_pretrained(base, file)
     ids = new.test[: gpt.CONTEXT]
     same = np.array_equal(again(ids).data, adapted[-1].model(ids).data)
-    print(f"\n   The last one, read again, gives the same logits bit by bit: {same}")
+    print(f"\n   The last one, read again, gives the same logits bit for bit: {same}")
 
 # %% [markdown]
 # ## The picture
 #
-# How the loss falls, and how far the heads have moved.  Each head has rows of its own in Wq, Wk and Wv.
-# Where ‖W − W0‖/‖W0‖ is above 1, the change of these rows is larger than the rows were.
+# The picture shows how the loss falls, and how far the heads have moved.  Each head has its own rows in
+# Wq, Wk and Wv.  Where ‖W − W0‖/‖W0‖ is above 1, the change of these rows is larger than the rows were.
 
 # %%
 moved = [name for name in author.ATTENTION[:3] if author.moved_heads(adapted[0], base, name).any()]

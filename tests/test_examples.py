@@ -87,11 +87,11 @@ LESSONS = {
     "08_share_adapters": [
         r"the base +9\d\.\d %",
         r"\n +optical +\d\d\.\d % .* [89]\d\.\d %",
-        r"off equals the base bit by bit: True; the base has not changed: True",
+        r"off equals the base bit for bit: True; the base has not changed: True",
         r"optical-dora +MLP, largest difference of a logit \de-0[4-9]",
         r"base\.npz +\d{3},\d{3} bytes",
         r"optical\.npz +\d\d,\d{3} bytes",
-        r"the same logits bit by bit: True",
+        r"the same logits bit for bit: True",
         r"(PEFT's folder: .*the same logits: True|files\s+need\s+safetensors)",
     ],
     "09_lora_or_dora": [
@@ -109,7 +109,7 @@ LESSONS = {
         r"The adapter is off:\n\n   \| Juliet\.\n   \| O ",
         r"And on, after (?:11|40) steps .*:\n\n   \| Juliet\.\n   \| O ",
         r"LoRA_qv_r8\.npz +7\d kB",
-        r"the same logits bit by bit: True",
+        r"the same logits bit for bit: True",
     ],
     "11_outgrow": [
         r"base\.npz +94\d,\d{3} bytes\n +DoRA-\d+\.npz +\d+,\d{3} bytes",
