@@ -2,22 +2,22 @@
 """
 # Lesson 11: when one machine is not enough: the same adapter on PyTorch's distributed engine.
 
-What you will see: adapters that are begun here leave as files, go on in PyTorch and PEFT, in two
+What you will see: adapters that begin here leave as files, are trained in PyTorch and PEFT by two
 processes that each see half of every batch, and come back as if they had never been away.  A table says
 how many bytes of gradients a process hands over at each step: 940,584 in full fine-tuning, and 26,568
-for a DoRA of rank 4.  Then a training is interrupted here, goes on there and ends here.  At last, what
-a step keeps in memory: three formulas, checked on this small net, and what they say of one with 7
-billion parameters.
+for a DoRA of rank 4.  Then a training is begun here, continued there, and finished here.  The last part
+is about what a step keeps in memory: three formulas are checked on this small net, and then applied to
+one with 7 billion parameters.
 
 Processes that train together split each batch.  Each computes the gradients for its own part, and then
 all take the mean,
 
     g = (g1 + g2)/2    which is the gradient for the whole batch, if both parts are equally large,
 
-so all of them make the same step.  The mean has to travel, at each step, and it is as large as what is
-trained.  Of a frozen base nothing travels: each process has read it from a file.
+so all of them take the same step.  At each step the gradients have to travel, and they are as large as
+what is trained.  A frozen base does not travel: each process has read it from a file.
 
-Why it matters: whoever outgrows NumPy on one machine should lose nothing.  What was learnt here is a
+Why it matters: if you outgrow NumPy on one machine, you should lose nothing.  What was learnt here is a
 small folder, and PyTorch reads it.
 
 Read next: loradora/moments.py, loradora/model_files.py; examples/torch_worker.py, all that happens on the
@@ -71,13 +71,13 @@ except RuntimeError as error:
     parser.error(f"argument --port: {error}")
 
 # %% [markdown]
-# Nothing is begun that could not be kept, and nothing is written over.
+# Before the work begins, the places for the results are checked.  Nothing is overwritten.
 
 # %%
 lacking = two_processes.lacking()
 if lacking and (options.json or options.out or options.port):
     parser.error(
-        f"without {', '.join(lacking)} nothing travels that --json, --out or --port concern"
+        f"without {', '.join(lacking)} nothing travels, so --json, --out and --port have no use"
     )
 if options.json:
     parser.expect_file("--json", options.json)
@@ -89,8 +89,8 @@ if options.out:
 # %% [markdown]
 # ## 1. What leaves
 #
-# The base has learnt MNIST, and is to learn the optical digits, from 16 images of each.  All methods
-# see the same batches.  So these are drawn first, a row for each step.
+# The base has learnt MNIST, and is to learn the optical digits, from 16 images of each digit.  All
+# methods see the same batches, so these are drawn first, one row for each step.
 
 # %%
 temporary = tempfile.TemporaryDirectory()
@@ -114,8 +114,8 @@ def train(model, optimizer, start=0, stop=options.steps):
 
 
 # %% [markdown]
-# Full fine-tuning trains a copy of the base.  Each adapter starts where it would here: that is what its
-# file holds.
+# Full fine-tuning trains a copy of the base.  Each adapter starts with the same numbers there as here,
+# because they are in its file.
 
 
 # %%
@@ -133,7 +133,7 @@ for rank in options.ranks:
 optimizers = {name: ld.AdamW(m.trainable_parameters(), **HOW) for name, m in models.items()}
 
 # %% [markdown]
-# Whoever stays with NumPy takes one file for the base and one for each adapter.
+# If you stay with NumPy, you need one file for the base and one for each adapter.
 
 # %%
 ld.save_model(folder / "base.npz", base)
@@ -146,16 +146,16 @@ for file in (folder / "base.npz", folder / f"{name}.npz"):
 # %% [markdown]
 # ## 2. There and back
 #
-# PyTorch and PEFT read `.safetensors`.  `write_job` saves the base with `save_model`, the adapters with
-# `save_pretrained`, each into a folder, and beside them the images.  Then torchrun starts two processes,
-# which read nothing else.  For a row of the table the same steps are taken here, too, by one process of
-# NumPy.  Both results are compared on 1,000 images that neither has seen.
+# PyTorch and PEFT read `.safetensors`.  `write_job` saves the base with `save_model`, each adapter into
+# its own folder with `save_pretrained`, and the images beside them.  Then torchrun starts two processes,
+# which read nothing else.  For each row of the table, one process of NumPy takes the same steps here.
+# Both results are compared on 1,000 images that neither has seen.
 
 
 # %%
 @dataclass(frozen=True)
 class Row:
-    """What became of a method on both sides; times in seconds, all steps together."""
+    """The results of a method on both sides; times are in seconds, for all steps together."""
 
     method: str
     trainable: int
@@ -180,7 +180,7 @@ def come_back(name):
 
 
 # %% [markdown]
-# So much for the files.  The comparison:
+# With both models at hand, they can be compared.
 
 
 # %%
@@ -207,9 +207,10 @@ def compare(name, report):
 # %% [markdown]
 # ### The training that is interrupted
 #
-# One more job: a DoRA that has gone a third of its way here.  An optimizer has a memory, and it must
-# come along: AdamW's moments are running means over the steps so far.  `save_optimizer` writes them
-# under the names that the parameters have in PEFT.  The last third is taken here again.
+# One more job is a DoRA that has taken a third of its steps here.  Its optimizer has a memory, which has
+# to come along: AdamW's moments are running means over the steps so far.  `save_optimizer` writes them
+# under the names that the parameters have in PEFT.  The next steps are taken there, and the last third
+# here again.
 
 # %%
 third, rest = options.steps // 3, options.steps - options.steps // 3
@@ -221,7 +222,7 @@ train(whole, ld.AdamW(whole.trainable_parameters(), **HOW))
 
 
 def finished(with_moments):
-    """Return the interrupted model, the last third of its steps taken here."""
+    """Return the interrupted model, after the last third of its steps, which it takes here."""
     place = folder / "there" / "interrupted"
     model = ld.PeftModel.from_pretrained(base, place, is_trainable=True)
     optimizer = ld.AdamW(model.trainable_parameters(), **HOW)
@@ -234,13 +235,13 @@ def finished(with_moments):
 # %% [markdown]
 # ### The journey
 #
-# Without PyTorch and PEFT there is no other side.  Then the table is the one that was measured on a
-# machine that has them.
+# Without PyTorch and PEFT there is no other side.  Then the table shows what was measured on a machine
+# that has them.
 
 
 # %%
 def travel():
-    """Return the rows of the table, measured; and how far the interrupted training is off."""
+    """Return the measured rows of the table, and how far off the interrupted training ends."""
     steps = options.steps
     runs = [Run(name, models[name], optimizers[name], 0, steps) for name in models]
     runs.append(Run("interrupted", interrupted, adamw, third, rest))
@@ -261,18 +262,19 @@ def travel():
 print(f"\n2. {options.steps} steps there, in two processes, and here, in one\n")
 if lacking:
     rows, gaps = [Row(**row) for row in json.loads(MEASURED.read_text(encoding="utf-8"))], None
-    print(f"   To be measured, this needs {' and '.join(lacking)}")
+    print(f"   To measure this, install {' and '.join(lacking)}")
     print("   (extra 'interop'): pip install torch peft safetensors")
-    print("   So here are 20 steps as another machine has measured them:\n")
+    print("   Until then, here are 20 steps that were measured on another machine:\n")
 else:
     rows, gaps = travel()
 
 # %% [markdown]
 # The bytes are counted in PyTorch, where a process hands over its gradients.  They are what the theory
-# says: four for each number that is trained.  The seconds are of all steps together.  One process of
-# NumPy is ahead of two of PyTorch, because for so small a net a step is mostly calls.  Do not read from
-# the accuracies which rank is best: that is one draw of images, and one rate for all of them.  Nor has
-# training converged after so few steps.  The subject is that both sides take the same steps.
+# says: four for each number that is trained.  The seconds are for all steps together.  One process of
+# NumPy is faster than two of PyTorch, because for so small a net a step is mostly function calls.
+#
+# The point is that both sides take the same steps.  Do not read from the accuracies which rank is best:
+# there is one draw of images and one rate for all, and training has not converged after so few steps.
 
 # %%
 print("   method       trains  bytes/step     there      here  accuracy in % difference")
@@ -283,11 +285,11 @@ for row in rows:
         f"{row.seconds_here:7.3f} s {right:>14} {row.difference:10.0e}"
     )
 relative = max(row.difference / row.largest for row in rows)
-print("\n   The difference is the largest between a logit there and the same logit here;")
-print(f"   of the largest logit it is {relative:.0e}.")
+print("\n   The difference is the largest between a logit there and the same logit here:")
+print(f"   at most {relative:.0e} of the largest logit.")
 if gaps:
     print(f"   With {third} steps here, {rest - third} there and {third} here it is {gaps[0]:.0e},")
-    print(f"   and {gaps[1]:.1f} if what AdamW remembers is left behind.")
+    print(f"   and {gaps[1]:.1f} if AdamW's moments are left behind.")
 if options.json:
     text = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
     options.json.write_text(text, encoding="utf-8")
@@ -303,58 +305,68 @@ temporary.cleanup()
 #     torchrun --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr 10.0.0.1 torch_worker.py FOLDER
 #     torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.1 torch_worker.py FOLDER
 #
-# FOLDER is what `--out FOLDER` leaves, without the folder `there` in it, on a disk that both machines
-# see.  What was shared out to two processes is then shared out to 16, two images of a batch to each.  The
-# first process alone writes.
+# FOLDER is what `--out FOLDER` leaves, without its folder `there`, on a disk that both machines see.
+# Each batch is then split among 16 processes instead of two, so each gets two images.  Only the first
+# process writes.
 #
 # ### NCCL
 #
-# Our two processes sent their gradients by gloo, which works on every CPU.  For GPUs of NVIDIA there is
-# NCCL, which sends from one GPU to the next directly, where there is a line between them.  In the
-# worker, `init_process_group` then gets "nccl" in the place of "gloo".  Before the optimizer is made, the
-# model is moved to a GPU of its own, of which torchrun tells each process the number, `LOCAL_RANK`.  And
-# so are the images.  Each process hands over as many bytes as before.  To get the mean of n processes
-# around a ring, it sends 2 (n - 1)/n times as many: just as many if n = 2, and nearly twice as many if
-# there are 16.
+# Our two processes sent their gradients through gloo, which works on every CPU.  For NVIDIA's GPUs
+# there is NCCL, which sends directly from one GPU to the next if there is a link between them.  In the
+# worker, `init_process_group` then gets "nccl" instead of "gloo".  Each process has its own GPU, and
+# torchrun tells it the number: `LOCAL_RANK`.  The worker moves the model there before it makes the
+# optimizer, and the images too.
+#
+# Each process hands over as many bytes as before.  To take the mean of n processes around a ring, it
+# sends 2 (n - 1)/n times as many: just as many if n = 2, and nearly twice as many if n = 16.
 #
 # ### FSDP
 #
 # `DistributedDataParallel` gives each process a whole copy of the base.  With 7 billion parameters that
-# is 13.5 GB on every GPU, although nobody changes a single one of them.  Fully sharded data parallelism,
-# FSDP for short, gives each of n processes an nth part.  Before a layer computes, it is put together
-# from all parts, and afterwards it is dropped.  Now the base does travel: all of it on the way forward,
-# and again on the way back.  The adapters on top are so small that it matters little how they are kept.
-# In PyTorch the call is `fully_shard`, for each layer and at last for the model; the command is torchrun,
-# as before.  At the end the adapter is gathered and saved in the same form, so the way back here is the
-# one you have seen.
+# is 13.5 GB on every GPU, although none of its numbers change.  Fully sharded data parallelism, FSDP
+# for short, gives each of n processes an nth of it.  Before a layer computes, its weights are put
+# together from all parts, and afterwards they are dropped.  Now the base does travel: all of it on the
+# way forward, and again on the way back.  The adapters on top are so small that it matters little how
+# they are kept.
+#
+# In PyTorch the call is `fully_shard`, for each layer and finally for the model.  The command is
+# torchrun, as before.  At the end the adapter is gathered and saved in the same form, so the way back
+# here is the one you have seen.
 
 # %% [markdown]
 # ## 4. Where NumPy stops being the right tool
 #
-# In the table above NumPy is ahead, because at this size a step is mostly calls, and hardly any
-# arithmetic.  What grows with the net is the matrix products, and there it
-# is BLAS that counts, and the machine.  On one core, by the README's table of speed: a LoRA step of
-# 784-256-128-10 takes PEFT 1.6 times as long as it takes here, one of three layers of 4,096 takes both
-# the same, and with batches of 1,024 through three layers of 1,024 PyTorch draws level, because its
-# products (MKL) are a tenth faster than those of NumPy (OpenBLAS).  For the small GPT of lesson 10 it
-# takes 0.9 of our time.  From layers of about a thousand on, then, NumPy wins nothing on a CPU.
+# In the table above NumPy is ahead, because at this size a step is mostly function calls, with hardly any
+# arithmetic.  What grows with the net is the matrix products, and their speed depends on BLAS and on the
+# machine.  This is what the README's table of speed says of LoRA steps on one core:
 #
-# A GPU is another matter.  None was at hand to be measured, so here is the arithmetic.  That step with
+# - 784-256-128-10: a step takes PEFT 1.6 times as long as it takes here.
+# - Three layers of 4,096: both take the same time.
+# - Three layers of 1,024, with batches of 1,024: PyTorch draws level, because its products (MKL) are a
+#   tenth faster than NumPy's (OpenBLAS).
+# - The small GPT of lesson 10: PyTorch takes 0.9 of our time.
+#
+# So for layers of about a thousand or more, NumPy has no advantage on a CPU.
+#
+# A GPU is another matter.  None was at hand to measure, so here is the arithmetic.  The step with
 # batches of 1,024 does 11 billion multiplications and additions in 54 ms, 0.2 TFLOP/s on one core.  The
 # data sheet of an A100 says 19.5 TFLOP/s in float32: a hundred times that.  But every operation has to
-# be launched, which takes a GPU some microseconds, and a LoRA step is some hundred of them.  So the
-# first net, at 0.9 ms here, gains nothing, and the large one nearly everything.  If your steps take
-# longer than some tens of milliseconds, or your base is larger than the memory of your machine, it is
-# time to leave.
+# be launched, which takes a few microseconds on a GPU, and a LoRA step is about a hundred operations.
+# So the first net, at 0.9 ms here, gains nothing, and the large one gains most of that factor.  If your
+# steps take longer than a few tens of milliseconds, or your base is larger than the memory of your
+# machine, it is time to leave NumPy.
 
 # %% [markdown]
 # ## 5. What fits into memory
 #
-# A step keeps three things.  The base: one number per parameter.  What is trained: the number itself,
-# its gradient, and the two moments of AdamW, in float32 16 bytes.  And the activations: what each layer
-# has computed on the way forward, because the way back reads it.  That is, per example, the number of
-# outputs of each layer; for LoRA also the r numbers of A x; and for DoRA the outputs twice, before and
-# after they are multiplied by c = m/‖V‖.
+# A step keeps three things:
+#
+# - the base: one number per parameter;
+# - what is trained: for each number also its gradient and the two moments of AdamW, 16 bytes in float32;
+# - the activations: what each layer has computed on the way forward, because the way back reads it.
+#
+# For each example, the activations are the outputs of every layer.  LoRA also keeps the r numbers of A x.
+# DoRA, in addition, keeps the outputs twice: before and after they are multiplied by c = m/‖V‖.
 
 # %%
 SIZE = 1000  # images in one batch
@@ -369,7 +381,7 @@ def keeps(make):
 
 
 def begun(name):
-    """Return a new model of this kind, and its optimizer, after a step."""
+    """Return a new model of this kind, and its optimizer, after one step."""
     model = copy.deepcopy(base) if name == "full" else adapted(16, name == "DoRA")
     optimizer = ld.AdamW(model.trainable_parameters(), **HOW)
     train(model, optimizer, 0, 1)
@@ -377,7 +389,7 @@ def begun(name):
 
 
 # %% [markdown]
-# Each line of the table is a formula, and what is really there.
+# Each line of the table gives what the formula says, and what was measured.
 
 # %%
 outputs = sum(layer.out_features for layer in base.layers if isinstance(layer, ld.Linear))
@@ -403,9 +415,9 @@ for name, numbers in kept.items():
     show(f"{name}, activations, 4 N", 4 * SIZE * numbers, size)
 
 # %% [markdown]
-# The same formulas for a net of 7 billion parameters, for example Llama 2 (arXiv:2307.09288).  It is
-# built like LLaMA (arXiv:2302.13971): 32 layers of width 4,096, each with seven matrices, three of them
-# with 11,008 outputs or inputs.
+# The same formulas can be applied to a net of 7 billion parameters, for example Llama 2
+# (arXiv:2307.09288).  It is built like LLaMA (arXiv:2302.13971): 32 layers of width 4,096, each with
+# seven matrices, three of which have 11,008 outputs or inputs.
 #
 # - The base: 6.74 billion parameters in 16 bits are 13.5 GB.
 # - What is trained: LoRA with r = 16 on all seven matrices has 40.0 million numbers.  With gradients and
@@ -413,11 +425,11 @@ for name, numbers in kept.items():
 #   million, 134 MB.  Full fine-tuning in float32 keeps 108 GB, and sends 27 GB.
 # - The activations: the seven matrices give 42,496 numbers per token and layer, and LoRA 112 more.  In
 #   16 bits, 2,048 tokens through 32 layers are 5.6 GB.  What lies between the matrices, such as norms,
-#   comes on top: with all of it, one count is 34 bytes for each token, layer and number of the width,
+#   comes on top.  One count that includes it has 34 bytes for each token, layer and number of the width,
 #   which makes 9.1 GB (arXiv:2205.05198; without the attention weights, which good kernels do not keep).
 #   To keep only what enters each layer, and compute the rest again on the way back, takes 0.54 GB.
 #
 # So the 13.5 GB of the base are the largest part, and the adapter is the smallest.  That is why the
-# base is stored in 4 bits (QLoRA, arXiv:2305.14314), or in parts (FSDP).  None of it is an array that
-# NumPy could not hold.  But at 0.2 TFLOP/s a step over 2,048 tokens, about 4 operations per parameter
-# and token, would take nearly five minutes.
+# base is stored in 4 bits (QLoRA, arXiv:2305.14314), or in parts (FSDP).  NumPy could hold every one of
+# these arrays.  But a step over 2,048 tokens does about 4 operations per parameter and token, and at
+# 0.2 TFLOP/s it would take nearly five minutes.

@@ -115,7 +115,7 @@ LESSONS = {
         r"base\.npz +94\d,\d{3} bytes\n +DoRA-\d+\.npz +\d+,\d{3} bytes",
         r"full +235,146 +940,584 +\d+\.\d{3} s",
         r"DoRA-4 +6,642 +26,568 +\d+\.\d{3} s",
-        r"of the largest logit it is \de-0[5-9]",
+        r"at most \de-0[5-9] of the largest logit",
         r"base, 4 P +940,584 +9\d\d,\d{3}",
         r"DoRA, activations, 4 N +3,344,000 +3,3\d\d,\d{3}",
     ],

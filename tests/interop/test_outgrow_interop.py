@@ -477,14 +477,14 @@ def test_without_pytorch_the_lesson_says_how_to_get_it_and_what_it_shows(tmp_pat
     absent += "u.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more); "
     ended = lesson(cwd=tmp_path, before=absent)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "To be measured, this needs torch\n" in ended.stdout
+    assert "To measure this, install torch\n" in ended.stdout
     assert "(extra 'interop'): pip install torch peft" in ended.stdout
     assert re.search(r"DoRA-4 +6,642 +26,568", ended.stdout)
     assert re.search(r"DoRA, activations, 4 N +3,344,000", ended.stdout)
     for option in ("--json", "--out"):
         ended = lesson(option, "there", cwd=tmp_path, before=absent)
         assert ended.returncode == 2
-        assert "error: without torch nothing travels that --json, --out" in ended.stderr
+        assert "error: without torch nothing travels, so --json, --out" in ended.stderr
         assert not (tmp_path / "there").exists()
 
 
