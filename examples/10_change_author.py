@@ -85,7 +85,7 @@ FIGURE = Path("out/10_change_author.png")
 # The others say what is shown of it, and what is kept.
 
 # %%
-add("--prompt", default="Juliet.\nO ", help="what the samples go on from")
+add("--prompt", default="Juliet.\nO ", help="what the samples continue from")
 add("--temperature", type=float, default=0.6, help="0 takes the likeliest character (0.6)")
 add("--out", type=Path, metavar="DIR", help="keep the adapters there")
 add("--json", type=Path, metavar="FILE", help="write the table, an object per method and seed")

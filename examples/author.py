@@ -70,7 +70,7 @@ def methods(rank: int) -> list[Method]:
     """Return the methods that the table compares.
 
     Three learning rates, a factor of 2 to 3 apart, were tried for each, in 200 steps at rank 8.  The one
-    below did best on the validation part of the play.  LoRA and DoRA of the same layers share a rate.
+    used here did best on the validation part of the play.  LoRA and DoRA of the same layers share a rate.
     """
     return [
         FROZEN,
@@ -268,7 +268,7 @@ def own(file: Path) -> Split:
 def moved_heads(run: Run, base: GPT, name: str) -> Array:
     """Return how far the heads of one of attention's matrices have moved, (layers, heads).
 
-    Each head has its own rows in Wq, Wk and Wv.  Over these rows, this is ‖W − W0‖/‖W0‖.
+    Each head has its own rows in Wq, Wk and Wv.  Over these rows, the measure is ‖W − W0‖/‖W0‖.
     """
     moved = []
     merged = run.model.merge_and_unload() if isinstance(run.model, ld.PeftModel) else run.model

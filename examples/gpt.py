@@ -1,7 +1,8 @@
 """A small GPT: a decoder that guesses the next character of a text.
 
 It is built like OPT (Zhang et al., arXiv:2205.01068), and its parameters have OPT's names.  So its
-checkpoints fit ``transformers.OPTForCausalLM``, and an adapter made for one of them fits the other.
+checkpoints fit ``transformers.OPTForCausalLM``, and an adapter that is trained here works there, and vice
+versa.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Decoder(ld.Module):
         *_, length = np.shape(ids) or [0]
         context = len(self.embed_positions.weight) - FIRST_POSITION
         if not length:
-            raise ValueError("there is no character to go on from: expected ids of shape (..., T)")
+            raise ValueError("there is no character to continue from: expected ids of shape (..., T)")
         if length > context:
             raise ValueError(
                 f"{length} characters are too many for a context of {context}: give it the last {context}"
@@ -129,7 +130,7 @@ def loss_on(model: ld.Module, text: Array, most: int = 256) -> float:
 def check_prompt(prompt: str) -> list[int]:
     """Return the ids of a prompt; ValueError if it is empty or has unknown characters."""
     if not prompt:
-        raise ValueError("the prompt is empty: there is nothing to go on from")
+        raise ValueError("the prompt is empty: there is nothing to continue from")
     return encode(prompt, "the prompt").tolist()
 
 

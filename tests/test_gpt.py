@@ -109,7 +109,7 @@ def test_texts_come_in_any_number_of_axes(base, shape):
 
 @pytest.mark.parametrize("given", [[], [[], []], 3, np.zeros((2, 0), int)], ids=repr)
 def test_an_empty_text_is_refused(base, given):
-    with pytest.raises(ValueError, match=r"no character to go on from: .* \(\.\.\., T\)"):
+    with pytest.raises(ValueError, match=r"no character to continue from: .* \(\.\.\., T\)"):
         base(given)
 
 
