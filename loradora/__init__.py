@@ -1,13 +1,21 @@
 """loradora: LoRA and DoRA for linear layers, on minigrad.
 
-Read it in this order: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``norms`` (its
-one trick), ``nn`` (layers), ``attention`` (those of a transformer), ``init`` (how A and B start),
-``config`` (the options), ``matching`` (which layers they name), ``reaching`` (who else knows a layer),
-``views`` (sharing a frozen base), ``combining`` (sums of adapters), ``files`` (what all files have in
-common), ``checkpoint`` (those of adapters), ``adapting`` (one adapter on one model), ``peft`` (adapted
-models, merging), ``optim`` and ``train`` (training), ``moments`` (an optimizer's state, by name),
-``model_files`` (models and states on disk), ``analysis`` (what an adapter did), ``memory`` (what a script
-may ask for).  ``companion`` looks first whether minigrad is the one that belongs here.
+Read it in this order:
+
+- the layers: ``adapters`` (the heart), ``by_hand`` (its gradients on paper), ``low_rank`` (what LoRA and
+  DoRA share), ``norms`` (the trick of DoRA's norm), ``init`` (how A and B start), ``nn`` (plain layers),
+  ``attention`` (the layers of a transformer);
+- training: ``optim`` (steps), ``train`` (loops), ``analysis`` (what an adapter did), ``memory`` (what a
+  script may ask of the C library);
+- adapted models: ``config`` (the options), ``patterns`` (their regular expressions), ``matching`` (which
+  layers they name), ``reaching`` (what else refers to a layer), ``views`` (sharing a frozen base),
+  ``combining`` (several adapters), ``adapting`` (one adapter on one model), ``peft`` (adapted models,
+  merging);
+- files: ``formats`` (arrays as bytes), ``saving`` (files into their places, all or none), ``files`` (what
+  all files have in common), ``checkpoint`` (files of adapters), ``moments`` (an optimizer's state, by
+  name), ``model_files`` (models and states on disk).
+
+``companion`` runs first: it checks that minigrad is the one that belongs here.
 """
 
 import typing

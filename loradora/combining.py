@@ -1,13 +1,13 @@
 """Several adapters: those that act together, and LoRAs that are added up into one.
 
-Adapters of different layers do not meet, whatever they are.  The corrections of several LoRAs of one
-layer add up, and their weighted sum is again a product,
+Adapters of different layers do not interact, so they may be of any kind.  The corrections of several
+LoRAs of one layer add up, and their weighted sum is again a product,
 
     Σ wᵢ sᵢ Bᵢ Aᵢ = B A        with the Aᵢ below each other in A, the wᵢ sᵢ Bᵢ side by side in B,
 
-whose rank is the sum of theirs ("cat").  Its best approximation of a lower rank is made of its largest
-singular values ("svd").  PEFT also has a mixture of the factors themselves ("linear"), which is not
-that sum.  DoRAs do not add up, because each rescales the weight of the base.
+whose rank is the sum of theirs ("cat").  Its largest singular values give the best approximation of a
+lower rank ("svd").  PEFT can also mix the factors themselves ("linear"), which does not give that sum.
+DoRAs do not add up, because each rescales the weight of the base.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ MORE = "adapters that train biases or whole modules do not add up (lora_bias is 
 
 
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:
-    """Check that all that an adapter of this config and class does is to add s B A to each weight.
+    """Check that an adapter of this config and class only adds s B A to each weight.
 
     Raises
     ------
     ValueError
-        If it is not, with the reason.
+        If it does more, with the reason.
     """
     trains_more = config.bias != "none" or config.modules_to_save
     reason = MORE if trains_more else why_not_added(config, layer)
@@ -71,9 +71,9 @@ def why_not_added(config: LoraConfig, layer: type[LowRankLinear]) -> str:
 
 
 def own_formula(kind: type[LowRankLinear]) -> list[str]:
-    """Return what a variant does in another way than the class it varies, by name.
+    """Return the names of the parts of the formula that a variant replaces.
 
-    A variant that only starts differently, or trains less, does nothing in another way.
+    A variant that only starts differently, or trains less, replaces none.
     """
     siblings = LoRALinear, DoRALinear, ColumnDoRALinear
     plain = next((cls for cls in kind.__mro__ if cls in siblings), LoRALinear)
@@ -115,12 +115,12 @@ class LoRASum(Adapted):
 
 
 class Acting(NamedTuple):
-    """What acts of an adapter.
+    """An adapter that acts, as seen by :func:`together`.
 
     Attributes
     ----------
     config
-        The config of the adapter.
+        Its config.
     parts
         Its adapted layers, and its modules that train whole, by path.
     """
@@ -132,12 +132,12 @@ class Acting(NamedTuple):
 def together(base: Module, adapters: Sequence[Acting]) -> Module:
     """Return a view of ``base`` in which all the adapters act at once.
 
-    Where one acts alone, it may be of any kind.  Where several do, their corrections add up.
+    Where only one acts, it may be of any kind.  Where several act, their corrections add up.
 
     Raises
     ------
     ValueError
-        If several act on a module where they do not add up, naming it and the reason.
+        If several act on one module and do not add up there, naming the module and the reason.
     """
     modules = dict(base.named_modules())
     for one, other in itertools.permutations(adapters, 2):
@@ -157,7 +157,7 @@ def together(base: Module, adapters: Sequence[Acting]) -> Module:
 
 
 def _check_shared(modules: Mapping[str, Module], one: Acting, other: Acting) -> None:
-    """Raise ValueError if the first of two adapters does not add up with the second somewhere."""
+    """Raise ValueError if both act on one module, and the first does not add up there."""
     others = {id(modules[path]): path for path in other.parts}
     for path, part in one.parts.items():
         if not isinstance(part, LowRankLinear):
@@ -165,8 +165,8 @@ def _check_shared(modules: Mapping[str, Module], one: Acting, other: Acting) -> 
             shared = [others[module] for module in inside if module in others]
             if shared:
                 raise ValueError(
-                    f"{', '.join(shared)} cannot be of two adapters, because {path} trains whole in "
-                    "one adapter"
+                    f"{', '.join(shared)} cannot belong to two adapters, because {path} trains whole "
+                    "in one of them"
                 )
         elif id(modules[path]) in others and why_not_added(one.config, type(part)):
             raise ValueError(f"{path}: {why_not_added(one.config, type(part))}")
@@ -200,17 +200,17 @@ def weighted_sum(
     weights
         One for each adapter.
     adapters
-        Their layers.
+        The layers of each adapter.
     kind
         "cat": B A = Σ wᵢ sᵢ Bᵢ Aᵢ exactly; "svd": its best approximation of rank ``svd_rank``;
-        "linear": A and B are sums of the Aᵢ and Bᵢ, and B A is another matrix.
+        "linear": A and B are weighted sums of the Aᵢ and Bᵢ, and B A is a different matrix.
     svd_rank
-        Of "svd", in every layer that is not too small for it.
+        The rank for "svd"; a layer too small for it keeps all its singular values.
 
     Raises
     ------
     ValueError
-        For ranks that differ in a layer, with "linear".
+        With "linear", if the ranks differ in a layer.
     """
     factors = {}
     for path in dict.fromkeys(path for layers in adapters for path in layers):
@@ -237,13 +237,13 @@ def _side_by_side(parts: Scaled) -> Factors:
 
 
 def _mixed(parts: Scaled) -> Factors:
-    """Return Σ ±√|wᵢ sᵢ| Aᵢ and Σ √|wᵢ sᵢ| Bᵢ, whose product has terms ±√|wᵢ sᵢ wⱼ sⱼ| Bᵢ Aⱼ, too."""
+    """Return Σ ±√|wᵢ sᵢ| Aᵢ and Σ √|wᵢ sᵢ| Bᵢ; the product also has terms ±√|wᵢ sᵢ wⱼ sⱼ| Bᵢ Aⱼ."""
     A = np.sum([math.copysign(math.sqrt(abs(ws)), ws) * A for ws, A, _ in parts], axis=0)
     return A, np.sum([math.sqrt(abs(ws)) * B for ws, _, B in parts], axis=0)
 
 
 def largest_rank(configs: Iterable[LoraConfig]) -> int:
-    """Return the largest rank that one of the configs names, for whatever layer."""
+    """Return the largest rank that any of the configs names for any layer."""
     return max(r for config in configs for r in (config.r, *config.rank_pattern.values()))
 
 

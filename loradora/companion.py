@@ -1,8 +1,8 @@
 """Whether the minigrad that Python finds is the one that belongs to loradora.
 
-Other packages bring a module of that name, too.  One that comes first on the path hides ours.  One that
-is installed into the same place writes its files over ours, and takes them along when it is uninstalled.
-Without a check that is an error far from its cause, or none before the first gradient.
+Other packages bring a module of the same name.  If one comes first on the path, it hides ours.  If one
+is installed into the same place, it overwrites our files, and removes them when it is uninstalled.
+Without a check, the error appears far from its cause, perhaps only at the first gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
-#: The modules of minigrad, each with a name that is in ours and in nobody else's.
+#: The modules of minigrad, each with a name that occurs in ours and in nobody else's.
 OURS = {
     "minigrad": "GradcheckError",
     "minigrad.hints": "attributes_of",
@@ -36,15 +36,16 @@ def check_minigrad() -> None:
     Raises
     ------
     ImportError
-        If one is missing or is another's: with its place, and with what mends it.
+        If one is missing or belongs to another package.  The message says where, and how to mend it.
     """
     for name, mark in OURS.items():
         module = _found(name)
         if module is None or module.origin is None:
-            raise _not_ours(f"{name} is missing, as if another package had taken it along")
+            raise _not_ours(f"{name} is missing, as if another package had removed it")
         if not _contains(module, mark):
             raise _not_ours(
-                f"{module.origin} is another one's: it lies over ours, or before it on sys.path",
+                f"{module.origin} belongs to another one: it has overwritten ours, or comes before it on "
+                "sys.path",
                 first="remove or rename that, and ",
             )
 
@@ -53,7 +54,7 @@ def _found(name: str) -> Any:
     """Return the spec of a module of minigrad, or None."""
     try:
         package: Any = find_spec("minigrad")
-    except ValueError:  # it is imported, and has no spec
+    except ValueError:  # it was imported without a spec
         raise _not_ours("minigrad was imported from no file") from None
     if name == "minigrad":
         return package
@@ -61,23 +62,23 @@ def _found(name: str) -> Any:
 
 
 def _contains(module: Any, mark: str) -> bool:
-    """Whether a name is in the file of a module, be that source or compiled, zipped or not."""
+    """Whether the file of a module contains a name; it may be source or compiled, and zipped."""
     try:
         return mark.encode() in module.loader.get_data(module.origin)
-    except (OSError, AttributeError):  # in no file, where nobody writes over it
+    except (OSError, AttributeError):  # it is in no file, so nobody can have overwritten it
         return True
 
 
 def _not_ours(reason: str, first: str = "") -> ImportError:
-    """Return an error that says what mends it; the other package is named if pip can uninstall it."""
-    from importlib.metadata import packages_distributions  # only now: it is slow to import
+    """Return an error that says how to mend it, and names the other package if pip can uninstall it."""
+    from importlib.metadata import packages_distributions  # imported here, because it is slow
 
     others = sorted(set(packages_distributions().get("minigrad", [])) - {"minigrad-loradora"})
     if others:
         first = f"run pip uninstall {' '.join(others)}, and "
     return ImportError(
         f"loradora needs the minigrad that is installed with it, but {reason}. To mend it, {first}"
-        "install minigrad-loradora again, from where you had it: "
+        "install minigrad-loradora again from where you got it: "
         "pip install --force-reinstall --no-deps <wheel or folder>",
         name="minigrad",
     )

@@ -1,9 +1,9 @@
 """What all files have in common: they are read whole or refused, and written whole or not at all.
 
-Names, shapes and dtypes are read first, and must fit before an array is.  So a file costs little more
-than its own size, whatever it says of itself.  Nothing is ever unpickled.  All that can be wrong with a
-file is reported as one :class:`CheckpointError`, before anything changes, and so is all that the disk
-refuses.
+Names, shapes and dtypes are read first.  An array is read only once they fit, so a file costs little
+more than its own size, even if it claims to be huge.  Nothing is ever unpickled.  Everything that is
+wrong with a file is reported in one :class:`CheckpointError`, before anything changes.  What the disk
+refuses is reported the same way.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from loradora import formats, saving
 from loradora.formats import Arrays, Described, Entry
 from minigrad import Tensor
 
-#: No config is larger, and no index.
+#: The largest config or index that is read or written.
 MOST_BYTES = 2**20
 
-#: What is said of a file of PyTorch's own kind, and how it is known.
+#: What messages say of a file in PyTorch's own format, and the suffixes by which it is known.
 PICKLE = "a pickle, which can run any code and is never read here"
 PICKLES = ".bin", ".ckpt", ".pkl", ".pt", ".pth"
 
@@ -52,12 +52,12 @@ def reported(what: str, path: Path | None = None) -> Iterator[None]:
 
 
 def read(path: Path, most: int | None = None) -> bytes:
-    """Return what is in a file, if it is a file and not larger than ``most``."""
+    """Return the bytes of a regular file, if there are no more than ``most``."""
     if path.suffix == ".safetensors":
         formats.library(formats.READING)
     with reported("cannot read", path):
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError("it is not a file")  # but, say, a pipe
+            raise ValueError("it is not a file")  # for example a pipe
         with open(path, "rb") as file:
             data = file.read() if most is None else file.read(most + 1)
         if most is not None and len(data) > most:
@@ -114,7 +114,7 @@ def parsed(path: Path, name: str, text: str | bytes) -> dict[str, Any]:
 
 
 def is_plain(name: object) -> bool:
-    """Whether ``name`` can be that of a file or folder inside a given one, on every system."""
+    """Whether ``name`` can name a file or folder inside a given folder, on every system."""
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
         return False
     return len(name.encode(errors="replace")) <= 255 and name.isprintable()

@@ -109,7 +109,7 @@ def assert_is_noticed(outcome, *said):
     assert message.startswith("ImportError: ")
     assert "During handling" not in outcome.stderr
     again = (
-        "minigrad-loradora again, from where you had it: pip install --force-reinstall --no-deps "
+        "minigrad-loradora again from where you got it: pip install --force-reinstall --no-deps "
     )
     for text in (*said, again + "<wheel or folder>"):
         assert str(text) in message
