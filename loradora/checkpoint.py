@@ -1,10 +1,10 @@
 """Files of an adapter: one ``.npz``, or the folder that PEFT reads and writes.
 
-Which layers are adapted, and with which rank, is read off the tensors; the config says the rest.
+The tensors tell which layers are adapted, and with which rank; the config says the rest.
 
 A save leaves the old files or the new ones (:mod:`loradora.saving`).  PEFT's folder holds two that must
 go together, and they are renamed one after the other.  So the weights note the scaling of each layer and
-the options that make an adapter what it is, and a config that says something else is refused.
+the options that make an adapter what it is.  A config that says something else is refused.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 
-#: What the weights in PEFT's folder note, so that a config that is not theirs is seen: the scaling of
-#: each layer, and the options that make an adapter what it is.  (In an .npz the config lies beside the
-#: tensors, under a checksum.)
+#: What the weights in PEFT's folder note, so that a config from another save is noticed: the scaling of
+#: each layer, and the options that make an adapter what it is.  (An .npz needs no notes: its config lies
+#: beside the tensors, under a checksum.)
 SCALINGS, KIND = "loradora_scalings", "loradora_kind"
 OPTIONS = (
     "bias",
@@ -80,7 +80,7 @@ class AdapterFile(NamedTuple):
     tensors
         Its tensors by name, without the prefix; described, not read.
     notes
-        What the weights note of the config, by :data:`SCALINGS` and :data:`KIND`; PEFT notes nothing.
+        What the weights note about the config, by :data:`SCALINGS` and :data:`KIND`; PEFT notes nothing.
     size
         The length of the file with the tensors, in bytes.
     """
@@ -92,7 +92,7 @@ class AdapterFile(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What is saved of an adapter: its config, its tensors by name, and s of every adapted layer."""
+    """What a save keeps of an adapter: its config, its tensors by name, and s of every adapted layer."""
 
     config: LoraConfig
     arrays: Arrays
@@ -114,7 +114,7 @@ def save_npz(file: str | Path, adapter: Saved) -> None:
 
 
 def save_folders(adapters: Mapping[Path, Saved]) -> None:
-    """Write adapters in PEFT's layout, each into a folder, all or none; a README.md there stays."""
+    """Write adapters in PEFT's layout, each into its own folder, all or none; keep a README.md there."""
     files = {}
     for folder, (config, arrays, scalings) in adapters.items():
         tensors = {PREFIX + key: array for key, array in arrays.items()}
@@ -159,7 +159,7 @@ def _npz(path: Path) -> AdapterFile:
 
 
 def _folder(path: Path) -> AdapterFile:
-    """Return what is in a PEFT folder; if its files do not go together, a save may be going on: wait."""
+    """Return what is in a PEFT folder; wait if its files do not match, as a save may be going on."""
     for seconds in (0.01, 0.02, 0.04, 0.08, 0):
         text, data = read(path / CONFIG, MOST_BYTES), read(path / WEIGHTS)
         config = _config(path, text, of_trained)
@@ -172,7 +172,7 @@ def _folder(path: Path) -> AdapterFile:
 
 
 def as_file(source: str, config: LoraConfig, state: Mapping[str, npt.ArrayLike]) -> AdapterFile:
-    """Return tensors by their full names as if they were read from a file.
+    """Return tensors, given by their full names, as if they were read from a file.
 
     Raises
     ------
@@ -206,26 +206,26 @@ def check(
 ) -> Arrays:
     """Return the tensors of ``file``, in the dtypes expected, if they are exactly those expected.
 
-    Unless ``allow_nan`` they must also be finite, in that dtype.  Constants of the base may be there,
-    too, as PEFT writes those of an output layer that is adapted; they must have the values of the base.
-    And the config must be the one that the weights note: the same layers, scaled as they were, in an
-    adapter of the same kind.
+    Unless ``allow_nan``, they must also be finite in that dtype.  The file may also hold constants of the
+    base, because PEFT writes those of an output layer that is adapted.  They must have the values of the
+    base.  The config must be the one that the weights note: the same layers, with the same scaling, in
+    an adapter of the same kind.
 
     Raises
     ------
     CheckpointError
-        Listing every name that is missing, unexpected, misshapen, of a wrong dtype or not finite,
-        every constant that differs, and where the config is of another save, or was edited.
+        Listing every tensor that is missing, unexpected, misshapen, of a wrong dtype or not finite,
+        every constant that differs, and where the config comes from another save or was edited.
     """
     tensors = {k: e for k, e in file.tensors.items() if not _again(k, file.config, expected)}
     known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
     wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
     wrong += _halves(tensors, expected)
-    # tensors that fit no layer of the model have been listed
+    # if anything is wrong so far, the tensors that fit no layer are listed already
     wrong += _differences(file, scalings, whole=not wrong)
     for key, array in fitting(source, tensors, constants).items():
         if not np.array_equal(array, constants[key].data, equal_nan=True):
-            tied = ", or tied to a module that trains whole, as it is not here"
+            tied = ", or tied there, but not here, to a module that trains whole"
             tied = tied if file.config.ensure_weight_tying else ""
             wrong.append(f"{key} differs from the base's: it was trained on another base{tied}")
     arrays = fitting(source, tensors, expected)
@@ -234,18 +234,18 @@ def check(
 
 
 def _halves(given: Container[str], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return in words which names are missing, of tensors that are there under another one."""
+    """Return in words which names are missing, although their tensor is there under another name."""
     there = {p: key for key, p in expected.items() if key in given}
     return [
         f"{key} is tied to {there[p]} here, so both must be there; PEFT ties them only in a model of "
-        "transformers: if one is to keep the value of the base, set ensure_weight_tying=False"
+        "transformers: to let one keep the value of the base, set ensure_weight_tying=False"
         for key, p in expected.items()
         if key not in given and p in there
     ]
 
 
 def _kind(config: LoraConfig) -> dict[str, Any]:
-    """Return the options that make an adapter what it is, beside the tensors and the scalings."""
+    """Return the options that make an adapter what it is, apart from its tensors and scalings."""
     kind: dict[str, Any] = json.loads(
         json.dumps({n: getattr(config, n) for n in OPTIONS}, default=list)
     )
@@ -253,7 +253,7 @@ def _kind(config: LoraConfig) -> dict[str, Any]:
 
 
 def _differences(file: AdapterFile, scalings: Mapping[str, float], whole: bool) -> list[str]:
-    """Return in words where the config does not say what the weights note; ``whole``, of all layers."""
+    """Return in words how the config contradicts the notes and, if ``whole``, which layers are gone."""
     kind, noted = _kind(file.config), file.notes.get(SCALINGS, scalings)
     found = [
         f"{name} is {short(kind[name])}, and was {short(value)}"
@@ -278,12 +278,12 @@ def _differences(file: AdapterFile, scalings: Mapping[str, float], whole: bool) 
     ]
 
 
-#: What PEFT puts into the path of a bias that it writes again; the second with the adapter's name.
+#: What PEFT inserts into the path of a bias that it writes twice; the second has the adapter's name.
 INNER = r"\.(original_module|modules_to_save)(?=\.)", r"\.modules_to_save\.[^.]+(?=\.)"
 
 
 def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
-    """Whether PEFT has written a bias of a module that trains whole under an inner name, too."""
+    """Whether this is the bias of a module that trains whole, which PEFT also writes under this name."""
     if config.bias != "all" or not config.modules_to_save or key in expected or len(key) > 1000:
         return False
     found = [part.span() for pattern in INNER for part in re.finditer(pattern, key)]
@@ -291,18 +291,18 @@ def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless ``name`` can name an adapter, that is a folder inside the given one."""
+    """Raise ValueError unless ``name`` can name an adapter, and so a folder inside a given one."""
     if not is_plain(name) or name.startswith(saving.PREFIX):
         raise ValueError(f"an adapter's name becomes a folder: it cannot be {name!r}")
 
 
 def save_config(folder: Path, config: LoraConfig) -> None:
-    """Write a config alone, as ``adapter_config.json`` into ``folder``."""
+    """Write only a config, as ``adapter_config.json`` in ``folder``."""
     write({folder / CONFIG: _config_text(config, config.inference_mode)}, make=[folder])
 
 
 def load_config(folder: Path) -> LoraConfig:
-    """Return the config in ``folder``; CheckpointError for one that is missing or not valid."""
+    """Return the config in ``folder``; raise CheckpointError if it is missing or not valid."""
     return _config(folder, read(folder / CONFIG, MOST_BYTES), LoraConfig.from_dict)
 
 
@@ -318,7 +318,7 @@ def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:
 
 
 def _config(path: Path, text: bytes, make: Callable[[Any], LoraConfig]) -> LoraConfig:
-    """Return the config that ``make`` makes of a JSON object."""
+    """Return the config that ``make`` builds from a JSON object."""
     values = parsed(path, CONFIG, text)
     try:
         return make(values)

@@ -1,7 +1,7 @@
 """Named arrays as bytes: ``.npz``, which needs only NumPy, and ``.safetensors``, which needs an extra.
 
-Reading begins with a description: names, shapes and dtypes, as far as they can be true of so many bytes.
-An array itself is read only when it is asked for.  Nothing is ever unpickled.
+Reading begins with a description: names, shapes and dtypes.  Those that cannot be true of a file of this
+size are refused.  An array itself is read only when it is asked for.  Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Array: TypeAlias = npt.NDArray[Any]
 
 Arrays = dict[str, Array]
 
-#: A file holds no more.  (An adapter has two or three for each layer, and its optimizer up to 21.)
+#: The most arrays in a file.  (An adapter has two or three for each layer, and its optimizer up to 21.)
 MOST_ARRAYS = 30_000
 
 
 class Entry(NamedTuple):
-    """An array in a file, of which so far only the description has been read."""
+    """An array in a file.  So far only its description has been read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def check_number(arrays: Sized) -> None:
-    """Raise ValueError for more arrays than a file holds."""
+    """Raise ValueError for more arrays than a file may hold."""
     if len(arrays) > MOST_ARRAYS:
         raise ValueError(f"there are {len(arrays)} arrays, and a file holds at most {MOST_ARRAYS}")
 
@@ -54,9 +54,9 @@ Described: TypeAlias = "tuple[dict[str, Entry], dict[str, Any]]"
 
 
 def npz(arrays: Mapping[str, Array]) -> bytes:
-    """Return an ``.npz`` file.
+    """Return the bytes of an ``.npz`` file.
 
-    np.savez would take an array called "file" or "allow_pickle" for one of its own arguments.
+    np.savez would mistake an array called "file" or "allow_pickle" for one of its own arguments.
     """
     check_number(arrays)
     content = io.BytesIO()
@@ -70,12 +70,12 @@ def npz(arrays: Mapping[str, Array]) -> bytes:
 def describe_npz(data: bytes) -> Described:
     """Return what an ``.npz`` file holds: a zip archive with an ``.npy`` file for every array."""
     if data[:2] != b"PK":
-        raise ValueError("it is no archive")
-    if data.count(b"PK\1\2") > MOST_ARRAYS:  # what the entry of a member begins with
+        raise ValueError("it is not an archive")
+    if data.count(b"PK\1\2") > MOST_ARRAYS:  # each member's entry begins so
         raise ValueError(f"it holds more than {MOST_ARRAYS} arrays")
     archive = zipfile.ZipFile(io.BytesIO(data))
     members = archive.infolist()
-    (written,) = struct.unpack_from("<H", data, data.rindex(b"PK\5\6") + 10)  # at the end, how many
+    (written,) = struct.unpack_from("<H", data, data.rindex(b"PK\5\6") + 10)  # how many, at its end
     if written != len(members):
         raise ValueError(
             f"it is damaged: its directory lists {len(members)} of its {written} arrays"
@@ -91,7 +91,7 @@ def describe_npz(data: bytes) -> Described:
             try:
                 shape, dtype, order = _npy_header(file)
             except Exception as error:
-                # NumPy goes on with advice for trusted files
+                # the lines that follow are NumPy's advice for trusted files
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"{name} is not an array of numbers: {reason}") from error
             start = file.tell()
@@ -104,15 +104,15 @@ def describe_npz(data: bytes) -> Described:
 
 def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
     with archive.open(member) as file:
-        data = file.read(member.file_size)  # read() alone would unpack all there is
+        data = file.read(member.file_size)  # read() would unpack more, if there is more
     return memoryview(data)[start:]
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:
-    """Return shape, dtype and order from the header of an ``.npy`` file, which is read to its end.
+    """Return shape, dtype and order from the header of an ``.npy`` file, and leave the file behind it.
 
-    Only plain numbers are let through: an array of objects would be a pickle.  Their headers have 118
-    bytes or a few more, and are of version 1, which cannot claim more than 64 KiB.
+    Only plain numbers are let through, because an array of objects would be a pickle.  The header of
+    such an array has 118 bytes or a few more.  It is of version 1, which cannot claim more than 64 KiB.
     """
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its header is not of version 1.0")
@@ -136,7 +136,7 @@ def library(otherwise: str) -> tuple[Any, Any]:
     Raises
     ------
     ImportError
-        If it is not there, naming the extra and what can be done without it.
+        If safetensors is missing, naming the extra and what can be done without it.
     """
     try:
         from safetensors import deserialize
@@ -149,10 +149,10 @@ def library(otherwise: str) -> tuple[Any, Any]:
 
 
 def safetensors(arrays: Arrays, otherwise: str, notes: Mapping[str, str] = {}) -> bytes:
-    """Return a ``.safetensors`` file as PyTorch reads it, with these notes in its metadata."""
+    """Return the bytes of a ``.safetensors`` file as PyTorch reads it, with the notes as metadata."""
     save, _ = library(otherwise)
     check_number(arrays)
-    # safetensors writes memory as it lies, whatever the strides say
+    # safetensors writes memory as it lies and ignores strides
     tensors = {name: np.asarray(a, order="C") for name, a in sorted(arrays.items())}
     return _in_order(save(tensors, metadata={"format": "pt", **notes}))
 
@@ -173,7 +173,7 @@ _DTYPES = {
 
 
 def describe_safetensors(data: bytes) -> Described:
-    """Return what a safetensors file holds; bfloat16 is read into float32, which holds it."""
+    """Return what a safetensors file holds; bfloat16 becomes float32, which represents it exactly."""
     _, deserialize = library(READING)
     tensors, entries = deserialize(data), {}
     check_number(tensors)
@@ -188,12 +188,12 @@ def describe_safetensors(data: bytes) -> Described:
 
 
 def _read_only(data: Any) -> Any:
-    """Return the bytes themselves, which nobody is to write to."""
+    """Return the bytes themselves, as read-only memory."""
     return memoryview(data).toreadonly()
 
 
 def _widened(data: Any) -> Any:
-    """Return bfloat16 as float32, of which it is the upper half."""
+    """Return bfloat16 as float32: bfloat16 is the upper half of a float32."""
     wide = np.frombuffer(data, "<u2").astype("<u4")
     wide <<= 16
     return wide

@@ -1,8 +1,8 @@
 """What LoRA and DoRA share: the frozen layer, A and B beside it, and the way back to a plain layer.
 
-The formulas are in :mod:`loradora.adapters`.  Here is what surrounds them.  An adapted layer stands in
-the place of a :class:`~loradora.nn.Linear`.  So it has a ``weight`` and a ``bias`` like one, it checks
-its input like one, and :meth:`Adapted.merge` turns it into one.
+The formulas are in :mod:`loradora.adapters`, and this module holds what surrounds them.  An adapted layer
+replaces a :class:`~loradora.nn.Linear`.  So it has a ``weight`` and a ``bias`` like one, it checks its
+input like one, and :meth:`Adapted.merge` turns it back into one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minigrad.scopes import quietly
 
 
 class Adapted(Module):
-    """A layer that acts as a Linear, its ``base_layer``, with another ``weight`` and ``bias``."""
+    """A layer that acts like its ``base_layer``, a Linear, with another ``weight`` and ``bias``."""
 
     base_layer: Linear
 
@@ -51,7 +51,7 @@ class Adapted(Module):
         super().__init_subclass__(**options)
 
         def depth(name: str) -> int:
-            """Return how far from ``cls`` among its ancestors the class is that defines this."""
+            """Return the place in the MRO of ``cls`` of the class that defines this."""
             return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
 
         # a subclass with a new formula would inherit a weight that no longer belongs to it
@@ -59,31 +59,31 @@ class Adapted(Module):
             type.__setattr__(cls, "weight", Adapted.weight)
 
     def as_base(self, t: Tensor) -> Tensor:
-        """Return t in the dtype of the base layer; t itself if it has that."""
+        """Return t in the dtype of the base layer; t itself if it already has it."""
         dtype = self.base_layer.weight.dtype
         return t if t.dtype == dtype else t.astype(dtype)
 
     @property
     def weight(self) -> Tensor:
-        """The weight that this layer acts with, (out, in); gradients flow through it."""
+        """The weight that this layer acts with, of shape (out, in); gradients flow through it."""
         raise NotImplementedError(f"{type(self).__name__} does not define its weight")
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias that this layer acts with, (out,), or None."""
+        """The bias that this layer acts with, of shape (out,), or None."""
         raise NotImplementedError
 
     @mg.no_grad()
     def merge(self, safe_merge: bool = True) -> Linear:
-        """Return the base layer with this weight and bias, a copy; change nothing.
+        """Return a copy of the base layer with this weight and bias; change nothing.
 
         Raises
         ------
         ValueError
             If they hold NaN or infinity, naming the tensors it came from (``safe_merge=False`` skips
-            this check); or if the result needs a bias and the base layer has none.
+            this check).  Also if the result needs a bias and the base layer has none.
         NotImplementedError
-            If a class has a ``forward`` of its own, but no ``weight`` that goes with it.
+            If the class has a ``forward`` of its own, but no ``weight`` that goes with it.
         TypeError
             If ``forward`` was replaced on this instance.
         """
@@ -101,7 +101,7 @@ class Adapted(Module):
         return _with(self.base_layer, **{n: Tensor(self.as_base(t).data) for n, t in parts.items()})
 
 
-#: The parts of a layer's formula.  A class that replaces one of them has another weight.
+#: The parts of a layer's formula.  A class that replaces one of them needs a ``weight`` of its own.
 FORMULA = ("__call__", "forward", "as_input", "norm", "V", "bias")
 
 
@@ -126,16 +126,16 @@ class LowRankLinear(Adapted):
         The source of randomness, or a seed; a fresh, unseeded one by default.
     autocast_adapter_dtype
         Over a float16 base the adapter is float32, because float16 rounds most small steps of training
-        away.  The result is float16 either way, like that of the base.  False makes the adapter float16
-        as well.
+        away.  False makes the adapter float16 as well.  The result is float16 either way, like that of
+        the base.
 
     Raises
     ------
     TypeError
         If ``base`` is not a Linear or has a ``forward`` of its own, or ``r`` is not an int.
     ValueError
-        For r < 1, an α that is not finite or too large or small for s in the dtype of the adapter, a
-        dropout rate outside [0, 1).
+        For r < 1, for an α that is not finite, or with which s is too large or too small for the dtype of
+        the adapter, and for a dropout rate outside [0, 1).
     """
 
     @np.errstate(under="ignore")
@@ -164,7 +164,7 @@ class LowRankLinear(Adapted):
         dtype = np.float32 if W0.dtype == np.float16 and autocast_adapter_dtype else W0.dtype
         self.scaling = float(lora_alpha) / (math.sqrt(r) if use_rslora else r)
         _check_scaling(self.scaling, lora_alpha, r, dtype)
-        # for "pissa" and "olora" the residual is frozen in place of W0, else it is None
+        # "pissa" and "olora" freeze a residual in place of W0; for the others it is None
         A, B, residual = initial_factors(init_lora_weights, W0, r, self.scaling, rng)
         self.base_layer: Linear = frozen(base, residual)
         self.A = Tensor(A.astype(dtype), requires_grad=True)
@@ -194,7 +194,7 @@ class LowRankLinear(Adapted):
         return checked
 
     def extra_repr(self) -> str:
-        """Return the base layer's, rank and scaling."""
+        """Return that of the base layer, the rank and the scaling."""
         return f"{self.base_layer.extra_repr()}, r={self.r}, scaling={self.scaling:g}"
 
 
@@ -213,7 +213,7 @@ def _check_scaling(s: float, lora_alpha: float, r: int, dtype: npt.DTypeLike) ->
 def frozen(layer: Linear, weight: npt.NDArray[Any] | None = None) -> Linear:
     """Return a copy of ``layer`` that shares its arrays as constants; a given weight replaces its own.
 
-    The arrays become read-only, because all who share them rely on their values.
+    The arrays become read-only, because every layer that shares them relies on their values.
     """
     tensors = {name: t for name, t in vars(layer).items() if isinstance(t, Tensor)}
     if weight is not None:

@@ -1,17 +1,17 @@
-"""How files get into their places: all of them or none, whoever else is writing there.
+"""How files get into their places: all of them or none, even while others write there.
 
-Every file is first written inside a new directory beside its place, and then renamed.  Others see a
-rename at one moment: they find the old file or the new one, and never a half.  Where several files make
-up one thing, three events can still come between the first rename and the last:
+Every file is first written inside a new directory beside its place, and then renamed.  A rename happens
+at one moment: others find the old file or the new one, never half a file.  Where several files belong
+together, three events can still come between the first rename and the last:
 
-- **A failure, or Ctrl-C.**  What was renamed so far goes back to what it was before.
-- **Another save.**  It could put some of its files over some of ours.  So they take turns, by a lock on
-  the folder.  Where there is none to be had, each save looks at the end: if only a part of what is there
-  is its own, it does everything again.  The last one to rename a file finds nothing but its own, and so
-  what stays is of one save.
-- **A kill.**  Nobody is left to go back, and a part stays old.  Who reads such files must be able to see
-  that they do not belong together.  The directory is left, too, and goes with the next save there: the
-  system drops the locks of a process that ends.
+- **A failure, or Ctrl-C.**  Each file renamed so far is replaced by the old one.
+- **Another save.**  It could put some of its files over some of ours.  So saves take turns, by a lock on
+  the folder.  Where the lock is not to be had, each save looks at its files at the end.  If only some of
+  those that are there are its own, it starts again.  The last save to rename a file finds all of them to
+  be its own.  So those that stay are from one save.
+- **A kill.**  Nobody is left to put the old files back, so old and new ones are mixed.  A reader must be
+  able to see that they do not belong together.  The new directory stays, too.  The system drops the locks
+  of a process that ends, so the next save there can remove it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import TypeAlias
 #: How the names of temporary directories begin.
 PREFIX = ".saving-"
 
-#: What tells a file from every other, also from a later one of the same inode.
+#: What tells a file from every other, even from a later one with the same inode.
 Identity: TypeAlias = "tuple[int, int, int]"
 
 
 @contextlib.contextmanager
 def folders(wanted: Iterable[Path]) -> Iterator[None]:
-    """Make folders that are not there; if what is done inside fails, they go again."""
+    """Make folders that are not there, and remove them again if what is done inside fails."""
     missing = {p for folder in wanted for p in (folder, *folder.parents) if not p.is_dir()}
     try:
         for folder in sorted(missing):  # a folder comes before those inside it
@@ -43,19 +43,19 @@ def folders(wanted: Iterable[Path]) -> Iterator[None]:
         yield
     except BaseException:
         for folder in sorted(missing, reverse=True):
-            with contextlib.suppress(OSError):  # it was not made yet, or somebody is using it
+            with contextlib.suppress(OSError):  # it was not made yet, or it is in use
                 folder.rmdir()
         raise
 
 
 def write(files: Mapping[Path, bytes]) -> None:
-    """Write files into folders that are there, in this order; replace those of the same names.
+    """Write files into existing folders, in this order; replace those with the same names.
 
     Raises
     ------
     OSError
-        If the disk refuses.  Everything is then as it was before.  If even the way back is refused, the
-        message says where the old files are.
+        If the disk refuses.  Everything is then as it was before.  If the old files cannot be put back
+        either, the message says where they are.
     """
     for path in files:
         if path.is_dir():
@@ -74,7 +74,7 @@ def write(files: Mapping[Path, bytes]) -> None:
 
 
 def _put(files: Mapping[Path, bytes]) -> bool:
-    """Write the files and rename them; return whether what is there then is of one save."""
+    """Write the files and rename them; return whether those then there are from one save."""
     homes: dict[Path, _Home] = {}
     ours: dict[Path, Identity | None] = {}
     *earlier, last = files
@@ -100,7 +100,7 @@ def _put(files: Mapping[Path, bytes]) -> bool:
 
 
 def _written(path: Path, content: bytes) -> Identity | None:
-    """Write a new file, down to the disk."""
+    """Write a new file through to the disk, and return its identity."""
     with open(path, "xb") as file:
         file.write(content)
         file.flush()
@@ -109,7 +109,7 @@ def _written(path: Path, content: bytes) -> Identity | None:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return what tells this file from all others, None if there is none."""
+    """Return what tells this file from all others, or None if there is no file."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _keep(path: Path, place: Path) -> None:
-    """Give a file a second name; copy it where a disk cannot do that."""
+    """Give a file a second name; copy it where the disk cannot do that."""
     if _identity(path) is not None:
         try:
             os.link(path, place, follow_symlinks=False)
@@ -127,7 +127,10 @@ def _keep(path: Path, place: Path) -> None:
 
 
 def _go_back(kept: Mapping[Path, Path], last: Path, ours: Mapping[Path, Identity | None]) -> None:
-    """Put old files back where ours are, and remove ours where there was none; unless all are new."""
+    """Put the old files back, and remove ours where there were none; do nothing if all are in place.
+
+    Files that another save has put over ours stay.
+    """
     try:
         if _identity(last) == ours[last]:
             return
@@ -145,12 +148,12 @@ def _go_back(kept: Mapping[Path, Path], last: Path, ours: Mapping[Path, Identity
 # ----------------------------------------------------------------------------- temporary directories
 
 
-#: What the name of an old file ends in while the new one takes its place.
+#: The suffix of an old file while the new one takes its place.
 OLD = ".old"
 
 
 class _Home:
-    """A directory for the time of a save, locked so that others see that its owner is alive."""
+    """A directory for one save, locked so that others see that its owner is alive."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -160,7 +163,7 @@ class _Home:
             try:
                 self._path.mkdir(0o700)
                 self._locks.append(_Lock(self._path))
-                if self._path.is_dir():  # else somebody swept it before it was locked
+                if self._path.is_dir():  # else another save swept it before it was locked
                     os.chmod(self._path, 0o700)  # whatever the umask is
                     break
             except BaseException:
@@ -178,8 +181,8 @@ class _Home:
     def take_turn(self) -> None:
         """Wait until no other save renames files in the folder, and lock it until this is removed.
 
-        After 0.2 seconds, go on without: it may be this very thread, which a signal has interrupted and
-        whose handler saves.
+        After 0.2 seconds, go on without the lock.  This thread itself may hold it, when a signal has
+        interrupted a save and the handler saves, too.
         """
         for _ in range(100):
             try:
@@ -189,7 +192,7 @@ class _Home:
                 time.sleep(0.002)
 
     def remove(self) -> None:
-        """Remove it with all that is inside, and unlock it in any case: then it can be swept."""
+        """Remove it and what is inside; unlock it even if that fails, so that it can be swept."""
         with contextlib.ExitStack() as each:
             for lock in self._locks:
                 each.callback(lock.close)
@@ -197,21 +200,21 @@ class _Home:
 
 
 def _remove_all(homes: Iterable[_Home]) -> None:
-    """Remove all of them, even if it is interrupted at one."""
+    """Remove all of them, even if one removal is interrupted."""
     with contextlib.ExitStack() as each:
         for home in homes:
             each.callback(home.remove)
 
 
 class _Lock:
-    """A lock on a directory, which ends when it is closed, and with its process in any case.
+    """A lock on a directory, which ends when it is closed, or when its process ends.
 
-    Not every disk can lock, and not every system can lock a directory; ``held`` says whether it is.
+    Not every disk can lock, and not every system can lock a directory.  ``held`` tells whether it worked.
 
     Raises
     ------
     BlockingIOError
-        If somebody else has locked it; not with ``wait``.
+        Without ``wait``, if it is locked already.
     """
 
     def __init__(self, directory: Path, wait: bool = True) -> None:
@@ -219,7 +222,7 @@ class _Lock:
         self._descriptor = -1
         with contextlib.suppress(FileNotFoundError, PermissionError):
             self._descriptor = os.open(directory, os.O_RDONLY)
-            import fcntl  # which Windows has not; but there no directory was opened
+            import fcntl  # Windows has none, but it cannot open a directory either
 
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -230,14 +233,14 @@ class _Lock:
                     raise
 
     def close(self) -> None:
-        """End it."""
+        """Release the lock."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory of plain files, as far as that can be done."""
+    """Remove a directory of plain files, as far as possible."""
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             os.unlink(directory / name)
@@ -245,9 +248,9 @@ def _remove(directory: Path) -> None:
 
 
 def _sweep(folder: Path, names: set[str]) -> None:
-    """Remove what killed saves have left in a folder, but for old files that have no newer ones."""
+    """Remove what killed saves left in a folder, except old files that this save has not replaced."""
     for home in folder.glob(PREFIX + "[0-9a-f]" * 16):
-        with contextlib.suppress(OSError):  # its owner is alive, or somebody else was quicker
+        with contextlib.suppress(OSError):  # its owner is alive, or another save was quicker
             if home.is_dir() and not home.is_symlink():
                 with contextlib.closing(_Lock(home, wait=False)) as lock:
                     found = os.listdir(home)

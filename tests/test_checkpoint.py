@@ -1388,7 +1388,7 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path):
 
 def test_a_single_array_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(3))
-    refuse(tmp_path / "a.npy", "is not a valid .npz file: it is no archive")
+    refuse(tmp_path / "a.npy", "is not a valid .npz file: it is not an archive")
 
 
 def header(entry=None, **changes):
