@@ -1,6 +1,6 @@
-"""One adapter on one model: a view of the model in which it acts, and what of that goes into a file.
+"""One adapter on one model: a view of the model in which it acts, and what a file keeps of it.
 
-The layers that the config names become LoRA or DoRA layers; modules to save become copies that train.
+The layers that the config names become LoRA or DoRA layers.  Modules to save become copies that train.
 Everything else is shared with the base.
 """
 
@@ -46,10 +46,10 @@ class Adapter:
     model
         The view.
     saved
-        Its tensors by their names in files, without the prefix: those of PEFT, unless the layers have
-        a formula of their own.
+        Its tensors by their names in files, without the prefix.  The names are PEFT's, unless the layers
+        have a formula of their own.
     trained
-        Those of them that training changes: all but those that a variant of LoRA freezes, and the
+        Those of them that training changes: all except those that a variant of LoRA freezes, and the
         constants of modules that train whole.
 
     Parameters
@@ -57,7 +57,7 @@ class Adapter:
     base
         The model to adapt.
     config
-        How.
+        How to adapt it.
     found
         What the config names in ``base``, and what each layer gets.
     rng
@@ -102,7 +102,7 @@ class Adapter:
         self.model = rebuild(base, replace)
         share_constants(self.model, base)
         for module in self._whole.values():
-            if not module.trainable_parameters():  # it was frozen as a whole, and tells no more
+            if not module.trainable_parameters():  # all was frozen, so nothing tells what trains
                 module.requires_grad_(True)
         self._free_biases()
         modules = dict(self.model.named_modules())
@@ -114,10 +114,10 @@ class Adapter:
             for name, p in self.model.named_parameters()
             if p.requires_grad or id(p) in own | whole
         }
-        if config.ensure_weight_tying:  # in a model of transformers, PEFT writes each of its names
+        if config.ensure_weight_tying:  # in a model of transformers, PEFT writes all names
             self.saved |= {name: p for name, p in named_tensors(self.model) if id(p) in whole}
         self.trained = [p for p in self.saved.values() if p.requires_grad]
-        # how it was made, which a file brings back: see lost_in_a_file
+        # how it was made, which is what a file brings back: see lost_in_a_file
         self._tensors = dict(self.model.named_parameters())
         in_file = {id(p) for p in self.saved.values()}
         self._constants = {n: p.data for n, p in self._tensors.items() if id(p) not in in_file}
@@ -144,7 +144,7 @@ class Adapter:
         return {path: float(layer.scaling) for path, layer in self.layers().items()}
 
     def settings(self) -> dict[str, Any]:
-        """Return what acts beside the tensors, by name: kinds of modules, and the settings of layers."""
+        """Return by name what acts besides the tensors: kinds of modules, and settings of layers."""
         found: dict[str, Any] = {}
         for path, module in self.model.named_modules():
             kind = repr(module) if isinstance(module, Dropout) else type(module).__name__
@@ -155,9 +155,9 @@ class Adapter:
         return found
 
     def lost_in_a_file(self) -> list[str]:
-        """Return what has changed since it was made, beside the values of its tensors, in words.
+        """Return in words what has changed since it was made, apart from the values of its tensors.
 
-        A file has these values and the config.  What else has changed is gone when it is loaded.
+        A file holds these values and the config.  Any other change is lost when it is loaded.
         """
         now, settings = dict(self.model.named_parameters()), self.settings()
         changed = [
@@ -180,34 +180,34 @@ class Adapter:
         return changed + self.changed_constants()
 
     def changed_constants(self) -> list[str]:
-        """Return which tensors of the base have changed since it was made, in words."""
+        """Return in words which tensors of the base have changed since it was made."""
         return [
-            f"{name} has changed, but is of the base (merge_and_unload() keeps it)"
+            f"{name} has changed, but belongs to the base (merge_and_unload() keeps it)"
             for name, array in self._constants.items()
             if not same_values(self._tensors[name].data, array)
         ]
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """Return the values of its tensors by their names in files, if they make it what it is.
+        """Return the values of its tensors by their names in files, if they and the config are all of it.
 
         Raises
         ------
         ValueError
-            If more has changed; ``name`` is how it is called in the message.
+            If anything else has changed.  The message calls the adapter ``name``.
         """
         lost = self.lost_in_a_file()
         if lost:
             raise ValueError(
                 f"cannot save or copy {name!r}: only its config and its tensors would be kept, but "
                 f"something else was changed: {'; '.join(lost)}.  Change it back, or add an adapter that "
-                "starts so"
+                "is like that from the start"
             )
         return {key: p.data for key, p in self.saved.items()}
 
     def to_save(self, name: str) -> checkpoint.Saved:
-        """Return what goes into its files; ValueError as for :meth:`arrays`.
+        """Return what goes into its files; raise ValueError as :meth:`arrays` does.
 
-        The config names each layer where it said "all-linear", which means others to PEFT.
+        A config that says "all-linear" names each layer instead, because PEFT would choose other layers.
         """
         config, arrays, scalings = self.config, self.arrays(name), self.scalings()
         if config.target_modules == "all-linear":
@@ -215,7 +215,7 @@ class Adapter:
         return checkpoint.Saved(config, arrays, scalings)
 
     def check_peft_can_read(self, name: str) -> None:
-        """Raise ValueError if PEFT would take its files for those of another function."""
+        """Raise ValueError if PEFT would read its files as another function."""
         unknown = "norm_axis=0" if self.config.norm_axis == 0 else ""
         unknown = self.layer.__name__ if own_formula(self.layer) else unknown
         if unknown:
@@ -224,13 +224,13 @@ class Adapter:
             )
 
     def constants(self) -> dict[str, Tensor]:
-        """Return the tensors that are no part of it, but of the base, by all their names in files."""
+        """Return the tensors that belong to the base and not to it, by all their names in files."""
         own = set(self.saved.values())
         return {name: p for name, p in named_tensors(self.model) if p not in own}
 
     @np.errstate(under="ignore")
     def load(self, source: str | Path, file: checkpoint.AdapterFile, allow_nan: bool) -> None:
-        """Set its tensors to those of a file, if that fits; else CheckpointError, listing why not."""
+        """Set its tensors to those of a file; raise CheckpointError, listing why, if they do not fit."""
         arrays = checkpoint.check(
             source, file, self.saved, self.constants(), self.scalings(), allow_nan
         )
@@ -247,9 +247,9 @@ class Adapter:
         all_or_none([setting_data(p, arrays[key]) for key, p in self.saved.items()])
 
     def torch_names(self, adapter_name: str) -> dict[Tensor, str]:
-        """Return what PEFT's model calls each tensor of the view, while the adapter has this name there.
+        """Return what PEFT's model calls each tensor of the view, if the adapter has this name there.
 
-        PEFT keeps what several adapters have of their own, such as A, in a dict by their names.
+        PEFT keeps what each adapter has of its own, such as A, in a dict by adapter name.
         """
         modules = dict(self.model.named_modules())
         places = {} if own_formula(self.layer) else IN_PEFT
@@ -266,11 +266,11 @@ class Adapter:
         return found
 
     def parts(self) -> dict[str, Module]:
-        """Return what acts in the place of modules of the base, by path."""
+        """Return by path what replaces modules of the base."""
         return {**self._whole, **self.layers()}
 
     def layers(self) -> dict[str, LowRankLinear]:
-        """Return the adapted layers by path; a tied layer once, under its first."""
+        """Return the adapted layers by path; a tied layer is there once, under its first path."""
         found: dict[int, tuple[str, LowRankLinear]] = {}
         for path, module in self.model.named_modules():
             if isinstance(module, LowRankLinear):
@@ -278,7 +278,7 @@ class Adapter:
         return dict(found.values())
 
 
-#: What makes up the function of an adapted layer, and is no tensor.
+#: What makes up the function of an adapted layer besides its tensors.
 SETTINGS = "scaling", "detach_norm", "norm_axis"
 
 
@@ -298,11 +298,11 @@ def _class_for(config: LoraConfig, layer: type[LowRankLinear] | None) -> type[Lo
 
 
 def _beside_base(layer: LowRankLinear) -> list[Tensor]:
-    """Return the tensors of an adapted layer that are not those of its base, frozen ones included."""
+    """Return the tensors that an adapted layer adds to its base, frozen ones included."""
     return [p for name, p in layer.named_parameters() if not name.startswith("base_layer.")]
 
 
-#: How PEFT's models call the tensors of an adapted layer, with the adapter's name in the braces.
+#: What PEFT's models call the tensors of an adapted layer, with the adapter's name in the braces.
 IN_PEFT = {
     "A": "lora_A.{}.weight",
     "B": "lora_B.{}.weight",
@@ -310,7 +310,7 @@ IN_PEFT = {
     "m": "lora_magnitude_vector.{}.weight",
 }
 
-#: And how its files call them.
+#: What PEFT's files call them.
 PEFT_NAMES = {
     "A": "lora_A.weight",
     "B": "lora_B.weight",
@@ -320,7 +320,7 @@ PEFT_NAMES = {
 
 
 def _names_in_files(kind: type[LowRankLinear]) -> dict[str, str]:
-    """Return how files call the tensors of such a layer: as PEFT, unless PEFT has no such layer."""
+    """Return what files call the tensors of such a layer: PEFT's names, unless PEFT has no such layer."""
     return {} if own_formula(kind) else PEFT_NAMES
 
 
@@ -335,7 +335,7 @@ def in_file(
     Raises
     ------
     ValueError
-        If they are for none, or cannot be as large as they say.
+        If they are for none, or the file is too small for the shapes that it claims.
     """
     names = _names_in_files(_class_for(config, layer))
     factors = names.get("A", "A"), names.get("B", "B")
@@ -346,7 +346,7 @@ def in_file(
 def _file_key(modules: dict[str, Module], name: str, names: dict[str, str]) -> str:
     """Return the name in files for the tensor called ``name`` in a view with these modules.
 
-    In an adapted layer it is renamed as ``names`` says.
+    A tensor of an adapted layer is renamed as ``names`` says.
     """
     path, _, last = name.rpartition(".")
     if isinstance(modules.get(path), LowRankLinear):

@@ -777,7 +777,7 @@ CHANGES = {
     "the frozen weight": (
         "LoRA",
         lambda m: setattr(of(m).base_layer.weight, "data", 0 * of(m).base_layer.weight.data),
-        r"layers\.0\.base_layer\.weight has changed, but is of the base",
+        r"layers\.0\.base_layer\.weight has changed, but belongs to the base",
     ),
     "what is left of the weight": (
         "pissa",
@@ -788,7 +788,7 @@ CHANGES = {
     "a bias that does not train along": (
         "biases of adapted layers",
         lambda m: setattr(of(m, "layers.2").bias, "data", 1 + of(m, "layers.2").bias.data),
-        r"layers\.2\.bias has changed, but is of the base",
+        r"layers\.2\.bias has changed, but belongs to the base",
     ),
 }
 
