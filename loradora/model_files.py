@@ -1,6 +1,6 @@
 """Files of a model, and of what its optimizer remembers: ``.npz``, or PyTorch's ``.safetensors``.
 
-Names and shapes are PyTorch's, so these files go there, and come from there.
+Names and shapes are PyTorch's, so the files can be exchanged with it in both directions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 #: From the name of a tensor in a file to its name in a model, or to None for one that is not wanted.
 Renaming: TypeAlias = Callable[[str], "str | None"]
 
-#: What transformers calls a model's one file, or the index of its several ones.
+#: What transformers calls a model's only file, and the index of a model in several files.
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -48,18 +48,18 @@ MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 def save_model(file: str | Path, model: Module) -> None:
     """Write the parameters of ``model`` by name into an ``.npz`` or a ``.safetensors`` file.
 
-    The suffix decides.  PyTorch reads the latter, which needs the extra ``peft`` (safetensors).  Of a
-    PeftModel this is what acts now: the base and the active adapters.  (``save_adapter`` keeps the
-    others, and what ``merge_and_unload()`` returns has the names of a plain net in PyTorch.)
+    The suffix decides.  PyTorch reads ``.safetensors``, which needs the extra ``peft`` (safetensors).
+    For a PeftModel the file holds what acts now: the base and the active adapters.  (``save_adapter``
+    saves any adapter.  For the names of a plain PyTorch net, save what ``merge_and_unload()`` returns.)
 
-    Names and shapes are those of PyTorch, so ``load_state_dict(safetensors.torch.load_file(file))``
-    takes such a file.  A tensor that several modules share is there once, under its first name, as in
-    all files of Hugging Face; ``safetensors.torch.load_model(net, file)`` finds its other names.
+    Names and shapes are PyTorch's, so ``load_state_dict(safetensors.torch.load_file(file))`` takes such a
+    file.  A tensor that several modules share is there once, under its first name, as in all files of
+    Hugging Face; ``safetensors.torch.load_model(net, file)`` finds its other names.
 
     Raises
     ------
     CheckpointError
-        For another suffix, and if the disk refuses; an old file stays as it was.
+        For another suffix, and if the disk refuses.  An old file then stays as it was.
     ImportError
         Without safetensors, naming the extra and the alternative.
     """
@@ -67,7 +67,7 @@ def save_model(file: str | Path, model: Module) -> None:
 
 
 def _save(file: str | Path, arrays: Arrays, function: str) -> None:
-    """Write arrays by name into a file, of which the suffix says the format."""
+    """Write arrays by name into a file, in the format that its suffix says."""
     path = Path(file)
     if path.suffix not in (".npz", ".safetensors"):
         raise CheckpointError(f"cannot write {path}: it ends in neither .npz nor .safetensors")
@@ -84,24 +84,26 @@ def load_model(
 ) -> None:
     """Set the parameters of ``model`` from an ``.npz`` file, or from ``.safetensors`` files of PyTorch.
 
-    A large model lies in several of these, its shards.  Then give the index beside them, say
-    ``model.safetensors.index.json``: its ``weight_map`` names the shard of each tensor.  One shard is
-    read after the other, and let go before the next.  So the memory needed is that of the old arrays,
-    the new arrays, and one or two shards.  A single file is read as a model of one shard.
+    A large model is split into several of these, its shards.  Then give the index beside them, usually
+    ``model.safetensors.index.json``: its ``weight_map`` names the shard of each tensor.  The shards are
+    read one at a time, and each is dropped before the next.  So the memory needed is that of the old
+    arrays, the new arrays, and one or two shards.  A single file is read as a model of one shard.
 
-    Each parameter takes the dtype that it has in ``model``, in which it must be finite, unless
-    ``allow_nan``.  A tensor that several modules share may have any of its names, or all.
+    Each parameter keeps the dtype that it has in ``model``.  Its new values must be finite in that dtype,
+    unless ``allow_nan``.  A tensor that several modules share may have any of its names in the file, or
+    all.
 
     Parameters
     ----------
     file
         The file, or the index.
     model
-        What gets its parameters.
+        The model whose parameters are set.
     names
         From the name of a tensor in the file to its name here, or to None for one that is not wanted.
-        By default names are the same.  But a prefix that all of them have in the file, and none here, is
-        left off: ``module.`` of a wrapped model, ``bert.`` of one with a head that was left out.
+        By default the names are the same, except that a prefix is left off if all of them have it in the
+        file and none here: ``module.`` of a wrapped model, or ``bert.`` of a model whose head was left
+        out.
     allow_nan
         Accept NaN and infinity.
 
@@ -110,10 +112,10 @@ def load_model(
     CheckpointError
         Listing everything that is missing, unexpected, misshapen or not finite, every shard that is
         missing or damaged, and every tensor in another shard than the index says.  Also for two tensors
-        of one name here, for an index that is not valid, or names a pickle or a file elsewhere, and for a
-        PeftModel of another base.  Nothing is changed.
+        with one name here, for an index that is not valid or names a pickle or a file elsewhere, and for
+        a PeftModel of another base.  Nothing is changed.
     TypeError
-        For ``names`` that is no function, or returns neither a str nor None.
+        If ``names`` is not a function, or returns neither a str nor None.
 
     Notes
     -----
@@ -122,7 +124,7 @@ def load_model(
 
     Examples
     --------
-    A net in whose file the layers have other names, and which has one layer less:
+    The layers have other names in the file, and one of them is not wanted:
 
     >>> import tempfile
     >>> import loradora as ld
@@ -151,7 +153,7 @@ def load_model(
                 names = _without_prefix(parameters, index or entries)
             held[shard] = {name: Outline(e.shape, e.dtype) for name, e in entries.items()}
             arrays |= fitting(path.parent / shard, _renamed(entries, names), parameters)
-            del entries  # and with them all that was read, before the next shard is
+            del entries  # frees what was read before the next shard is
         except CheckpointError as error:
             if not index:
                 raise
@@ -170,13 +172,13 @@ def _as_it_is(name: str) -> str:
 
 
 def _without_prefix(expected: Container[str], found: Collection[str]) -> Renaming:
-    """Return a renaming that takes away what all names begin with, if they are expected without it."""
+    """Return a renaming that removes the prefix of all names, if they are expected without it."""
     prefix = _extra_prefix(expected, found)
     return lambda name: name.removeprefix(prefix)
 
 
 def _renamed(entries: Mapping[str, T], names: Renaming) -> dict[str, T]:
-    """Return what is wanted, under the names that it has here."""
+    """Return the entries that are wanted, under their names here."""
     renamed = [(names(name), entry) for name, entry in entries.items()]
     strange = [name for name, _ in renamed if not isinstance(name, (str, type(None)))]
     if strange:
@@ -185,13 +187,13 @@ def _renamed(entries: Mapping[str, T], names: Renaming) -> dict[str, T]:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Return which file in the same folder holds each tensor, as an index says."""
+    """Return which file in the same folder holds each tensor, according to the index."""
     places = parsed(path.parent, path.name, read(path, MOST_BYTES)).get("weight_map")
     with reported(f"{path.name} in {path.parent}"):
         if not isinstance(places, dict) or not places:
             raise ValueError("it has no weight_map, from the names of tensors to those of files")
         formats.check_number(places)
-        "".join(places).encode()  # half a pair of surrogates is in no tensor's name
+        "".join(places).encode()  # no tensor's name holds half a pair of surrogates
         pickles = [name for name in places.values() if Path(str(name)).suffix in PICKLES]
         if pickles:
             raise ValueError(
@@ -201,18 +203,18 @@ def _index(path: Path) -> dict[str, str]:
         strange = [name for name in places.values() if not _is_shard(name)]
         if strange:
             raise ValueError(
-                f"it names {short(strange[0])}, which is no .safetensors file beside it"
+                f"it names {short(strange[0])}, which is not a .safetensors file beside it"
             )
     return places
 
 
 def _is_shard(name: object) -> bool:
-    """Whether an index may give tensors to a file of this name: it leads nowhere else."""
+    """Whether an index may name this file for its tensors: it must lie in the same folder."""
     return isinstance(name, str) and is_plain(name) and Path(name).suffix == ".safetensors"
 
 
 def _misplaced(index: Mapping[str, str], held: Mapping[str, Collection[str]]) -> list[str]:
-    """Return in words which tensors do not lie in the shards where the index has them."""
+    """Return in words which tensors are not in the shards that the index gives them to."""
     lacking = [
         f"{shard} lacks {name}, which the index gives to it"
         for name, shard in index.items()
@@ -232,7 +234,7 @@ def _misnamed(
     index: Mapping[str, str],
     names: Renaming,
 ) -> list[str]:
-    """Return in words what does not fit the model; what an index lists is not missing once more."""
+    """Return in words what does not fit the model; what the index lists is not reported twice."""
     found = {name: outline for outlines in held.values() for name, outline in outlines.items()}
     here = _renamed(found, names)
     lost = _renamed(index, names).keys() - here.keys()
@@ -247,7 +249,7 @@ def _misnamed(
 
 
 def _extra_prefix(expected: Container[str], found: Collection[str]) -> str:
-    """Return what all names begin with that would be expected without it, as DDP's do; or nothing."""
+    """Return a prefix of all names, as DDP adds one, without which some are expected; or nothing."""
     if any(name in expected for name in found):
         return ""
     steps = next(iter(found), "").split(".", 10)[:-1]  # no wrappers are nested deeper
@@ -262,16 +264,16 @@ def _extra_prefix(expected: Container[str], found: Collection[str]) -> str:
 def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
     """Write what ``optimizer`` remembers of ``model`` into an ``.npz`` or a ``.safetensors`` file.
 
-    With the adapter, or the model, this is all that an interrupted training needs, here or in PyTorch:
-    parameters have the names of PyTorch's ``named_parameters()``, of PEFT's for an adapted model.  The
-    arrays are called ``state.<name>.exp_avg`` and so on, and ``param_groups.<name>.lr`` and so on.
+    Together with the adapter or the model, this is all that an interrupted training needs, here or in
+    PyTorch.  Parameters have the names of PyTorch's ``named_parameters()``, or PEFT's for an adapted
+    model.  The arrays are called ``state.<name>.exp_avg``, …, ``param_groups.<name>.lr``, ….
 
     Raises
     ------
     CheckpointError, ImportError
         As :func:`save_model`.
     TypeError, ValueError
-        For what is no optimizer or no model, and for a parameter that the model has not.
+        If these are not an optimizer and a model, or the model lacks a parameter of the optimizer.
 
     Examples
     --------
@@ -292,23 +294,23 @@ def save_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
 
 
 def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> None:
-    """Let ``optimizer`` go on where the one was that :func:`save_optimizer` has saved, or PyTorch.
+    """Let ``optimizer`` go on from a file that :func:`save_optimizer`, or PyTorch, has written.
 
     In PyTorch, ``get_optimizer_state_dict`` of ``torch.distributed.checkpoint.state_dict`` returns such a
-    state with ``flatten_optimizer_state_dict=True``; what is in it but tensors and numbers is left out of
-    the file.  (``examples/torch_worker.py`` writes one by itself.)
+    state with ``flatten_optimizer_state_dict=True``.  Leave out of the file what is neither a tensor
+    nor a number.  (``examples/torch_worker.py`` writes such a file by itself.)
 
     Raises
     ------
     CheckpointError
-        Listing all that does not fit: parameters that only one side trains, shapes, moments of another
-        optimizer, NaN, a dtype that would lose digits, options that are not ours or differ in what is
-        one group here.  Nothing is changed.
+        Listing everything that does not fit: parameters that only one side trains, shapes, moments of
+        another optimizer, NaN, a dtype that would lose digits, and options that do not exist here or
+        differ in what is one group here.  Nothing is changed.
     TypeError, ValueError
         As :func:`save_optimizer`.
     """
     path = Path(file)
-    # who errs here has not given a bad file
+    # first, because a wrong argument must not be reported as a bad file
     shapes = {name: p.shape for p, name in moments.names_of(optimizer, model).items()}
     entries, _ = described(path, read(path))
     with reported(str(path)):
@@ -319,7 +321,7 @@ def load_optimizer(file: str | Path, optimizer: Optimizer, model: Module) -> Non
 def _read_if_small(
     key: str, entry: Entry, shapes: Mapping[str, tuple[int, ...]]
 ) -> npt.NDArray[Any]:
-    """Return an array of an optimizer's state, or if it cannot fit, an empty one that looks like it."""
+    """Return an array of an optimizer's state; if it cannot fit, a stand-in of its shape."""
     name = key.partition(".")[2].rpartition(".")[0]
     of_numbers = entry.dtype.kind in "biuf"
     if of_numbers and entry.shape in ((), (2,), shapes.get(name)):

@@ -456,7 +456,7 @@ def placed(name):
     return {"weight_map": PLACES | {"layers.0.bias": name}}
 
 
-BESIDE = "which is no .safetensors file beside it"
+BESIDE = "which is not a .safetensors file beside it"
 INDICES = {
     "no JSON": (b"{", f"{INDEX} in "),
     "no text": (b"\xff\xfe", f"{INDEX} in "),
