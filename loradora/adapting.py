@@ -161,7 +161,7 @@ class Adapter:
         """
         now, settings = dict(self.model.named_parameters()), self.settings()
         changed = [
-            f"{name} is {settings.get(name, 'gone')}, and was {given} when the adapter was made"
+            f"{name} is {settings.get(name, 'gone')}, but was {given} when the adapter was made"
             + (" (multiply B instead)" if name.endswith(".scaling") else "")
             for name, given in self._settings.items()
             if settings.get(name) != given

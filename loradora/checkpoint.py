@@ -221,7 +221,7 @@ def check(
     known = {**expected, **{key: p for key, p in constants.items() if key in tensors}}
     wrong = misfits({key: p.shape for key, p in known.items()}, tensors)
     wrong += _halves(tensors, expected)
-    # if anything is wrong so far, the tensors that fit no layer are listed already
+    # tensors that fit no layer of the model are listed already
     wrong += _differences(file, scalings, whole=not wrong)
     for key, array in fitting(source, tensors, constants).items():
         if not np.array_equal(array, constants[key].data, equal_nan=True):
@@ -256,7 +256,7 @@ def _differences(file: AdapterFile, scalings: Mapping[str, float], whole: bool) 
     """Return in words how the config contradicts the notes and, if ``whole``, which layers are gone."""
     kind, noted = _kind(file.config), file.notes.get(SCALINGS, scalings)
     found = [
-        f"{name} is {short(kind[name])}, and was {short(value)}"
+        f"{name} is {short(kind[name])}, but was {short(value)}"
         for name, value in file.notes.get(KIND, {}).items()
         if name in kind and kind[name] != value
     ]
@@ -265,7 +265,7 @@ def _differences(file: AdapterFile, scalings: Mapping[str, float], whole: bool) 
         if noted.get(path) != s:
             by_change.setdefault((f"{s:g}", short(noted.get(path))), []).append(path)
     found += [
-        f"the scaling of {', '.join(paths)} is {now}, and was {before}"
+        f"the scaling of {', '.join(paths)} is {now}, but was {before}"
         for (now, before), paths in by_change.items()
     ]
     gone = [path for path in noted if whole and path not in scalings]
@@ -283,7 +283,7 @@ INNER = r"\.(original_module|modules_to_save)(?=\.)", r"\.modules_to_save\.[^.]+
 
 
 def _again(key: str, config: LoraConfig, expected: Container[str]) -> bool:
-    """Whether this is the bias of a module that trains whole, which PEFT also writes under this name."""
+    """Whether PEFT repeats a bias of a module that trains whole under this name, an inner one."""
     if config.bias != "all" or not config.modules_to_save or key in expected or len(key) > 1000:
         return False
     found = [part.span() for pattern in INNER for part in re.finditer(pattern, key)]

@@ -41,7 +41,7 @@ Factors: TypeAlias = tuple[Array, Array]
 # ----------------------------------------------------------------------------- what adds up
 
 
-MORE = "adapters that train biases or whole modules do not add up (lora_bias is a bias, too)"
+MORE = "adapters that train biases or whole modules do not add up (lora_bias counts as a bias)"
 
 
 def check_adds_up(config: LoraConfig, layer: type[LowRankLinear]) -> None:

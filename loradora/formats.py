@@ -104,7 +104,7 @@ def describe_npz(data: bytes) -> Described:
 
 def _without_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Any:
     with archive.open(member) as file:
-        data = file.read(member.file_size)  # read() would unpack more, if there is more
+        data = file.read(member.file_size)  # read() alone would unpack everything there is
     return memoryview(data)[start:]
 
 

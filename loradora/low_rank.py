@@ -51,7 +51,7 @@ class Adapted(Module):
         super().__init_subclass__(**options)
 
         def depth(name: str) -> int:
-            """Return the place in the MRO of ``cls`` of the class that defines this."""
+            """Return how far up the MRO of ``cls`` the class is that defines this."""
             return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
 
         # a subclass with a new formula would inherit a weight that no longer belongs to it
@@ -134,8 +134,8 @@ class LowRankLinear(Adapted):
     TypeError
         If ``base`` is not a Linear or has a ``forward`` of its own, or ``r`` is not an int.
     ValueError
-        For r < 1, for an α that is not finite, or with which s is too large or too small for the dtype of
-        the adapter, and for a dropout rate outside [0, 1).
+        For r < 1, for an α that is not finite or makes s too large or too small for the dtype of the
+        adapter, and for a dropout rate outside [0, 1).
     """
 
     @np.errstate(under="ignore")

@@ -1,13 +1,13 @@
-"""What an optimizer remembers, under PyTorch's names: so a training goes on there, and comes back.
+"""What an optimizer remembers, under PyTorch's names: training can go on there, and come back.
 
-``Optimizer.state_dict`` numbers the parameters, and so does ``torch.optim``, but each in its own order:
-a bias that trains beside A comes before it in PEFT, and after it here.  To take one number for another
-is an error at best.  At worst, two matrices of one shape change places.  So here a parameter goes by its
-name: that of PyTorch's ``named_parameters()``, and for an adapted model that of PEFT's.
+``Optimizer.state_dict`` numbers the parameters, and so does ``torch.optim``, but each in its own order: a
+bias that trains beside A comes before it in PEFT, and after it here.  Confusing two numbers is an error
+at best.  At worst, two matrices of one shape change places.  So here each parameter is known by its
+name: the one in PyTorch's ``named_parameters()``, and for an adapted model the one in PEFT's.
 
 Moments and options have the same names on both sides, and the formulas are the same.  What only PyTorch
-has (AMSGrad, Nesterov's momentum, decay in SGD) is refused where it is switched on: to go on without it
-would be another training.
+has (AMSGrad, Nesterov's momentum, decay in SGD) is refused where it is switched on, because going on
+without it would be a different training.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Remembered(NamedTuple):
     moments
         ``exp_avg``, ``exp_avg_sq`` and ``step``, or ``momentum_buffer``; empty before its first step.
     options
-        ``lr`` and so on: those of its group.
+        The options of its group: ``lr`` and so on.
     """
 
     moments: dict[str, Array]
     options: dict[str, Any]
 
 
-#: What is remembered of a parameter that an optimizer has not.
+#: What is remembered of a parameter that an optimizer does not have.
 UNKNOWN = Remembered({}, {})
 
-#: An optimizer's state: by the names of the parameters.
+#: An optimizer's state, by the names of the parameters.
 Named: TypeAlias = dict[str, Remembered]
 
 
@@ -58,7 +58,7 @@ def remembered(optimizer: Optimizer, model: Module) -> Named:
     Raises
     ------
     TypeError, ValueError
-        For what is no optimizer or no model, and for a parameter that the model has not.
+        If these are not an optimizer and a model, or the model lacks a parameter of the optimizer.
     """
     names = names_of(optimizer, model)
     return {
@@ -78,9 +78,9 @@ def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
     Raises
     ------
     TypeError, ValueError
-        As :func:`remembered`.  And ValueError listing all that does not fit: what
-        :meth:`Optimizer.load_state_dict` refuses, parameters that only one side trains, options that
-        are not ours, or that differ within what is one group here.  Nothing is changed.
+        As :func:`remembered`.  Also ValueError listing everything that does not fit: what
+        :meth:`Optimizer.load_state_dict` refuses, parameters that only one side trains, and options that
+        do not exist here or differ within what is one group here.  Nothing is changed then.
     """
     names = names_of(optimizer, model)
     wrong = _strangers(state, remembered(optimizer, model), names.values())
@@ -109,7 +109,7 @@ def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p not in known:
             raise ValueError(
-                f"the optimizer has a parameter of shape {p.shape} that this model has not: it was built "
+                f"the optimizer has a parameter of shape {p.shape} that this model lacks: it was built "
                 "from another model, before get_peft_model, or with an adapter that is gone"
             )
         names[p] = known[p]
@@ -119,7 +119,7 @@ def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
 def _strangers(given: Named, known: Named, names: Collection[str]) -> list[str]:
     """Return in words which parameters only one side trains; ``names`` are those of all here.
 
-    Of a parameter that has neither a gradient nor moments nothing need be known on the other side.
+    A parameter that has neither a gradient nor moments may be unknown on the other side.
     """
     missing = [name for name in known if name not in given]
     unexpected = [name for name, entry in given.items() if entry.moments and name not in names]
@@ -133,7 +133,7 @@ def _strangers(given: Named, known: Named, names: Collection[str]) -> list[str]:
 
 # ----------------------------------------------------------------------------- options
 
-#: Options that only PyTorch has, and the value with which its formula is ours.
+#: Options that only PyTorch has, each with the value that makes its formula ours.
 AS_HERE = {
     "amsgrad": False,
     "dampening": 0,
@@ -143,7 +143,7 @@ AS_HERE = {
     "weight_decay": 0,  # of SGD
 }
 
-#: Those that say how PyTorch computes, and not what; and notes of its schedules.
+#: Options that change how PyTorch computes but not the result, and notes of its schedules.
 HOW = {"capturable", "differentiable", "foreach", "fused", "name", "param_names", "params"}
 HOW |= {"base_momentum", "initial_lr", "max_lr", "max_momentum", "min_lr", "swa_lr"}
 
@@ -151,7 +151,7 @@ HOW |= {"base_momentum", "initial_lr", "max_lr", "max_momentum", "min_lr", "swa_
 def _shared(
     given: Mapping[str, Mapping[str, Any]], wanted: set[str], where: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the options that all these parameters share, and in words which are missing or differ."""
+    """Return the options that all these parameters share, and in words those missing or different."""
     shared: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for option in sorted(wanted):
@@ -166,7 +166,7 @@ def _shared(
 
 
 def _only_there(given: Mapping[str, Mapping[str, Any]], ours: Container[str]) -> list[str]:
-    """Return in words which of PyTorch's options make its formula another one than ours."""
+    """Return in words which of PyTorch's options make its formula differ from ours."""
     found: dict[str, str] = {}
     for name, options in given.items():
         for option, value in options.items():
@@ -184,8 +184,8 @@ def flat(state: Named) -> dict[str, Array]:
     """Return a state as arrays: ``state.<name>.exp_avg``, …, ``param_groups.<name>.lr``, ….
 
     PyTorch calls this form flattened (``flatten_optimizer_state_dict``, in
-    ``torch.distributed.checkpoint.state_dict``), and has the options that are its own there, too.  As in
-    PyTorch, ``step`` is a float32.
+    ``torch.distributed.checkpoint.state_dict``), and adds its own options to it.  As in PyTorch, ``step``
+    is a float32.
     """
     arrays = {}
     for name, (moments, options) in state.items():
@@ -197,19 +197,19 @@ def flat(state: Named) -> dict[str, Array]:
 
 
 def from_flat(arrays: Mapping[str, Array]) -> Named:
-    """Return the state that :func:`flat` has made arrays of; ValueError for any other name."""
+    """Return the state that :func:`flat` made into arrays; raise ValueError for any other name."""
     state: Named = {}
     for key, array in arrays.items():
         kind, _, rest = key.partition(".")
         name, _, last = rest.rpartition(".")
         if kind not in ("state", "param_groups") or not name:
-            raise ValueError(f"{key} is nothing of an optimizer's state by name")
+            raise ValueError(f"{key} is not part of an optimizer's state by name")
         entry = state.setdefault(name, Remembered({}, {}))
         if kind == "state":
             entry.moments[last] = _counted(last, array)
         else:
             if array.size > 2:
-                raise ValueError(f"{key} is no option: it has the shape {array.shape}")
+                raise ValueError(f"{key} is not an option: it has the shape {array.shape}")
             entry.options[last] = _plain(array)
     for _, options in state.values():
         if options.keys() & HOW:  # PyTorch has written it
@@ -218,12 +218,12 @@ def from_flat(arrays: Mapping[str, Array]) -> Named:
 
 
 def _begun(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with the rate that a schedule of PyTorch's began with, if there was one."""
+    """Return options with the rate that PyTorch's schedule began with, if there was one."""
     return {**options, "lr": options["initial_lr"]} if "initial_lr" in options else {**options}
 
 
 def _plain(value: Any) -> Any:
-    """Return an option as numbers of Python's, if it is an array or a tensor of them."""
+    """Return an option; an array or a tensor becomes Python's numbers."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
@@ -246,8 +246,8 @@ def optimizer_to_torch(
 ) -> dict[str, Any]:
     """Return the state with which a PyTorch optimizer goes on where this one is.
 
-    Needs PyTorch (extra ``interop``).  Parameters are matched by name, whatever their order and their
-    groups are there.  With ``theirs``, an optimizer of PyTorch or PEFT for the same model:
+    This needs PyTorch (extra ``interop``).  Parameters are matched by name, so their order and their
+    groups may differ there.  With ``theirs``, an optimizer of PyTorch or PEFT for the same model:
 
         theirs.load_state_dict(optimizer_to_torch(optimizer, model, theirs.state_dict()))
 
@@ -258,15 +258,17 @@ def optimizer_to_torch(
     model
         The model whose parameters it trains.
     state
-        What ``theirs.state_dict()`` returns.  It tells which groups there are, and may be fresh.
+        What ``theirs.state_dict()`` returns.  It tells which groups there are.  ``theirs`` need not have
+        taken a step.
     names
-        The names of its parameters in its order.  They are not needed if it was made of names and
-        parameters: ``torch.optim.AdamW([(n, p) for n, p in net.named_parameters() if p.requires_grad])``.
+        The names of its parameters in its order.  They are not needed if it was made from pairs of names
+        and parameters: ``torch.optim.AdamW([(n, p) for n, p in net.named_parameters() if
+        p.requires_grad])``.
 
     Returns
     -------
     dict
-        ``state`` with our moments and options in it; what only PyTorch has, such as ``fused``, stays.
+        ``state`` with our moments and options.  What only PyTorch has, such as ``fused``, stays.
 
     Raises
     ------
@@ -275,13 +277,13 @@ def optimizer_to_torch(
     TypeError
         If ``state`` is no such state, or ``optimizer`` and ``model`` are not ours.
     ValueError
-        If it does not know its parameters by name, if it lacks one that is trained here, if it is of
-        another kind of optimizer, or if its options are such that its formula is another one.
+        If ``state`` does not know its parameters by name, lacks one that is trained here, comes from
+        another kind of optimizer, or has options with which the formula differs from ours.
 
     Notes
     -----
-    PyTorch keeps moments in the dtype of their parameter.  Those of a float16 parameter are float32 here,
-    and lose digits there.
+    PyTorch keeps moments in the dtype of their parameter.  Here those of a float16 parameter are float32,
+    so they lose digits there.
     """
     try:
         import torch
@@ -302,7 +304,8 @@ def optimizer_to_torch(
             merged["initial_lr"] = options["lr"]
         lacking = sorted(set(options) - set(group))
         if lacking:
-            problems = [f"it is of no {type(optimizer).__name__}: it has no {', '.join(lacking)}"]
+            kind = type(optimizer).__name__
+            problems = [f"it does not belong to {kind}: it has no {', '.join(lacking)}"]
         wrong += problems or _only_there(dict.fromkeys(ours, _options(merged)), options)
         groups.append(merged)
     if wrong:
@@ -326,15 +329,15 @@ def optimizer_from_torch(
 ) -> None:
     """Let this optimizer go on where a PyTorch optimizer is: the way back of :func:`optimizer_to_torch`.
 
-    The parameters are those of that function.  If a scheduler of PyTorch's has changed a rate, its
-    ``initial_lr`` is taken: here it is ``fit`` that multiplies the rate by a schedule's factor.
+    The parameters are those of that function.  If one of PyTorch's schedulers has changed a rate, its
+    ``initial_lr`` is taken, because here ``fit`` multiplies the rate by a schedule's factor.
 
     Raises
     ------
     TypeError, ValueError
-        As there, and for shapes that differ, moments of another optimizer, NaN, a dtype that would lose
+        As there.  Also for shapes that differ, moments of another optimizer, NaN, a dtype that would lose
         digits, a parameter that only one side trains, and options that differ in what is one group here.
-        All that is wrong is listed, and nothing is changed.
+        Everything that is wrong is listed, and nothing is changed.
     """
     called = _called(state, names)
     given = {}
@@ -351,16 +354,17 @@ def optimizer_from_torch(
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a group of PyTorch's."""
+    """Return the options of one of PyTorch's groups."""
     options = {name: _plain(value) for name, value in group.items()}
     _mark_formula(options)
     return options
 
 
 def _mark_formula(options: dict[str, Any]) -> None:
-    """Say in options of PyTorch's if they leave the formula open.
+    """Mark in PyTorch's options where they leave the formula open.
 
-    RAdam's are AdamW's but for ``amsgrad``.  Of old, Adam and AdamW did not say how they decay.
+    RAdam's options are AdamW's without ``amsgrad``.  Older versions of Adam and AdamW did not say how
+    they decay.
     """
     if "betas" in options:
         options.setdefault("amsgrad", "unknown")
@@ -368,7 +372,7 @@ def _mark_formula(options: dict[str, Any]) -> None:
 
 
 def _misshapen(there: Named, known: Named) -> list[str]:
-    """Return in words which parameters have been moved there, and have another shape."""
+    """Return in words which moments there have another shape than here."""
     shapes = [
         (f"{name}.{moment}", tuple(value.shape), known[name].moments[moment].shape)
         for name, (moments, _) in there.items()
@@ -381,7 +385,7 @@ def _misshapen(there: Named, known: Named) -> list[str]:
 
 
 def _array(label: str, moment: str, value: Any) -> Array:
-    """Return a tensor of PyTorch's as an array."""
+    """Return a PyTorch tensor as an array."""
     try:
         return _counted(moment, np.asarray(value))
     except (TypeError, RuntimeError) as error:
@@ -391,9 +395,9 @@ def _array(label: str, moment: str, value: Any) -> Array:
 
 
 def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
-    """Return the names of a PyTorch optimizer's parameters by what it calls them itself: by number.
+    """Return the names of a PyTorch optimizer's parameters by its own keys for them: their numbers.
 
-    In the form of ``torch.distributed.checkpoint`` it calls them by their names.
+    In the form of ``torch.distributed.checkpoint`` its keys are the names.
     """
     if not isinstance(state, Mapping):
         raise TypeError(
@@ -411,7 +415,9 @@ def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
             "expected a list of groups with 'params', and moments by number, in a state"
         )
     if not all(isinstance(entry, Mapping) for entry in moments.values()):
-        raise TypeError("the moments of a parameter in a state are a dict by their names")
+        raise TypeError(
+            "expected the moments of each parameter as a dict by their names, in a state"
+        )
     numbers = [number for group in groups for number in group["params"]]
     known = [name for group in groups for name in group.get("param_names", ())]
     known = known or [number for number in numbers if isinstance(number, str)]
@@ -419,8 +425,8 @@ def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
     if sorted(found) == sorted(known) and found != known:
         first = next(i for i, name in enumerate(known) if name != found[i])
         raise ValueError(
-            f"names are in another order than those that the state has: {found[first]!r} stands in the "
-            f"place of {known[first]!r}"
+            f"names are in another order than in the state: {found[first]!r} stands in the place of "
+            f"{known[first]!r}"
         )
     if not found and numbers:
         raise ValueError(

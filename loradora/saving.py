@@ -4,11 +4,11 @@ Every file is first written inside a new directory beside its place, and then re
 at one moment: others find the old file or the new one, never half a file.  Where several files belong
 together, three events can still come between the first rename and the last:
 
-- **A failure, or Ctrl-C.**  Each file renamed so far is replaced by the old one.
+- **A failure, or Ctrl-C.**  Everything renamed so far goes back to what it was before.
 - **Another save.**  It could put some of its files over some of ours.  So saves take turns, by a lock on
-  the folder.  Where the lock is not to be had, each save looks at its files at the end.  If only some of
-  those that are there are its own, it starts again.  The last save to rename a file finds all of them to
-  be its own.  So those that stay are from one save.
+  the folder.  Where no lock can be had, each save looks at the files when it is done.  If only some of
+  them are its own, it starts again.  So the last save to rename a file stops only when all the files
+  are its own, and what stays is from one save.
 - **A kill.**  Nobody is left to put the old files back, so old and new ones are mixed.  A reader must be
   able to see that they do not belong together.  The new directory stays, too.  The system drops the locks
   of a process that ends, so the next save there can remove it.
@@ -74,7 +74,7 @@ def write(files: Mapping[Path, bytes]) -> None:
 
 
 def _put(files: Mapping[Path, bytes]) -> bool:
-    """Write the files and rename them; return whether those then there are from one save."""
+    """Write the files and rename them; return whether the result is from one save."""
     homes: dict[Path, _Home] = {}
     ours: dict[Path, Identity | None] = {}
     *earlier, last = files

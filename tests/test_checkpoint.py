@@ -706,22 +706,22 @@ CHANGES = {
     "the scaling": (
         "LoRA",
         lambda m: setattr(of(m), "scaling", 2.0),
-        r"layers\.0\.scaling is 2\.0, and was 4\.0 when the adapter was made \(multiply B",
+        r"layers\.0\.scaling is 2\.0, but was 4\.0 when the adapter was made \(multiply B",
     ),
     "dropout": (
         "dropout",
         lambda m: setattr(of(m).lora_dropout, "p", 0.5),
-        r"layers\.0\.lora_dropout is Dropout\(p=0\.5\), and was Dropout\(p=0\.25\)",
+        r"layers\.0\.lora_dropout is Dropout\(p=0\.5\), but was Dropout\(p=0\.25\)",
     ),
     "another dropout": (
         "dropout",
         lambda m: setattr(of(m), "lora_dropout", ld.ReLU()),
-        r"layers\.0\.lora_dropout is ReLU, and was Dropout\(p=0\.25\)",
+        r"layers\.0\.lora_dropout is ReLU, but was Dropout\(p=0\.25\)",
     ),
     "the gradient of the norm": (
         "DoRA",
         lambda m: setattr(of(m), "detach_norm", False),
-        r"layers\.0\.detach_norm is False, and was True",
+        r"layers\.0\.detach_norm is False, but was True",
     ),
     "another B": (
         "LoRA",
@@ -757,7 +757,7 @@ CHANGES = {
     "a layer without parameters": (
         "LoRA",
         lambda m: setattr(of(m, "layers"), "1", Tanh()),
-        r"layers\.1 is Tanh, and was ReLU",
+        r"layers\.1 is Tanh, but was ReLU",
     ),
     "one more of them": (
         "LoRA",
@@ -1725,19 +1725,19 @@ def test_a_config_whose_alpha_was_edited_is_noticed(tmp_path, safetensors):
     trained().save_pretrained(tmp_path)
     text = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(text | {"lora_alpha": 80}))
-    refuse(tmp_path, r"or was edited: the scaling of layers\.0, layers\.2 is 40, and was 4\.0")
+    refuse(tmp_path, r"or was edited: the scaling of layers\.0, layers\.2 is 40, but was 4\.0")
 
 
 MIXES = {
     "pissa over LoRA": (
         {"init_lora_weights": "pissa"},
-        "init_lora_weights is True, and was 'pissa'",
+        "init_lora_weights is True, but was 'pissa'",
     ),
-    "another alpha": ({"lora_alpha": 1}, r"the scaling of layers\.0, layers\.2 is 4, and was 0\.5"),
-    "rsLoRA": ({"use_rslora": True}, r"the scaling of layers\.0, layers\.2 is 4, and was 5\.6"),
-    "DoRA": ({"use_dora": True}, "use_dora is False, and was True"),
-    "biases": ({"bias": "all"}, "bias is 'none', and was 'all'"),
-    "dropout": ({"lora_dropout": 0.5}, "lora_dropout is 0.0, and was 0.5"),
+    "another alpha": ({"lora_alpha": 1}, r"the scaling of layers\.0, layers\.2 is 4, but was 0\.5"),
+    "rsLoRA": ({"use_rslora": True}, r"the scaling of layers\.0, layers\.2 is 4, but was 5\.6"),
+    "DoRA": ({"use_dora": True}, "use_dora is False, but was True"),
+    "biases": ({"bias": "all"}, "bias is 'none', but was 'all'"),
+    "dropout": ({"lora_dropout": 0.5}, "lora_dropout is 0.0, but was 0.5"),
 }
 
 
@@ -2051,7 +2051,7 @@ def test_a_dropout_of_the_base_that_has_changed_is_named(tmp_path):
     base = ld.Sequential(ld.Linear(3, 2, rng=0), ld.Dropout(0.1, rng=0))
     model = ld.get_peft_model(base, ld.LoraConfig(r=1, target_modules=["0"]), rng=0)
     model.base_model[1].p = 0.7
-    with pytest.raises(ValueError, match=r"1 is Dropout\(p=0\.7\), and was Dropout\(p=0\.1\)"):
+    with pytest.raises(ValueError, match=r"1 is Dropout\(p=0\.7\), but was Dropout\(p=0\.1\)"):
         model.save_adapter(tmp_path / "a.npz")
 
 

@@ -246,7 +246,7 @@ FAULTS = {
     "text": (lambda a: a | {f"param_groups.{A}.lr": np.array("1")}, "lr"),
     "something else": (
         lambda a: a | {"hello": np.zeros(3)},
-        "hello is nothing of an optimizer's state",
+        "hello is not part of an optimizer's state",
     ),
 }
 
@@ -295,7 +295,7 @@ def test_an_optimizer_of_another_model_is_refused(function, tmp_path):
     ld.save_optimizer(file, optimizer, net)
     for model in (adapted(), base()):
         with pytest.raises(
-            ValueError, match=r"a parameter of shape \(4, 3\) that this model has not"
+            ValueError, match=r"a parameter of shape \(4, 3\) that this model lacks"
         ):
             function(file, optimizer, model)
     with pytest.raises(TypeError, match="expected an optimizer"):
@@ -454,7 +454,7 @@ def test_a_small_file_costs_little(tmp_path):
     for key, message in {
         "state.elsewhere.exp_avg": "unexpected elsewhere",
         f"state.{name}.exp_avg": rf"{name}\.exp_avg is float64 of shape \(10000000,\)",
-        f"param_groups.{name}.lr": rf"param_groups\.{name}\.lr is no option: it has the shape",
+        f"param_groups.{name}.lr": rf"param_groups\.{name}\.lr is not an option: it has the shape",
         f"state.{name}.step": rf"{name}\.step is float64 of shape",
     }.items():
         np.savez_compressed(file, **(arrays | {key: large}))

@@ -228,7 +228,7 @@ def test_another_formula_is_refused_in_both_directions(case, tmp_path):
     with pytest.raises(ValueError, match=message):
         ld.optimizer_from_torch(here.optimizer, here.model, state)
     np.testing.assert_equal(here.optimizer.state_dict(), before)
-    message = message.replace("missing betas of", "it is of no AdamW: it has no betas")
+    message = message.replace("missing betas of", "it does not belong to AdamW: it has no betas")
     with pytest.raises(ValueError, match=message):
         ld.optimizer_to_torch(here.optimizer, here.model, state)
 
