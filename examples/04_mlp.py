@@ -1,6 +1,6 @@
 # %% [markdown]
 """
-# Lesson 4: a neural network, trained on digits with nothing but the pieces so far.
+# Lesson 4: a neural network, trained on digits with nothing but minigrad and a few layers.
 
 What you will see: a few of the images; the graph of one step, and which gradients it fills; a loss that
 goes down; and how the trained net does on digits of other writers, from another scanner.
@@ -110,7 +110,8 @@ for name, part in (("what it was trained on", seen), ("the validation images", u
 # %% [markdown]
 # ## 4. Other writers, another scanner
 #
-# These are the same ten digits, and yet the net gets more than a third of the new ones wrong.
+# These are the same ten digits, but scanned at a lower resolution and enlarged.  The net gets more than
+# a third of them wrong.
 
 # %%
 print("\n4. On images it has never seen\n")

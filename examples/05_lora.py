@@ -55,7 +55,7 @@ norm_A, norm_B = (np.linalg.norm(g.data) for g in gradients)
 
 same = np.array_equal(layer(x).data, base(x).data)
 print("1. At the start B = 0\n")
-print(f"   the layer equals the frozen one, bit by bit: {same}")
+print(f"   the layer equals the frozen one, bit for bit: {same}")
 print(f"   the gradient of A has the norm {norm_A:.4f}, that of B {norm_B:.4f}")
 print("   so the first step moves B alone\n")
 

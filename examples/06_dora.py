@@ -7,7 +7,7 @@ length becomes a number of its own, m, and LoRA's B A only turns the row (arXiv:
 
 What you will see: a weight taken apart into magnitude and direction; its gradients by hand, equal to
 minigrad's (eq. 6, 7, 11); the term that the paper drops, why finite differences then "fail", and how
-often the gradient without that term points uphill.
+often a step against the gradient without that term would raise the loss.
 
 Why it matters: the "gradient" that DoRA follows by default is, on purpose, not the derivative of the
 loss.  If you know which part is missing, you know when that is safe.
@@ -53,13 +53,14 @@ def moved(detach_norm):
 # %% [markdown]
 # ## 1. Taken apart
 #
-# Every row of a weight is a length times a direction: $W = m \, V / \lVert V \rVert$.  DoRA adds LoRA's
-# s B A to V, and trains m as well.
+# Every row of a weight is a length times a direction: $W = m \, V / \lVert V \rVert$.  DoRA takes the
+# direction from V = W0 + s B A, and trains m as well.
 
 # %%
-m, V = analysis.magnitude_and_direction(W0)
+m, direction = analysis.magnitude_and_direction(W0)
+apart = abs(m[:, None] * direction - W0).max()
 print("1. W = m * V/||V||: a length for each row, and a direction\n")
-print(f"   m * V/||V|| gives W0 back, up to             {abs(m[:, None] * V - W0).max():.0e}")
+print(f"   length times direction gives W0 back, up to  {apart:.0e}")
 
 # %% [markdown]
 # m starts as the lengths of the rows of W0.  So DoRA, too, starts equal to the layer that it adapts.
@@ -68,7 +69,7 @@ print(f"   m * V/||V|| gives W0 back, up to             {abs(m[:, None] * V - W0
 # %%
 start = ld.DoRALinear(base, r=4, lora_alpha=4, rng=rng)
 same = np.array_equal(start(x).data, base(x).data)
-print(f"   at the start equal to the base, bit by bit:  {same}")
+print(f"   at the start equal to the base, bit for bit:  {same}")
 
 layer = moved(detach_norm=True)
 lengths = np.linalg.norm(layer.merge().weight.data, axis=1)
@@ -186,7 +187,7 @@ print(f"   held and exact agree up to {gap:.0e}\n")
 # ## 4. How far apart can they be?
 #
 # A small step against the held gradient lowers the loss if its inner product with the exact gradient is
-# positive.  If it is negative, such a step raises the loss: it leads uphill.  Let us count.
+# positive.  If it is negative, such a step raises the loss.  Let us count how often that happens.
 #
 # In each random problem every entry of W0, A, B, x and G is drawn from the standard normal distribution.
 # G stands for the gradient of some loss.  m is the length of each row of W0, times a number drawn between
@@ -218,28 +219,29 @@ def random_cosines(out, width, r, rows, rng):
 # %%
 PROBLEMS = 2000
 print(f"4. {PROBLEMS} random problems: cosine between the held and the exact gradient\n")
-print("   layer    r   gradient of   uphill   lowest   median   highest")
-uphill = {}
+print("   layer    r   gradient of   raised   lowest   median   highest")
+raised = {}
 for out, width, r, rows in ((3, 4, 2, 5), (12, 20, 4, 50)):
     rng = np.random.default_rng(0)
     found = [random_cosines(out, width, r, rows, rng) for _ in range(PROBLEMS)]
     for name in found[0]:
         c = np.array([problem[name] for problem in found])
-        uphill[out, name] = np.sum(c < 0)
-        print(f"   {out:2} x {width:<2}  {r}   {name:11} {uphill[out, name]:8}", end="")
+        raised[out, name] = np.sum(c < 0)
+        print(f"   {out:2} x {width:<2}  {r}   {name:11} {raised[out, name]:8}", end="")
         print(f"{c.min():9.2f}{np.median(c):9.2f}{c.max():10.2f}")
 
 # %% [markdown]
-# V never points uphill.  In each row the exact v̄ is the held c q without its part along v̂, so
+# For V it never happens.  In each row the exact v̄ is the held c q without its part along v̂, so
 #
 # $\langle cq, \bar v\rangle = c^2(\lVert q\rVert^2 - \langle q, \hat v\rangle^2) \ge 0$.
 #
 # B has no such guarantee.  B̄ = s V̄ Aᵀ, and Aᵀ mixes the directions along the row and across it.  So
-# even the opposite direction is possible; `by_hand` ends with the smallest case.  Ā = s Bᵀ V̄ can point
-# uphill for the same reason.
+# even the opposite direction is possible; `by_hand` ends with the smallest case.  The same is true of
+# Ā = s Bᵀ V̄.  (A random problem is no state of training: there m is near its best value, or far from it.)
 
 # %%
-assert uphill[3, "V"] == uphill[12, "V"] == 0 < uphill[3, "B"]
-print("\n   The held gradient of V cannot point uphill; those of B and A can.  They do so")
-print("   in tiny layers now and then, and all trained numbers together more rarely.")
-print(f"   In the larger layer, B did so {uphill[12, 'B']} times of {PROBLEMS}.")
+assert raised[3, "V"] == raised[12, "V"] == 0 < raised[3, "B"]
+print("\n   A small step against the held gradient of V cannot raise the loss; against")
+print("   those of B and A it can.  In the tiny layer it does so now and then, and for")
+print("   all trained numbers together more rarely.")
+print(f"   In the larger layer, B's did so {raised[12, 'B']} times of {PROBLEMS}.")

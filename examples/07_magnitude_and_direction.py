@@ -8,8 +8,8 @@ DoRA.  At eight checkpoints, the lesson measures how far the weight of each of t
     ΔM = mean |mᵢ − m0ᵢ|            how much the lengths of its rows have changed     (eq. 3)
     ΔD = mean (1 − cos(wᵢ, w0ᵢ))    how far its rows have turned                      (eq. 4)
 
-Then it prints how ΔM and ΔD correlate over layers and checkpoints.  This is the paper's figure.  A
-notebook shows it below the last cell, and `--plot` draws it from a terminal.
+Then it prints how ΔM and ΔD correlate over layers and checkpoints.  The paper shows the same for another
+model.  A notebook draws the figure below the last cell, `--plot` from a terminal.
 
 Why it matters: this observation is why DoRA exists.  It was made on one model.  On this MLP one part of
 it holds in every setting that was tried: LoRA's correlation is the highest.  The signs for full
@@ -157,6 +157,7 @@ print(f"Here, negative: {', '.join(negative)}.")
 
 # %%
 print("   In layers: do the points of each layer lie on a rising line of its own?")
+print("   (Both changes grow as training goes on, so a high number says little.)")
 print("   Pooled: do the points of all three layers lie on the same line?")
 print("   Stable in the seven settings that were tried: LoRA is the highest (+0.90 to")
 print("   +0.98), and full is positive (+0.26 to +0.77).  Not stable: DoRA (-0.13 to")

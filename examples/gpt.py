@@ -60,7 +60,9 @@ class Decoder(ld.Module):
         *_, length = np.shape(ids) or [0]
         context = len(self.embed_positions.weight) - FIRST_POSITION
         if not length:
-            raise ValueError("there is no character to continue from: expected ids of shape (..., T)")
+            raise ValueError(
+                "there is no character to continue from: expected ids of shape (..., T)"
+            )
         if length > context:
             raise ValueError(
                 f"{length} characters are too many for a context of {context}: give it the last {context}"

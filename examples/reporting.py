@@ -282,8 +282,8 @@ def dora_against_lora(gains: digits.Array) -> str:
         verdict = "it beats LoRA here"
     else:
         verdict = "it does not beat LoRA here"
-    spread = f" +/- {error:.1f} (paired, standard error)" if n > 1 else ""
-    return f"DoRA against LoRA: {mean:+.1f}{spread} points; {verdict}."
+    spread = f" +/- {error:.2f} (paired, standard error)" if n > 1 else ""
+    return f"DoRA against LoRA: {mean:+.2f}{spread} points; {verdict}."
 
 
 # ---------------------------------------------------------------------------- merging, saving

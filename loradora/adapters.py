@@ -26,7 +26,7 @@ c has one entry per output.  It multiplies the columns of x Vᵀ, which is the s
 of V.  (The paper draws its weights as (in, out) and therefore speaks of columns.  Our V is its V + ΔV.)
 
 At the start B = 0 and m = ‖W0‖, so both layers equal the frozen one.  Other starts are in
-:mod:`loradora.init`.
+:mod:`loradora.init`.  The class :class:`~loradora.low_rank.LowRankLinear` makes A, B and s, and has V.
 
 The engine differentiates the formulas as they stand here.  One choice is left: does ‖V‖ count as a
 function of A and B on the way back, or as a plain number?  The paper (§4.3) and PEFT treat it as a
@@ -87,7 +87,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h first: the way back reaches it last, when ȳ is no longer in memory
+        # h first, which only saves memory: the way back reaches it last, when ȳ is gone
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
@@ -111,8 +111,8 @@ class LoRALinear(LowRankLinear):
 class DoRALinear(LowRankLinear):
     """y = (m/‖V‖) ∘ (x Vᵀ) + b with V = W0 + s B A (arXiv:2402.09353, eq. 5).
 
-    With dropout, the base sees x and the change of the weight sees drop(x), as in PEFT:
-    y = x W0ᵀ + b + drop(x) (c∘V − W0)ᵀ with c = m/‖V‖.
+    Dropout sets some inputs to 0 while training.  With it, the base sees x and the change of the weight
+    sees drop(x), as in PEFT: y = x W0ᵀ + b + drop(x) (c∘V − W0)ᵀ with c = m/‖V‖.
 
     Parameters
     ----------

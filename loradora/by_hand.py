@@ -18,7 +18,8 @@ The method
 of P.  That of y is where we start.  The loss determines it, and we call it G = ȳ, shape (N, out).
 
 *The inner product* ⟨U, V⟩ multiplies two matrices entry by entry and adds everything up:
-⟨U, V⟩ = Σ U∘V = tr(UᵀV).  With it the bar has a definition in one line: if P changes by a little dP, then
+⟨U, V⟩ = Σ U∘V = tr(UᵀV), where the trace tr is the sum of the diagonal.  With it the bar has a definition
+in one line: if P changes by a little dP, then
 
     dL = ⟨P̄, dP⟩
 
@@ -37,7 +38,8 @@ first what multiplies P_ik, namely Σ_j U_ij Q_kj = (U Qᵀ)_ik, or what multipl
 LoRA: y = x W0ᵀ + b + s h Bᵀ with h = x Aᵀ
 ===========================================
 
-*Differential.*  W0 and b are frozen; x, A and B move:
+*Differential.*  W0 and b are frozen; A and B move.  So does x, which may be the output of an earlier
+layer:
 
     dy = dx W0ᵀ + s h dBᵀ + s dh Bᵀ          dh = x dAᵀ + dx Aᵀ
 
@@ -76,7 +78,7 @@ movement along v changes its length.
     dw = (dm/n) v + (m/n) dv − (m/n²) v dn
        = dm v̂ + c (dv − v̂⟨v̂, dv⟩)
 
-The bracket is dv without its part along v: the projection of dv onto the plane across v.  A projection is
+The bracket is dv without its part along v.  Taking that part away is an orthogonal projection, which is
 its own transpose, so it moves across the inner product unchanged.
 
 *Inner product.*
@@ -106,18 +108,19 @@ with v̂ never appears, and
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
 So the two differ by c m̄ v̂.  It points along the row, and its length is |c| |m̄|, that is |c| times the
-gradient of m.  Hence it is small once m has nearly converged, and gone where m̄ = 0.  m̄ and x̄ are the
-same in both.
+gradient of m.  It is gone where m̄ = 0, as for the m that is best for the examples at hand.  m̄ and x̄
+are the same in both.
 
-The held v̄ never points uphill.  The exact one is its part across the row, and by Cauchy and Schwarz
+A small step against the held v̄ never raises the loss, to first order.  The exact v̄ is its part across
+the row, and by Cauchy and Schwarz
 
     ⟨held v̄, exact v̄⟩ = ⟨c q, c (q − v̂⟨v̂, q⟩)⟩ = c² (‖q‖² − ⟨q, v̂⟩²) ≥ 0
 
-B̄ has no such guarantee.  The row of B̄ is s v̄ Aᵀ, and in ⟨held v̄ Aᵀ, exact v̄ Aᵀ⟩ the factor AᵀA stands
-between the two.  It stretches some directions, shrinks others, and no longer keeps "along" and "across"
-apart.  Take v = (1, 0), q = (−2, 1), c = s = 1 and A = (1, 1).  The exact v̄ is (0, 1), the held one is
-(−2, 1), and A adds up their entries: the exact gradient of B is 1, the held one −1.  They have opposite
-signs.  (The same holds for Ā = s Bᵀ V̄, where B adds up several rows.)
+B̄ has no such guarantee.  The row of B̄ is s v̄ Aᵀ, and in ⟨held v̄ Aᵀ, exact v̄ Aᵀ⟩ the factor AᵀA
+stands between the two.  It stretches some directions, shrinks others, and no longer keeps "along" and
+"across" apart.  Take v = (1, 0), q = (−2, 1), c = s = 1 and A = (1, 1).  The exact v̄ is (0, 1), the held
+one is (−2, 1), and A adds up their entries: the exact gradient of B is 1, the held one −1.  They have
+opposite signs.  (The same holds for Ā = s Bᵀ V̄, where B adds up several rows.)
 """
 
 from __future__ import annotations

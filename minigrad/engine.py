@@ -1,10 +1,12 @@
 """The chain rule: one walk over the graph, newest result first.
 
-A result has a :class:`Node`, which remembers how it was made: the op, its *inputs* (what the forward was
-given), and its *parents* (for each input the node or the leaf that it came from, or None where no
-gradient is needed).  These memories form a directed acyclic graph, and the chain rule is one walk over
-it: start with the cotangent of the result, and at every node hand each parent its vector-Jacobian
-product.  A node that was used k times receives k cotangents, and they add up.
+A *leaf* is a Tensor that a user made.  Every other one is the result of an op, and has a :class:`Node`,
+which :func:`minigrad.tensor.record` makes when it runs the forward.  The node remembers how the result
+was made: the op, its *inputs* (what the forward was given), and its *parents* (for each input the node or
+the leaf that it came from, or None where no gradient is needed).  These memories form a directed acyclic
+graph, and the chain rule is one walk over it: start with the cotangent of the result, and at every node
+hand each parent its vector-Jacobian product.  A node that was used k times receives k cotangents, and
+they add up.
 
 A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth, and a node
 is always younger than its parents.  So "newest first" is a safe order, and there is no need for recursion
@@ -129,7 +131,7 @@ class Node(Outline):
         for i in unread:
             parent, a = parents[i], inputs[i]
             if type(parent) is Node:
-                inputs[i] = parent
+                inputs[i] = parent  # a node is the outline of its result
             elif parent is None and type(a) is ndarray:
                 inputs[i] = Outline(a.shape, a.dtype)
         self.inputs = inputs
@@ -289,7 +291,9 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
             sums.append(c if nobodys and c.dtype is leaf.dtype else np.array(c, leaf.dtype))
         else:
             sums.append(np.asarray(leaf.grad + c, leaf.dtype))
-    at_once(object.__setattr__, found, repeat("grad"), sums)()
+    at_once(
+        object.__setattr__, found, repeat("grad"), sums
+    )()  # leaf.grad = sum, for all or for none
 
 
 def gradients(

@@ -363,8 +363,8 @@ def said(answer: str) -> str:
 def missing(owner: object, name: str, answer: Callable[[str], str | None]) -> Any:
     """Raise AttributeError for an attribute that was not found, with the answer if there is one.
 
-    This is for ``__getattr__``.  Python also calls it if a property has raised AttributeError.  That error
-    is raised again.  Names of protocols such as ``__len__`` are asked for often, so they are refused first.
+    This is for ``__getattr__``.  Python also calls it if a property has raised AttributeError, and that
+    error is raised again.  Names such as ``__len__`` are asked for often, so they are refused first.
     """
     if name.startswith("__"):
         raise AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")

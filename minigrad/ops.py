@@ -130,6 +130,8 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
     the forward declares; so may the second, if both have a rule.  Everything else is as the forward
     declares it: annotate a third array, or an optional one, as ``Array``.
 
+    An op of any number of arrays, such as ``concatenate``, has ``each``, which makes a rule for each.
+
     An op whose name begins with an underscore is not among the package's public names.  It is in OPS,
     without the underscore.
     """
@@ -194,7 +196,8 @@ def neg(a: Array) -> Array:
 
 # ----------------------------------------------------------------------------- matrix product
 
-# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V):  ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
+# Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V), the sum of the diagonal of Uᵀ V:
+# ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
 # = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
 # The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
 # the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and

@@ -142,7 +142,7 @@ def test_what_the_paper_drops_is_as_long_as_c_times_the_gradient_of_m(problem):
 
 
 @given(problems())
-def test_the_held_gradient_of_V_is_never_uphill_in_any_row(problem):
+def test_a_step_against_the_held_gradient_of_V_never_raises_the_loss(problem):
     """⟨held v̄, exact v̄⟩ is c²(‖q‖² − ⟨q, v̂⟩²), which is not negative: it is ‖exact v̄‖²."""
     base, A, B, m, alpha, x, G = problem
     W0, _, s = arguments(base, A, B, alpha)

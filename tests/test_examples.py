@@ -56,7 +56,7 @@ LESSONS = {
         r"MNIST +9\d\.\d %\n +optical digits +[4-7]\d\.\d %",
     ],
     "05_lora": [
-        r"the frozen one, bit by bit: True",
+        r"the frozen one, bit for bit: True",
         r"the gradient of A has the norm 0\.0000, that of B 0\.\d*[1-9]",
         r"largest difference of A and B after \d+ steps: \de-1[2-9]",
         r"live and merged layer: \de-1[2-9]",
@@ -67,7 +67,7 @@ LESSONS = {
         r"The base has not changed: True",
     ],
     "06_dora": [
-        r"equal to the base, bit by bit: +True",
+        r"equal to the base, bit for bit: +True",
         r"exact, eq\. 6 +A: \de-1[2-9] +B: \de-1[2-9] +m: \de-1[2-9]",
         r"eq\. 11 +A: \de-1[2-9] +B: \de-1[2-9] +m: \de-1[2-9]",
         r"exact \S+e-1[4-9] +held 0\.\d\d",
@@ -77,7 +77,7 @@ LESSONS = {
         r"held and exact agree up to \de-1[2-9]",
         r" 3 x 4 +2 +V +0 .*\n +3 x 4 +2 +B +[1-9]\d+ +-0\.\d\d ",
         r"12 x 20 +4 +V +0 ",
-        r"of V cannot point uphill; those of B and A can",
+        r"the held gradient of V cannot raise the loss; against\n +those of B and A it can",
     ],
     "07_magnitude_and_direction": [
         r"\n +full .*-0\.62\n +LoRA .*\+0\.83\n +DoRA .*-0\.31\n",

@@ -319,14 +319,14 @@ def test_the_printed_code_names_the_files_on_windows_too(reporting):
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ([-0.4], "-0.4 points; too few seeds"),
-        ([0.4], "+0.4 points; too few seeds"),
+        ([-0.4], "-0.40 points; too few seeds"),
+        ([0.4], "+0.40 points; too few seeds"),
         ([0.3, 0.3], "too few seeds"),
         (
             [-0.5, -0.3, -0.6, -0.2, -0.4],
-            "-0.4 +/- 0.1 (paired, standard error) points; it does not beat",
+            "-0.40 +/- 0.07 (paired, standard error) points; it does not beat",
         ),
-        ([4.0, 0.0, 0.0, 0.0, 0.0], "+0.8 +/- 0.8 (paired"),
+        ([4.0, 0.0, 0.0, 0.0, 0.0], "+0.80 +/- 0.80 (paired"),
         ([1.0, -0.9, 0.8, -0.7, 0.3], "does not beat"),
         ([1.0, 1.1, 0.9, 1.2, 0.8], "it beats"),
     ],
