@@ -452,7 +452,9 @@ def test_a_tied_table_does_not_fit_a_base_in_which_it_is_not_tied(base, gpt, tmp
     whole(base, ["embed_tokens"]).save_adapter(tmp_path / "adapter.npz")
     untied = small(gpt)
     untied.lm_head.weight = mg.Tensor(base.lm_head.weight.data, requires_grad=True)
-    with pytest.raises(ld.CheckpointError, match=r"lm_head\.weight differs .* to a module that trains whole"):
+    with pytest.raises(
+        ld.CheckpointError, match=r"lm_head\.weight differs .* to a module that trains whole"
+    ):
         ld.PeftModel.from_pretrained(untied, tmp_path / "adapter.npz")
 
 
