@@ -16,7 +16,7 @@ Read next: minigrad/operation.py, what an operation is; minigrad/engine.py, the 
 # %%
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ Read next: minigrad/gradcheck.py; then 03_add_an_op.py.
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import numpy as np
 

@@ -17,7 +17,7 @@ functions made of operations; then 04_mlp.py.
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import numpy as np
 

@@ -17,7 +17,7 @@ networks and their training; examples/terminal.py, what every lesson begins with
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import os
 

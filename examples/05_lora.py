@@ -19,7 +19,7 @@ loradora/init.py, other starts; then 06_dora.py.
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import numpy as np
 

@@ -19,7 +19,7 @@ the rest of the file begun in lesson 5; then 07_magnitude_and_direction.py.
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import numpy as np
 

@@ -21,7 +21,7 @@ Read next: loradora/analysis.py; examples/digits.py, examples/plots.py; then 08_
 # %%
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 import copy
 import os

@@ -18,7 +18,7 @@ loradora/formats.py, loradora/files.py, loradora/saving.py, loradora/companion.p
 # %%
 import terminal
 
-terminal.begin(__doc__).parse_args()  # first, for the imports take a moment
+terminal.begin(__doc__).parse_args()  # first, because the imports take a moment
 
 import os
 import tempfile

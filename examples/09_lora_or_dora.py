@@ -26,7 +26,7 @@ split; examples/reporting.py; then 10_change_author.py.
 # %%
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 import os
 

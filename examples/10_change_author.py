@@ -35,7 +35,7 @@ examples/pretrain_gpt.py; then 11_outgrow.py.
 # %%
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 import json
 import math

@@ -29,7 +29,7 @@ examples/sentences.py, examples/machine.py, examples/torch_minilm.py.
 # %%
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 import copy
 import json

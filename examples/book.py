@@ -16,7 +16,7 @@ from __future__ import annotations
 import terminal
 
 if __name__ == "__main__":
-    terminal.prepare()  # first, for the other imports take a moment
+    terminal.prepare()  # first, because the other imports take a moment
 
 import ast
 import contextlib

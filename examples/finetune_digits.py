@@ -45,7 +45,7 @@ from typing import Any
 import terminal
 
 if __name__ == "__main__":
-    terminal.prepare()  # first, for the other imports take a moment
+    terminal.prepare()  # first, because the other imports take a moment
 
 # Products this small gain little from a second thread, and lose much when it waits for a busy core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

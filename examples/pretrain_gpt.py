@@ -15,7 +15,7 @@ from pathlib import Path
 
 import terminal
 
-parser = terminal.begin(__doc__)  # first, for the imports take a moment
+parser = terminal.begin(__doc__)  # first, because the imports take a moment
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy starts: these products are small
 

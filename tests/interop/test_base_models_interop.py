@@ -1,7 +1,7 @@
 """A base model can be exchanged as .safetensors, in one file or in shards, however it is nested.
 
 The files are those of PyTorch and Hugging Face: ``safetensors.torch``, and ``huggingface_hub``, which
-writes and reads shards with their index.  Values stay the same bit by bit.  The promise for outputs is
+writes and reads shards with their index.  Values stay the same bit for bit.  The promise for outputs is
 that of ``twins``: 1e-6 in float32 and 1e-12 in float64.
 """
 
