@@ -56,8 +56,9 @@ for row in zip(x.data, *(c.data for c in columns), strict=True):
     print("   {:6g}{:12.4g}{:13.4g}{:13.4g}{:13.4g}".format(*row))
 
 # %% [markdown]
-# On paper, the second derivative is $\sigma'(x) = e^{-x}/(1 + e^{-x})^2$.  It is even, so |x| in place
-# of x avoids the overflow of $e^{1000}$.
+# On paper, the second derivative is $\sigma'(x) = e^{-x}/(1 + e^{-x})^2$.  It is even, so |x| may
+# stand for x, and nothing overflows at −1000, either.  (In the table, the fourth digit at 30 is rounding:
+# 1 − σ has lost its digits there.)
 
 # %%
 e = np.exp(-np.abs(x.data))

@@ -3,7 +3,8 @@
 # Lesson 5: LoRA: a frozen weight and a trained correction of low rank.
 
 LoRA adapts a trained layer to a new task.  It freezes the weight W0 and adds a small trained correction:
-y = x W0ᵀ + b + s (x Aᵀ) Bᵀ (Hu et al., arXiv:2106.09685, eq. 3).
+y = x W0ᵀ + b + s (x Aᵀ) Bᵀ (Hu et al., arXiv:2106.09685, eq. 3), where s = α/r and α (`lora_alpha`) is
+chosen.
 
 What you will see: LoRA trained twice on a small problem, in plain NumPy with the gradients written out
 and by minigrad, with equal results; the rank of the change it made, beside the best change of that rank;
@@ -126,13 +127,13 @@ print(f"   largest difference of live and merged layer: {gap:.0e}\n")
 # ## 3. The rank of the change
 #
 # This problem is linear, so we can compute the change of W0 that solves it.  Every matrix is a sum of
-# products of a column and a row, each in a direction of its own.  Its singular values say how strong
-# these are.  The rank is the number that are not 0, here two.  The effective rank counts a weak direction
-# for less than one, so that 1.93 means two of nearly the same strength.
+# products of a column and a row, where the columns are at right angles to each other, and so are the
+# rows.  Its singular values say how strong these products are.  The rank is the number that are not 0,
+# here two.  The effective rank counts a weaker one for less, so that 1.93 means two, one of them weaker.
 #
 # We can also compute the best change of any smaller rank.  Let F be what the needed change adds to the
 # outputs, F = x ΔWᵀ.  Keep the r largest singular values of F and drop the others.  No matrix of rank r
-# is closer to F (Eckart and Young), and what remains is again x times a change of rank r.  Statisticians
+# is closer to F (Eckart and Young), and what was kept is again x times a change of rank r.  Statisticians
 # call this reduced-rank regression.
 
 # %%

@@ -124,7 +124,7 @@ for name, v in (("exact", exact.V), ("held", held.V)):
 print()
 
 # %% [markdown]
-# What is dropped lies along the row.  Its length is m/‖V‖ times the gradient of m.
+# What is dropped lies along the row: it is the row's direction, times m/‖V‖, times the gradient of m.
 
 # %%
 dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
@@ -149,7 +149,7 @@ def verdict(loss, B):
     return "passed"
 
 
-exact, held = moved(detach_norm=False), moved(detach_norm=True)
+exact, held = moved(detach_norm=False), moved(detach_norm=True)  # from here on, the layers
 print("3. Against finite differences of the loss\n")
 print(f"   exact gradient:                     {verdict(lambda _: loss_of(exact), exact.B)}")
 print(f"   ||V|| held:                         {verdict(lambda _: loss_of(held), held.B)}")
@@ -237,7 +237,8 @@ for out, width, r, rows in ((3, 4, 2, 5), (12, 20, 4, 50)):
 #
 # B has no such guarantee.  B̄ = s V̄ Aᵀ, and Aᵀ mixes the directions along the row and across it.  So
 # even the opposite direction is possible; `by_hand` ends with the smallest case.  The same is true of
-# Ā = s Bᵀ V̄.  (A random problem is no state of training: there m is near its best value, or far from it.)
+# Ā = s Bᵀ V̄.  (A random problem is no state of training, so these counts do not say how often it happens
+# there.)
 
 # %%
 assert raised[3, "V"] == raised[12, "V"] == 0 < raised[3, "B"]

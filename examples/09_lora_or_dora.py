@@ -124,7 +124,8 @@ for rate, name, rate_of_m in RUNS:
     print(line)
 
 # %% [markdown]
-# Of a few draws, a gain that is not three times its standard error may well be luck.
+# Of a few draws, a gain that is not three times its standard error may well be luck.  Of three draws, so
+# may one that is not 4.3 times.
 
 # %%
 print("\n   On the right, the gain over the last LoRA above, same draws, +/- its")

@@ -9,7 +9,7 @@ two thin matrices to it.  Only these two are trained:
 Everywhere the names and shapes are these:
 
     W0  (out, in)   the frozen weight        r       the rank, small
-    A   (r, in)     trained                  s       the scaling, α/r (rsLoRA: α/√r)
+    A   (r, in)     trained, starts random   s       the scaling, α/r (rsLoRA: α/√r)
     B   (out, r)    trained, starts at 0     V       W0 + s B A, shape (out, in)
     m   (out,)      trained, DoRA only       ‖V‖     the length of each row of V, shape (out,)
 
@@ -27,6 +27,8 @@ of V.  (The paper draws its weights as (in, out) and therefore speaks of columns
 
 At the start B = 0 and m = ‖W0‖, so both layers equal the frozen one.  Other starts are in
 :mod:`loradora.init`.  The class :class:`~loradora.low_rank.LowRankLinear` makes A, B and s, and has V.
+Its ``as_input`` and ``as_base`` only check x and set a dtype.  ``mg.linear(x, w, b)`` is x wᵀ + b, and
+``mg.affine(z, c, b)`` is z∘c + b.
 
 The engine differentiates the formulas as they stand here.  One choice is left: does ‖V‖ count as a
 function of A and B on the way back, or as a plain number?  The paper (§4.3) and PEFT treat it as a
@@ -87,7 +89,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h first, which only saves memory: the way back reaches it last, when ȳ is gone
+        # h first, which only saves memory: the walk back takes it last, when ȳ has been freed
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ

@@ -9,7 +9,7 @@ Training needs to know how a loss L, which is one number, changes with A, B and 
 out.  Calculus is enough to follow it, and no engine is used.
 
 Names and shapes are those of :mod:`loradora.adapters`: x (N, in), one example per row, W0 (out, in),
-A (r, in), B (out, r), m (out,), and s is a number.
+A (r, in), B (out, r), m (out,), and s = α/r is a number that is chosen.
 
 The method
 ==========
@@ -86,7 +86,8 @@ its own transpose, so it moves across the inner product unchanged.
     ⟨q, dw⟩ = ⟨q, v̂⟩ dm + c (⟨q, dv⟩ − ⟨q, v̂⟩⟨v̂, dv⟩)
             = ⟨q, v̂⟩ dm + ⟨c (q − v̂⟨v̂, q⟩), dv⟩
 
-*Conclusion* (arXiv:2402.09353, eq. 7 for m̄ and eq. 6 for v̄; the paper's ∇_{W′}L is our Q):
+*Conclusion* (arXiv:2402.09353, eq. 7 for m̄ and eq. 6 for v̄; the paper's ∇_{W′}L is our
+Q, its V + ΔV is our V, and its columns are our rows):
 
     m̄ = ⟨q, v̂⟩                   the part of q along the row
     v̄ = c (q − v̂⟨v̂, q⟩)         c times the part of q across the row: ⟨v̄, v⟩ = 0
@@ -102,8 +103,8 @@ A row v = 0 has no direction: its v̂ and c are defined as 0, and then so are it
 Why there are two gradients of B
 ================================
 
-The paper saves memory by treating the norm as a constant (§4.3, eq. 11).  Then dn = 0 above, the term
-with v̂ never appears, and
+The paper treats the norm as a constant (§4.3, eq. 11).  Then the way back through it need not be stored,
+which saves memory.  Then dn = 0 above, the term v̂⟨v̂, dv⟩ never appears, and
 
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
@@ -111,8 +112,9 @@ So the two differ by c m̄ v̂.  It points along the row, and its length is |c| 
 gradient of m.  It is gone where m̄ = 0, as for the m that is best for the examples at hand.  m̄ and x̄
 are the same in both.
 
-A small step against the held v̄ never raises the loss, to first order.  The exact v̄ is its part across
-the row, and by Cauchy and Schwarz
+A small step against the held v̄ never raises the loss, to first order.  The step is dv = −ε held v̄, and
+the loss changes by dL = ⟨exact v̄, dv⟩ = −ε ⟨held v̄, exact v̄⟩.  The exact v̄ is the part of the held
+one across the row, and by Cauchy and Schwarz
 
     ⟨held v̄, exact v̄⟩ = ⟨c q, c (q − v̂⟨v̂, q⟩)⟩ = c² (‖q‖² − ⟨q, v̂⟩²) ≥ 0
 

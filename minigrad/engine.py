@@ -126,6 +126,7 @@ class Node(Outline):
         self.shape = y.shape
         self.dtype = y.dtype
         self.op = op
+        # the rules of the inputs that need a gradient, which inputs none of these reads, if one reads y
         self.rules, unread, reads_y = op.plans[key]
         self.y = y if reads_y else None
         for i in unread:
@@ -193,7 +194,7 @@ def sweep(
     cotangents[order[-1]] = seed
     while order:
         node: Any = order.pop()
-        # a leaf; or one of the xs of gradients(), which was released before
+        # a leaf, or one of the xs of gradients() that an earlier backward() has released
         if type(node) is not Node or node.parents is None:
             continue
         parents = node.parents

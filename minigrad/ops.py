@@ -8,13 +8,14 @@ its arguments.  The recipe is always the same three lines:
 2. move it across the inner product  ⟨ȳ, dy⟩ = ⟨ȳ, f_a(da)⟩ + … = ⟨f_aᵀ(ȳ), da⟩ + …
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
-Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products.  So ⟨ȳ, dy⟩ is dL, the change of L that dy causes.
+Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, f_a is a linear map, and f_aᵀ is the map for which
+⟨u, f_a(v)⟩ = ⟨f_aᵀ(u), v⟩.  So ⟨ȳ, dy⟩ is dL, the change of L that dy causes.
 Written as ⟨ā, da⟩ + ⟨b̄, db⟩ + …, it shows ∂L/∂a beside da.
 
 Take y = a∘b, the elementwise product.  Its differential is dy = da∘b + a∘db.  The inner product with ȳ is
-Σ ȳ∘da∘b + Σ ȳ∘a∘db = ⟨ȳ∘b, da⟩ + ⟨ȳ∘a, db⟩.  Hence ā = ȳ∘b and b̄ = ȳ∘a.  (In general f_a is a linear
-map; here it is da ↦ da∘b.  As a matrix it is the Jacobian, and ā is the row vector ȳ times this matrix,
-hence the name VJP.  The matrix itself is never formed.)
+Σ ȳ∘da∘b + Σ ȳ∘a∘db = ⟨ȳ∘b, da⟩ + ⟨ȳ∘a, db⟩.  Hence ā = ȳ∘b and b̄ = ȳ∘a.  (So f_a is da ↦ da∘b here.  As
+a matrix it is the Jacobian, and ā is the row vector ȳ times this matrix, hence the name VJP.  The matrix
+itself is never formed.)
 
 An op is one block: a forward on plain arrays, decorated with one rule per argument.  This is ``mul``::
 
@@ -32,11 +33,12 @@ their shape and dtype are kept for the way back.
 
 Two conventions keep the rules short:
 
-- A rule need not undo broadcasting.  It may return a cotangent of the broadcast shape, and the engine
-  sums it back to the shape of the argument.
+- A rule need not undo broadcasting, by which NumPy repeats a smaller array to fit a larger one.  It may
+  return a cotangent of the larger shape, and the engine sums it back to that of the argument.
 - On g, y and the arguments, a rule uses what arrays and Tensors have in common: operators, methods, and
-  the ops of this file, written as ``exp.of(y)``.  Fed with arrays, it computes a gradient.  Fed with
-  Tensors, it also records how, so the gradient can be differentiated again.
+  the
+  ops of this file, as in ``exp.of(y)``, which is an array if y is one.  Fed with arrays, a rule computes
+  a gradient.  Fed with Tensors, it also records how, so the gradient can be differentiated again.
 
 At a kink the derivative is the one that PyTorch chooses.  Where several entries share the largest or
 smallest value over an axis, they share the gradient, as in ``torch.amax``.
@@ -199,6 +201,7 @@ def neg(a: Array) -> Array:
 # Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V), the sum of the diagonal of Uᵀ V:
 # ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
 # = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
+# (In the code, a.mT is the transpose.)
 # The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
 # the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and
 # as one column on the right.  For a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
