@@ -87,7 +87,7 @@ def test_commands_are_run_by_ci(commands):
 
 
 def test_line_counts_in_the_reading_order_are_about_right():
-    """Of the files of one hour, of ``ops.py`` up to ``matmul``, and of everything together."""
+    """Of the files of one hour, of ``ops.py`` as far as it is read there, and of everything together."""
     text = section("Read the code")
     link = r"\]\(((?:minigrad|loradora)/\w+\.py)\)"
     rows = re.findall(rf"^\| .*{link}(?:, up to `(\w+)`)? \| (\d+) \|", text, re.MULTILINE)
