@@ -65,8 +65,12 @@ with_two_rows = shaped(lambda s: [s, s[-1:], s[-1:]])
 with_column_first = shaped(lambda s: [s[-2:-1], s])
 with_matrix = shaped(lambda s: [s, (*s[:-2], s[-1], s[-2])])
 with_layer = shaped(lambda s: [s, (s[-1], s[-1]), s[-1:]])
-two_flat = shaped(lambda s: [(math.prod(s),)] * 2)
 with_last_axis_1 = shaped(lambda s: [(*s, 1)])
+
+
+def two_flat(rng: np.random.Generator, shape: Shape) -> Sequence[Array]:
+    """Draw two vectors of positive numbers, so that no digits cancel in their product."""
+    return [np.abs(rng.standard_normal(math.prod(shape), np.float32)) for _ in range(2)]
 
 
 def positive(rng: np.random.Generator, s: Shape) -> Sequence[Array]:
