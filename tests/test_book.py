@@ -23,21 +23,18 @@ BOOK = EXAMPLES / "book.py"
 NO_CHAPTERS = {"book.py", "pictures.py"}
 
 
-@pytest.fixture(scope="module")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(EXAMPLES))
+    PAGES = importlib.import_module("book")
+
+
+@pytest.fixture
 def book():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("book")
+    return PAGES
 
 
 needs_extra = pytest.mark.skipif(
-    not all(
-        map(
-            importlib.util.find_spec,
-            ("ipykernel", "jupytext", "latex2mathml", "markdown_it", "mdit_py_plugins", "pygments"),
-        )
-    ),
-    reason="needs the extra 'book'",
+    not all(map(importlib.util.find_spec, PAGES.NEEDED)), reason="needs the extra 'book'"
 )
 
 # ----------------------------------------------------------------------------- the order
