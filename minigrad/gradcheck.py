@@ -46,8 +46,8 @@ def gradcheck(
     rtol: float = 1e-6,
     atol: float = 1e-8,
     seed: int = 0,
-) -> None:
-    """Compare the gradients of ``f(*inputs)`` with central differences; return None or raise.
+) -> bool:
+    """Compare the gradients of ``f(*inputs)`` with central differences; return True or raise.
 
     Parameters
     ----------
@@ -84,6 +84,7 @@ def gradcheck(
     Examples
     --------
     >>> gradcheck(lambda x: x * x, np.array([1.0, -2.0]))
+    True
     """
     args, checked = _prepare(inputs)
     tensors = [args[i] for i in checked]
@@ -127,17 +128,19 @@ def gradcheck(
             raise GradcheckError(f"argument {i}: the same pass gave two different gradients")
         if np.any(zero):
             raise GradcheckError(f"argument {i}: an upstream gradient of 0 gave one that is not 0")
+    return True
 
 
 def gradgradcheck(
     f: Callable[..., Tensor], *inputs: Any, seed: int = 0, **tolerances: float
-) -> None:
+) -> bool:
     """Compare the second derivatives of ``f(*inputs)`` with differences of its gradient.
 
     The function checked is (x, v) ↦ Jᵀ(x) v, the gradient of ``f`` for an upstream gradient v, with
     respect to both x and v.  Arguments and errors are those of :func:`gradcheck`.
 
     >>> gradgradcheck(lambda x: x**3, np.array([1.0, -2.0]))
+    True
     """
     args, checked = _prepare(inputs)
     shape = _checked(f(*args)).shape
@@ -151,7 +154,7 @@ def gradgradcheck(
         found = grad(y, [xs[i] for i in checked], upstream, create_graph=True)
         return concatenate([g.reshape(-1) for g in found])
 
-    gradcheck(gradient, *args, v, seed=seed, **tolerances)
+    return gradcheck(gradient, *args, v, seed=seed, **tolerances)
 
 
 def _prepare(inputs: tuple[Any, ...]) -> tuple[list[Any], list[int]]:
