@@ -149,37 +149,38 @@ def verdict(loss, B):
     return "passed"
 
 
-exact, held = moved(detach_norm=False), moved(detach_norm=True)  # from here on, the layers
 print("3. Against finite differences of the loss\n")
-print(f"   exact gradient:                     {verdict(lambda _: loss_of(exact), exact.B)}")
-print(f"   ||V|| held:                         {verdict(lambda _: loss_of(held), held.B)}")
+for name, detach_norm in (("exact gradient:", False), ("||V|| held:", True)):
+    layer = moved(detach_norm)
+    print(f"   {name:35} {verdict(lambda _, at=layer: loss_of(at), layer.B)}")
 
 # %% [markdown]
 # Now hold ‖V‖ in the loss as well: c = m/‖V‖ keeps its value, and only V in y = c ∘ (x Vᵀ) + b moves.
 # The derivative of this loss is the held gradient.
 
 # %%
-c, s = held.m.data / held.norm().data, held.scaling
+c, s = layer.m.data / layer.norm().data, layer.scaling
 
 
 def loss_with_norm_kept(B):
     """L, as if ‖V‖ did not depend on B."""
-    y = c * mg.linear(x, W0 + s * B @ held.A.data) + b
+    y = c * mg.linear(x, W0 + s * B @ layer.A.data) + b
     return 0.5 * mg.mse_loss(y, target, reduction="sum")
 
 
-print(f"   ||V|| held in the differences, too: {verdict(loss_with_norm_kept, held.B)}")
-same = mg.grad(loss_with_norm_kept(held.B), held.B).data - mg.grad(loss_of(held), held.B).data
-print(f"   (the last two are one gradient, up to {abs(same).max():.0e})")
+print(f"   ||V|| held in the differences, too: {verdict(loss_with_norm_kept, layer.B)}")
+losses = loss_with_norm_kept(layer.B), loss_of(layer)
+kept, held = (mg.grad(loss, layer.B).data for loss in losses)
+print(f"   (the last two are one gradient, up to {abs(kept - held).max():.0e})")
 
 # %% [markdown]
 # When is it safe to hold ‖V‖?  The dropped term has the gradient of m as a factor.  So we set m to its
 # optimum, a least-squares fit for each output.  There the two gradients are equal.
 
 # %%
-unscaled = x @ (held.merge().weight.data / held.m.data[:, None]).T
-held.m.data = np.sum(unscaled * (target - b), axis=0) / np.sum(unscaled**2, axis=0)
-gap = abs(on_paper(held, True).B - on_paper(held, False).B).max()
+unscaled = x @ (layer.merge().weight.data / layer.m.data[:, None]).T
+layer.m.data = np.sum(unscaled * (target - b), axis=0) / np.sum(unscaled**2, axis=0)
+gap = abs(on_paper(layer, True).B - on_paper(layer, False).B).max()
 print("   Where m is optimal its gradient is 0, and nothing is dropped:")
 print(f"   held and exact agree up to {gap:.0e}\n")
 
