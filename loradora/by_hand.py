@@ -103,8 +103,9 @@ A row v = 0 has no direction: its v̂ and c are defined as 0, and then so are it
 Why there are two gradients of B
 ================================
 
-The paper treats the norm as a constant (§4.3, eq. 11).  Then the way back through it need not be stored,
-which saves memory.  Then dn = 0 above, the term v̂⟨v̂, dv⟩ never appears, and
+The paper treats the norm as a constant (§4.3, eq. 11).  The way back through the norm reads V, which has
+the size of W0.  Without that way V need not be kept, which saves memory.  Above, it means that dn = 0.  So
+the term v̂⟨v̂, dv⟩ never appears, and
 
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
