@@ -284,6 +284,7 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
             raise ValueError(
                 f"a leaf of shape {leaf.shape} has been given a .grad of shape {np.shape(leaf.grad)}"
             )
+    # quietly: infinity and NaN are values here, and NumPy is not to warn of them
     found, sums = quietly(sweep, order, g, (), None, not retain_graph), []
     for leaf, c in found.items():
         nobodys = c.base is None and c.flags.writeable and id(c) not in taken
@@ -292,9 +293,9 @@ def backward(root: Tensor, g: Array, retain_graph: bool) -> None:
             sums.append(c if nobodys and c.dtype is leaf.dtype else np.array(c, leaf.dtype))
         else:
             sums.append(np.asarray(leaf.grad + c, leaf.dtype))
-    at_once(
-        object.__setattr__, found, repeat("grad"), sums
-    )()  # leaf.grad = sum, for all or for none
+    # leaf.grad = sum, for all of them or, should Ctrl-C come, for none
+    write_all = at_once(object.__setattr__, found, repeat("grad"), sums)
+    write_all()
 
 
 def gradients(

@@ -9,8 +9,8 @@ its arguments.  The recipe is always the same three lines:
 3. read off                          ā  =  f_aᵀ(ȳ)          (a vector-Jacobian product, VJP)
 
 Here ⟨u, v⟩ = Σ u∘v is the sum of elementwise products, f_a is a linear map, and f_aᵀ is the map for which
-⟨u, f_a(v)⟩ = ⟨f_aᵀ(u), v⟩.  So ⟨ȳ, dy⟩ is dL, the change of L that dy causes.
-Written as ⟨ā, da⟩ + ⟨b̄, db⟩ + …, it shows ∂L/∂a beside da.
+⟨u, f_a(v)⟩ = ⟨f_aᵀ(u), v⟩.  So ⟨ȳ, dy⟩ is dL, the change of L that dy causes.  Written as
+⟨ā, da⟩ + ⟨b̄, db⟩ + …, it shows ∂L/∂a beside da.
 
 Take y = a∘b, the elementwise product.  Its differential is dy = da∘b + a∘db.  The inner product with ȳ is
 Σ ȳ∘da∘b + Σ ȳ∘a∘db = ⟨ȳ∘b, da⟩ + ⟨ȳ∘a, db⟩.  Hence ā = ȳ∘b and b̄ = ȳ∘a.  (So f_a is da ↦ da∘b here.  As
@@ -36,9 +36,9 @@ Two conventions keep the rules short:
 - A rule need not undo broadcasting, by which NumPy repeats a smaller array to fit a larger one.  It may
   return a cotangent of the larger shape, and the engine sums it back to that of the argument.
 - On g, y and the arguments, a rule uses what arrays and Tensors have in common: operators, methods, and
-  the
-  ops of this file, as in ``exp.of(y)``, which is an array if y is one.  Fed with arrays, a rule computes
-  a gradient.  Fed with Tensors, it also records how, so the gradient can be differentiated again.
+  the ops of this file, as in ``exp.of(y)``, which is an array if y is one.  Fed with arrays, a rule
+  computes a gradient.  Fed with Tensors, it also records how, so the gradient can be differentiated
+  again.
 
 At a kink the derivative is the one that PyTorch chooses.  Where several entries share the largest or
 smallest value over an axis, they share the gradient, as in ``torch.amax``.
@@ -115,8 +115,7 @@ def op(*vjps: Rule | None, each: Each = None) -> Callable[[Callable[..., Array]]
             return np.arctan(a)
 
     There is one rule for each array.  A rule takes the gradient g of the result y, then y, then the
-    arguments.  It returns the gradient of its own argument, in the shape of that argument or in that of
-    y.
+    arguments.  It returns the gradient of its own argument, in the shape of that argument or of y.
     ``mg.gradcheck(arctan, np.array([0.5, 2.0]))`` tells whether it is right.
 
     A parameter with an underscore in front is not read.  Such a result or constant is not kept for the
@@ -199,12 +198,14 @@ def neg(a: Array) -> Array:
 # ----------------------------------------------------------------------------- matrix product
 
 # Y = A B,  dY = dA B + A dB.  With ⟨U, V⟩ = tr(Uᵀ V), the sum of the diagonal of Uᵀ V:
-# ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA)
-# = ⟨Ȳ Bᵀ, dA⟩, and ⟨Ȳ, A dB⟩ = ⟨Aᵀ Ȳ, dB⟩.  Hence Ā = Ȳ Bᵀ and B̄ = Aᵀ Ȳ.
-# (In the code, a.mT is the transpose.)
-# The products in a stack are independent, and so are their cotangents.  A matrix that was broadcast along
-# the stack gets the sum of its cotangents.  As in NumPy, a 1-D operand counts as one row on the left and
-# as one column on the right.  For a column b, Ȳ Bᵀ has the entries ȳᵢbⱼ.
+#
+#     ⟨Ȳ, dA B⟩ = tr(Ȳᵀ dA B) = tr(B Ȳᵀ dA) = ⟨Ȳ Bᵀ, dA⟩    ⟹   Ā = Ȳ Bᵀ
+#     ⟨Ȳ, A dB⟩ = tr(Ȳᵀ A dB) = ⟨Aᵀ Ȳ, dB⟩                  ⟹   B̄ = Aᵀ Ȳ
+#
+# (In the code, a.mT is the transpose.)  The products in a stack are independent, and so are their
+# cotangents.  A matrix that was broadcast along the stack gets the sum of its cotangents.  As in NumPy, a
+# 1-D operand counts as one row on the left and as one column on the right.  For a column b, Ȳ Bᵀ has the
+# entries ȳᵢbⱼ.
 
 
 def _as_rows(a: Array) -> Array:
