@@ -106,10 +106,12 @@ class Chapter(NamedTuple):
     title: str
     subtitle: str
     rows: list[Row]
+    error: str = ""
+    """What ended the lesson early."""
 
 
-def from_lesson(name: str, notebook: Any, note: str) -> Chapter:
-    """Return the chapter of a lesson; ``note`` says why it has no outputs, if it has none."""
+def from_lesson(name: str, notebook: Any, note: str = "", error: str = "") -> Chapter:
+    """Return the chapter of a lesson; ``note`` says why its outputs are not complete."""
     opening, *cells = notebook.cells
     heading, _, prose = opening.source.partition("\n")
     title, _, subtitle = heading.strip("# ").partition(": ")
@@ -123,7 +125,7 @@ def from_lesson(name: str, notebook: Any, note: str) -> Chapter:
             shown = "".join(map(display, cell.outputs))
             rows.append(Row(prose, "\n".join(highlighted(cell.source)), shown))
             prose = ""
-    return Chapter(name, title, subtitle, [*rows, Row(prose)])
+    return Chapter(name, title, subtitle, [*rows, Row(prose)], error)
 
 
 def display(output: Any) -> str:
@@ -373,11 +375,12 @@ def chapter_of(file: Path, wanted: bool) -> Chapter:
     print(f"   {name:30}", end="", flush=True)
     error = run(notebook)
     print(f"{time.perf_counter() - begin:6.1f} s   {error}")
-    return from_lesson(name, notebook, "\n\n(The run for this page ended early.)" if error else "")
+    note = "\n\n(The run for this page ended early.)" if error else ""
+    return from_lesson(name, notebook, note, error)
 
 
 def main() -> None:
-    """Make the page."""
+    """Make the page; end with status 1 if a lesson ended early."""
     parser = terminal.begin(__doc__)
     add = parser.add_argument
     numbers = range(1, len(LESSONS) + 1)
@@ -396,10 +399,13 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     wanted = [LESSONS[number - 1] for number in options.run]
-    page = Page([chapter_of(file, file in wanted) for file in order]).html()
+    chapters = [chapter_of(file, file in wanted) for file in order]
+    page = Page(chapters).html()
     with terminal.patience():
         options.out.write_text(page, encoding="utf-8")
     print(f"{options.out}: {len(page.encode()) / 1e6:.1f} MB")
+    if early := [chapter.title for chapter in chapters if chapter.error]:
+        parser.exit(1, f"{parser.prog}: ended early: {', '.join(early)}\n")
 
 
 if __name__ == "__main__":

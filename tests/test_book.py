@@ -204,14 +204,20 @@ def test_what_a_cell_shows(book):
     assert book.display(text) == '<pre class="shown">no figure: &lt;none&gt;</pre>'
 
 
-@needs_extra
-def test_a_lesson_that_fails_says_so_in_the_place_of_its_output(book, tmp_path, monkeypatch):
+@pytest.fixture
+def failing_lesson(book, tmp_path, monkeypatch):
+    """A lesson that prints and then fails, in place of the others."""
     file = tmp_path / "01_first.py"
     lesson = '# %% [markdown]\n"""\n# Lesson 1: it fails.\n"""\n\n# %%\nprint(1)\nimport absent\n'
     file.write_text(lesson)
     monkeypatch.setattr(book, "LESSONS", [file])
     monkeypatch.setattr(book, "ROOT", tmp_path)
-    chapter = book.chapter_of(file, wanted=True)
+    return file
+
+
+@needs_extra
+def test_a_lesson_that_fails_says_so_in_the_place_of_its_output(book, failing_lesson):
+    chapter = book.chapter_of(failing_lesson, wanted=True)
     said = "ModuleNotFoundError: No module named &#x27;absent&#x27;"
     assert chapter.title == "Lesson 1"
     assert chapter.subtitle == "It fails."
@@ -222,6 +228,18 @@ def test_a_lesson_that_fails_says_so_in_the_place_of_its_output(book, tmp_path, 
 
 
 # ----------------------------------------------------------------------------- the command
+
+
+@needs_extra
+def test_it_fails_after_writing_the_page_if_a_lesson_fails(
+    book, failing_lesson, tmp_path, monkeypatch, capsys
+):
+    page = tmp_path / "book.html"
+    monkeypatch.setattr(sys, "argv", ["book.py", "--out", str(page)])
+    with pytest.raises(SystemExit, match="1"):
+        book.main()
+    assert capsys.readouterr().err == "book.py: ended early: Lesson 1\n"
+    assert "The lesson ended here: ModuleNotFoundError" in page.read_text(encoding="utf-8")
 
 
 def test_without_the_extra_it_says_how_to_get_it(book, tmp_path, monkeypatch, capsys):
