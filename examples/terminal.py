@@ -74,14 +74,17 @@ def say(text: str, end: str = "\n") -> None:
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done.  An error in the block is raised as usual."""
+    """Let Ctrl-C wait until the block is done.  An error in the block is raised as usual.
+
+    Where Ctrl-C is ignored, as in a background job of a script, it stays so.
+    """
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
+    if pressed and before is not signal.SIG_IGN:
         raise KeyboardInterrupt
 
 

@@ -151,6 +151,17 @@ print('not reached')"""
     assert (done.returncode, done.stdout, done.stderr) == (130, "done\n", "Interrupted.\n")
 
 
+def test_where_ctrl_c_is_ignored_patience_ignores_it_too():
+    body = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with terminal.patience():
+    signal.raise_signal(signal.SIGINT)
+print('done')"""
+    done = run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_an_error_in_a_block_with_patience_is_not_hidden_by_ctrl_c():
     body = """
 import signal
