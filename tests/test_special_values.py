@@ -1189,8 +1189,8 @@ UNDERFLOWS = {
     "lora_gradients": lambda: by_hand.lora_gradients(G, X, W0, A, B, 0.3),
     "dora_forward": lambda: [by_hand.dora_forward(X, W0, 0, A, B, np.ones(4), 0.3)],
     "dora_gradients": lambda: by_hand.dora_gradients(G, X, W0, A, B, np.ones(4), 0.3),
-    "gradcheck": lambda: mg.gradcheck(lambda x: x * TINY / 3, np.array([0.7])),
-    "gradgradcheck": lambda: mg.gradgradcheck(lambda x: x * x * TINY / 3, np.array([0.7])),
+    "gradcheck": lambda: [mg.gradcheck(lambda x: x * TINY / 3, np.array([0.7]))],
+    "gradgradcheck": lambda: [mg.gradgradcheck(lambda x: x * x * TINY / 3, np.array([0.7]))],
 }
 
 
