@@ -23,8 +23,8 @@ from minigrad.ops import Op
 # %% [markdown]
 # ## 1. A bug
 #
-# `gradcheck` compares a gradient with finite differences, entry by entry.  It returns nothing if they
-# agree and raises an error if they do not.
+# `gradcheck` compares a gradient with finite differences, entry by entry.  It returns True if they agree
+# and raises an error if they do not.
 
 
 # %%

@@ -3,7 +3,8 @@
 # Lesson 3: a new operation: one block, and everything else follows.
 
 What you will see: softplus(a) = log(1 + eᵃ), a smooth relu, added to minigrad in one block; then, for
-free, broadcasting, float32, a place in the table of operations, a second and a third derivative.
+free, float32, a place in the table of operations, a second and a third derivative; and an operation of
+two arguments, with broadcasting.
 (An op that is to stay also needs a line in tests/strategies.py, which draws its arguments and computes
 the same with NumPy.  The tests ask for it.)
 
@@ -57,7 +58,7 @@ for row in zip(x.data, *(c.data for c in columns), strict=True):
 
 # %% [markdown]
 # On paper, the second derivative is $\sigma'(x) = e^{-x}/(1 + e^{-x})^2$.  It is even, so |x| may
-# stand for x, and nothing overflows at −1000, either.  (In the table, the fourth digit at 30 is rounding:
+# stand for x, and nothing overflows, whatever x is.  (In the table, the fourth digit at 30 is rounding:
 # 1 − σ has lost its digits there.)
 
 # %%
@@ -74,16 +75,10 @@ print(f"\n   The second should be e^-x/(1 + e^-x)^2: the largest difference is {
 print(f"In the table of operations: {'softplus' in OPS}  ({len(OPS)} of them)")
 
 # %% [markdown]
-# It says nothing about broadcasting, dtypes, or arguments that need no gradient.  The engine takes care
-# of all that, in one place for all operations.
+# It says nothing about dtypes, or about arguments that need no gradient.  The engine takes care of that,
+# in one place for all operations.
 
 # %%
-a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
-b = mg.Tensor(np.linspace(0, 1, 4), requires_grad=True)
-softplus(a * b).sum().backward()
-print(f"Broadcasting: a {a.shape} and b {b.shape} ", end="")
-print(f"get gradients {a.grad.shape} and {b.grad.shape}")
-
 single = mg.Tensor(np.ones(3, np.float32), requires_grad=True)
 y = softplus(single)
 y.sum().backward()
@@ -100,6 +95,34 @@ points = np.array([[-3.0, -0.5], [0.0, 2.0]])
 mg.gradcheck(softplus, points)
 mg.gradgradcheck(softplus, points)
 print("gradcheck and gradgradcheck: passed\n")
+
+# %% [markdown]
+# ## Two arguments, two rules
+#
+# softplus(a) is log(e⁰ + eᵃ).  With b in place of the 0 there are two arguments, and so there are two
+# rules.  On paper, the derivative by a is eᵃ/(eᵃ + eᵇ) = σ(a − b).
+
+
+# %%
+@op(lambda g, _y, a, b: g * sigmoid(a - b), lambda g, _y, a, b: g * sigmoid(b - a))
+def logaddexp(a, b):
+    """Return log(eᵃ + eᵇ)."""
+    return np.logaddexp(a, b)
+
+
+# %% [markdown]
+# NumPy broadcasts: it repeats the smaller argument.  The rules say nothing about that, either.  The
+# engine adds up the gradients of the repetitions.
+
+# %%
+a = mg.Tensor(np.linspace(-1, 1, 3)[:, None], requires_grad=True)
+b = mg.Tensor(np.linspace(0, 1, 4), requires_grad=True)
+y = logaddexp(a, b)
+y.sum().backward()
+print(f"Broadcasting: from a {a.shape} and b {b.shape} comes y {y.shape},")
+print(f"and back come gradients {a.grad.shape} and {b.grad.shape}")
+mg.gradcheck(logaddexp, a.data, b.data)
+print("gradcheck: passed\n")
 
 # %% [markdown]
 # ## Against relu

@@ -61,7 +61,9 @@ x, labels = old.train.x[:64], old.train.y[:64]
 loss = mg.cross_entropy(net(x), labels)
 print("2. One step\n")
 print(f"   the loss is {loss:.3f} (guessing among ten: log 10 = {np.log(10):.3f})")
-print(f"   recorded from it back to the weights: {len(ancestry(loss))} nodes")
+recorded = ancestry(loss)  # the results, and the leaves that they were computed from
+leaves = sum(isinstance(one, mg.Tensor) for one in recorded)
+print(f"   recorded from it back to the weights: {len(recorded) - leaves} results, {leaves} leaves")
 
 # %% [markdown]
 # The walk back gives every weight and every bias a gradient of its own shape.

@@ -128,13 +128,15 @@ print(f"   largest difference of live and merged layer: {gap:.0e}\n")
 #
 # This problem is linear, so we can compute the change of W0 that solves it.  Every matrix is a sum of
 # products of a column and a row, where the columns are at right angles to each other, and so are the
-# rows.  Its singular values say how strong these products are.  The rank is the number that are not 0,
-# here two.  The effective rank counts a weaker one for less, so that 1.93 means two, one of them weaker.
+# rows.  Its singular values σ say how strong these products are.  The rank is the number that are not 0,
+# here two.  The effective rank counts a weaker one for less: 1.93 means two, one of them weaker.  (It is
+# $e^H$, where H is the entropy of the shares σᵢ/Σσ: see `effective_rank` in loradora/analysis.py.)
 #
 # We can also compute the best change of any smaller rank.  Let F be what the needed change adds to the
 # outputs, F = x ΔWᵀ.  Keep the r largest singular values of F and drop the others.  No matrix of rank r
-# is closer to F (Eckart and Young), and what was kept is again x times a change of rank r.  Statisticians
-# call this reduced-rank regression.
+# is closer to F (Eckart and Young).  What is kept is F P, where P projects the outputs on r directions.
+# It is again x times a change of rank r, because F P = x (P ΔW)ᵀ.  Statisticians call this reduced-rank
+# regression.
 
 # %%
 missing = target - x @ W0.T - b
@@ -187,10 +189,10 @@ for r in (1, 2, 4):
 # ΔW itself: directions in which the inputs vary more count for more.
 
 # %%
-print("\n   Every run has converged to the best loss of its rank.  r = 1 is close to the")
-print("   larger of the two directions, but not equal: it fits the outputs, for these")
-print("   x, and not the weight.  r = 4 leaves two of its four directions unused.  The")
-print("   effective rank counts directions by their size.\n")
+print("\n   Every run has converged to the best loss of its rank.  With r = 1 the")
+print("   singular value is close to the larger of the two, but not equal: it fits the")
+print("   outputs, for these x, and not the weight.  r = 4 leaves two of its four")
+print("   directions unused.  The effective rank counts directions by their size.\n")
 
 # %% [markdown]
 # ## 4. What is trained
@@ -211,7 +213,8 @@ print("\n   (PEFT and finetune_digits.py count the adapter with the rest: 2.59 %
 print("   r = 4.)")
 
 # %% [markdown]
-# W0 was never touched.
+# W0 was never touched.  (The copy is compared with the weight that the base has now, because an optimizer
+# gives a parameter a new array.)
 
 # %%
-print(f"\nThe base has not changed: {np.array_equal(W0, before)}")
+print(f"\nThe base has not changed: {np.array_equal(base.weight.data, before)}")

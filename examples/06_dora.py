@@ -124,11 +124,12 @@ for name, v in (("exact", exact.V), ("held", held.V)):
 print()
 
 # %% [markdown]
-# What is dropped lies along the row: it is the row's direction, times m/‖V‖, times the gradient of m.
+# The exact gradient subtracts a part along the row: the row's direction, times m/‖V‖, times the gradient
+# of m.  If ‖V‖ is held, this term is dropped, and the part stays.
 
 # %%
-dropped = (layer.m.data / norms * exact.m / norms)[:, None] * V
-error = abs(held.V - exact.V - dropped).max()
+stays = (layer.m.data / norms * exact.m / norms)[:, None] * V
+error = abs(held.V - exact.V - stays).max()
 print("   held less exact is m/||V|| * (gradient of m) * V/||V||, which is along")
 print(f"   the row (up to {error:.0e})\n")
 
@@ -141,7 +142,7 @@ print(f"   the row (up to {error:.0e})\n")
 
 # %%
 def verdict(loss, B):
-    """Return what gradcheck says; it moves B itself, wherever the loss finds it."""
+    """Return what gradcheck says; it writes to B itself, which the layer has, too."""
     try:
         mg.gradcheck(loss, B)
     except mg.GradcheckError as error:
