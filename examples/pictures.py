@@ -239,9 +239,9 @@ def dora(row: Row = ROW) -> str:
         path = f"M{first} A{panel[2] * row.m:g},{panel[2] * row.m:g} 0 0 0 {last}"
         return f'<path fill="none" stroke="{GREY}" stroke-dasharray="6 5" d="{path}"/>'
 
-    one, two, three = (24, 305, 62), (180, 410, 85), (415, 431, 85)
+    one, two, three = (24, 305, 62), (201, 390, 78), (462, 406, 78)
     return page(
-        780,
+        800,
         410,
         [
             text(16, 28, "1  The row", 'font-weight="bold"'),
@@ -251,14 +251,14 @@ def dora(row: Row = ROW) -> str:
             vector(one, origin, v, INK, 'stroke-width="1.5"'),
             vector(one, origin, w, INK, 'stroke-width="4"'),
             beside(one, row.w0, -55, 32, "*w*₀", GREY),
-            beside(one, row.w0 + row.sBA / 2, 14, 14, "*s b A*", ORANGE),
+            beside(one, row.w0 + row.sBA / 2, -48, 14, "*s b A*", ORANGE),
             beside(one, v, -20, 4, "*v*", INK),
             beside(one, w, -26, 2, "*w*", INK),
             beside(one, row.m * np.array([0, 1]), 2, -10, "radius *m*", GREY),
             text(16, 346, "*v* = *w*₀ + *s b A*: *b*, *A* turn it."),
             text(16, 370, "*w* = *m v*/‖*v*‖: *m* is its length."),
             text(276, 28, "2  The cotangent *q* of *w*", 'font-weight="bold"'),
-            circle(two, 35, 68),
+            circle(two, 35, 61),
             f'<path stroke="{INK}" stroke-width="4" d="M{at(two, 0.6 * w)} L{at(two, w)}"/>',
             vector(two, w, along, BLUE),
             vector(two, w, across, GREEN),
@@ -269,10 +269,10 @@ def dora(row: Row = ROW) -> str:
             beside(two, w + q, 0, -8, "*q*", INK),
             beside(two, w + along, 10, 2, "along", BLUE),
             beside(two, w + across, 4, 18, "across", GREEN),
-            text(276, 346, "Along the row: the gradient of *m*."),
-            text(276, 370, "Across it: what can turn the row."),
+            text(276, 346, "Along: its length is *m*'s gradient."),
+            text(276, 370, "Across: what can turn the row."),
             text(536, 28, "3  The gradient of *v*", 'font-weight="bold"'),
-            circle(three, 35, 68),
+            circle(three, 35, 61),
             f'<path stroke="{INK}" stroke-width="1.5" d="M{at(three, 0.6 * w)} L{at(three, v)}"/>',
             vector(three, v, exact.V[0], GREEN),
             vector(three, v, held.V[0], INK),
@@ -284,7 +284,7 @@ def dora(row: Row = ROW) -> str:
             text(536, 346, "Exact: *c* = *m*/‖*v*‖ times across."),
             text(536, 370, "‖*v*‖ held constant: along, too."),
             text(
-                390,
+                400,
                 398,
                 "The arrows in 2 and 3 are gradients. A training step goes against them.",
                 f'fill="{GREY}" text-anchor="middle"',
