@@ -23,7 +23,8 @@ trains the lengths as m, and leaves only the directions to B A:
     y = c ∘ (x Vᵀ) + b = c ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b   with c = m/‖V‖
 
 c has one entry per output.  It multiplies the columns of x Vᵀ, which is the same as multiplying the rows
-of V.  (The paper draws its weights as (in, out) and therefore speaks of columns.  Our V is its V + ΔV.)
+of V.  (The paper speaks of columns.  In the authors' code, too, they are the rows of a weight (out, in).
+Our V is the paper's V + ΔV.)
 
 At the start B = 0 and m = ‖W0‖, so both layers equal the frozen one.  Other starts are in
 :mod:`loradora.init`.  The class :class:`~loradora.low_rank.LowRankLinear` makes A, B and s, and has V.
@@ -32,9 +33,9 @@ Its ``as_input`` and ``as_base`` only check x and set a dtype.  ``mg.linear(x, w
 
 The engine differentiates the formulas as they stand here.  One choice is left: does ‖V‖ count as a
 function of A and B on the way back, or as a plain number?  The paper (§4.3) and PEFT treat it as a
-number.  This needs less memory, and in the paper's experiments it costs at most 0.2 points of accuracy,
-so ``detach_norm=True`` is the default.  The result is *not* the derivative of the loss, and finite
-differences disagree with it unless they hold the norm, too.  :mod:`loradora.by_hand` derives both
+number.  This saves memory where V is formed, and in the paper's experiments it costs at most 0.2 points
+of accuracy, so ``detach_norm=True`` is the default.  The result is *not* the derivative of the loss, and
+finite differences disagree with it unless they hold the norm, too.  :mod:`loradora.by_hand` derives both
 gradients, step by step.
 """
 
@@ -89,7 +90,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h first, which only saves memory: the walk back takes it last, when ȳ has been freed
+        # h first, to save memory: the walk back comes to the oldest last, when it has freed ȳ
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
@@ -218,7 +219,7 @@ class ColumnDoRALinear(DoRALinear):
     """y = ((m/‖V‖) ∘ x) Vᵀ + b, with the norm of each *column* of V: a length for each input.
 
     m has the shape (in,).  This is not the authors' DoRA.  It is sometimes found under that name, because
-    the paper draws V transposed.
+    the paper speaks of columns.
     """
 
     norm_axis = 0

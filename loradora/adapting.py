@@ -188,12 +188,13 @@ class Adapter:
         ]
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """Return the values of its tensors by their names in files, if they and the config are all of it.
+        """Return the values of its tensors, by their names in files.
 
         Raises
         ------
         ValueError
-            If anything else has changed.  The message calls the adapter ``name``.
+            If something else has changed, which a file would lose.  The message calls the adapter by this
+            name.
         """
         lost = self.lost_in_a_file()
         if lost:

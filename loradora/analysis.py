@@ -1,8 +1,8 @@
 """What fine-tuning did to the weights: magnitude, direction, rank, and how many numbers it trained.
 
 A weight W (out, in) is split into the lengths of its rows and their directions, W = m ∘ V̂ (DoRA,
-arXiv:2402.09353, eq. 2; the paper draws W as (in, out) and has columns).  Between the weights W0 before
-and W after some training, §3.2 of the paper measures how far each has gone,
+arXiv:2402.09353, eq. 2, where they are columns).  Between the weights W0 before and W after some
+training, §3.2 of the paper measures how far each has gone,
 
     ΔM = mean |mᵢ − m0ᵢ|              over the rows i        (eq. 3)
     ΔD = mean (1 − cos(wᵢ, w0ᵢ))      over the rows i        (eq. 4)

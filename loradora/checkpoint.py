@@ -136,7 +136,7 @@ def load(source: str | Path) -> AdapterFile:
     CheckpointError
         For a file that is missing or damaged, or a config that is not valid.
     """
-    path = Path(source)
+    path = _here(source)
     with reported("cannot read", path):
         folder = path.is_dir()
         if folder and (path / PICKLED).exists() and not (path / WEIGHTS).exists():
@@ -147,6 +147,15 @@ def load(source: str | Path) -> AdapterFile:
     if path.name in (CONFIG, WEIGHTS):
         raise CheckpointError(f"{path} is a part of an adapter: give its folder")
     return _folder(path) if folder else _npz(path)
+
+
+def _here(source: str | Path) -> Path:
+    """Return the path of a file or a folder, which may look like the name of a repository."""
+    path = Path(source)
+    with reported("cannot read", path):
+        if not path.exists():
+            raise ValueError("No such file or directory, and nothing is downloaded")
+    return path
 
 
 def _npz(path: Path) -> AdapterFile:
@@ -303,7 +312,7 @@ def save_config(folder: Path, config: LoraConfig) -> None:
 
 def load_config(folder: Path) -> LoraConfig:
     """Return the config in ``folder``; raise CheckpointError if it is missing or not valid."""
-    return _config(folder, read(folder / CONFIG, MOST_BYTES), LoraConfig.from_dict)
+    return _config(folder, read(_here(folder) / CONFIG, MOST_BYTES), LoraConfig.from_dict)
 
 
 def _config_text(config: LoraConfig, inference_mode: bool = True) -> bytes:

@@ -28,7 +28,7 @@ from loradora.nn import (
     generator,
     short,
 )
-from minigrad import Tensor
+from minigrad import Tensor, hints
 from minigrad.scopes import quietly
 
 
@@ -153,7 +153,7 @@ class LowRankLinear(Adapted):
     ) -> None:
         if not isinstance(base, Linear):
             raise TypeError(
-                f"{type(self).__name__} adapts a Linear layer, not {type(base).__name__}"
+                f"{type(self).__name__} adapts a Linear layer, not a {hints.kind(base)}"
             )
         check_formula(base, f"the {type(base).__name__}")
         check_positive(r=r)

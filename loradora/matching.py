@@ -311,7 +311,7 @@ class Rules:
         return self._targets.match(path) and self._at_wanted_depth(path)
 
     def _at_wanted_depth(self, path: str) -> bool:
-        """Whether ``path`` has one of ``layers_to_transform`` after the part that a number follows."""
+        """Whether the number of the layer in ``path`` is one of ``layers_to_transform``."""
         if not self._numbers:
             return True
         matches = (e.match(path) for e in self._numbered or [ANY_NUMBER])

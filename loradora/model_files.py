@@ -29,7 +29,7 @@ from loradora.files import (
     write,
 )
 from loradora.formats import Arrays, Entry
-from loradora.nn import Module, misfits, named_tensors, short
+from loradora.nn import Module, check_model, misfits, named_tensors, short
 from loradora.optim import Optimizer
 from minigrad.engine import Outline
 
@@ -62,7 +62,10 @@ def save_model(file: str | Path, model: Module) -> None:
         For another suffix, and if the disk refuses.  An old file then stays as it was.
     ImportError
         Without safetensors, naming the extra and the alternative.
+    TypeError
+        If ``model`` is not a Module.
     """
+    check_model(model)
     _save(file, {name: p.data for name, p in model.named_parameters()}, "save_model()")
 
 
@@ -115,7 +118,8 @@ def load_model(
         with one name here, for an index that is not valid or names a pickle or a file elsewhere, and for
         a PeftModel of another base.  Nothing is changed.
     TypeError
-        If ``names`` is not a function, or returns neither a str nor None.
+        If ``model`` is not a Module, and if ``names`` is not a function or returns neither a str nor
+        None.
 
     Notes
     -----
@@ -133,6 +137,7 @@ def load_model(
     >>> layer = ld.Linear(2, 3)
     >>> load_model(file, layer, names={"0.weight": "weight", "0.bias": "bias"}.get)
     """
+    check_model(model)
     if names is not None and not callable(names):
         raise TypeError(
             f"names must be a function of a tensor's name in the file, not {short(names)}"
@@ -249,7 +254,10 @@ def _misnamed(
 
 
 def _extra_prefix(expected: Container[str], found: Collection[str]) -> str:
-    """Return a prefix of all names, as DDP adds one, without which some are expected; or nothing."""
+    """Return the prefix to leave off, such as DDP's ``module.``, or "".
+
+    All names begin with it, and some are expected without it.
+    """
     if any(name in expected for name in found):
         return ""
     steps = next(iter(found), "").split(".", 10)[:-1]  # no wrappers are nested deeper

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loradora.nn import Module, short
-from loradora.optim import Optimizer, check_fit
+from loradora.nn import Module, check_model, short
+from loradora.optim import Optimizer, check_fit, check_optimizer
 from minigrad import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -100,11 +100,8 @@ def recall(optimizer: Optimizer, model: Module, state: Named) -> None:
 
 def names_of(optimizer: Optimizer, model: Module) -> dict[Tensor, str]:
     """Return the name of each parameter of ``optimizer``, in its order."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
-    if not isinstance(model, Module):
-        kind = f"{type(model).__module__}.{type(model).__qualname__}".removeprefix("builtins.")
-        raise TypeError(f"expected the model that is trained here, not a {kind}")
+    check_optimizer(optimizer)
+    check_model(model)
     known, names = model.torch_names(), {}
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p not in known:
@@ -244,7 +241,7 @@ def optimizer_to_torch(
     state: Mapping[str, Any],
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the state with which a PyTorch optimizer goes on where this one is.
+    """Return the state that lets a PyTorch optimizer go on where this one is.
 
     This needs PyTorch (extra ``interop``).  Parameters are matched by name, so their order and their
     groups may differ there.  With ``theirs``, an optimizer of PyTorch or PEFT for the same model:
@@ -416,7 +413,7 @@ def _called(state: Any, names: Sequence[str] | None) -> dict[Any, str]:
         )
     if not all(isinstance(entry, Mapping) for entry in moments.values()):
         raise TypeError(
-            "expected the moments of each parameter as a dict by their names, in a state"
+            "in a state, the moments of each parameter must be a dict from their names to arrays"
         )
     numbers = [number for group in groups for number in group["params"]]
     known = [name for group in groups for name in group.get("param_names", ())]

@@ -81,6 +81,12 @@ class Module:
         if trained and (result or isinstance(value, (np.ndarray, np.generic, Real, list))):
             what = "the result of an operation" if result else f"a {type(value).__name__}"
             raise TypeError(f"{name} is trained, and {what} in its place is not: set {name}.data")
+        ours = isinstance(value, (Module, Tensor, type))
+        if not ours and (hasattr(value, "named_parameters") or hasattr(value, "requires_grad_")):
+            raise TypeError(
+                f"{name} is a {hints.kind(value)}, which would not be trained or saved: make it of "
+                "loradora's layers and minigrad's Tensors"
+            )
         if isinstance(old, Module) and isinstance(value, FunctionType) and old.parameters():
             raise TypeError(f"{name} has parameters, which a function in its place would lose")
         super().__setattr__(name, value)
@@ -441,7 +447,7 @@ class Linear(Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("weight", "bias") and not (value is None or isinstance(value, Tensor)):
-            raise TypeError(f"{name} must be a Tensor, not a {type(value).__name__}")
+            raise TypeError(f"{name} must be a Tensor, not a {hints.kind(value)}")
         super().__setattr__(name, value)
 
     @property
@@ -494,7 +500,7 @@ def as_operand(x: Tensor | npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
 
 
 def generator(rng: Rng) -> np.random.Generator:
-    """Return the generator that ``rng`` stands for; TypeError or ValueError if for none."""
+    """Return the generator that ``rng`` stands for; raise TypeError or ValueError if it is not valid."""
     try:
         if isinstance(rng, bool):
             raise TypeError("a bool is no seed")
@@ -528,6 +534,17 @@ def warn(message: str) -> None:
     while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError unless ``model`` is a Module of this package."""
+    if not isinstance(model, Module):
+        advice = ""
+        if hasattr(model, "state_dict"):
+            advice = (
+                ": build it of loradora's layers, and give it load_state_dict(net.state_dict())"
+            )
+        raise TypeError(f"expected a model, a loradora.Module, not a {hints.kind(model)}{advice}")
 
 
 def check_integer(**values: Any) -> None:
@@ -704,7 +721,7 @@ class Sequential(Module):
             elif isinstance(value, type):
                 advice = f"make one, {value.__name__}()"
             raise TypeError(
-                f"Sequential takes Modules, but number {name} is of type {type(value).__name__}: {advice}"
+                f"Sequential takes Modules, but number {name} is of type {hints.kind(value)}: {advice}"
             )
         super().__setattr__(name, value)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loradora.low_rank import LowRankLinear
-from loradora.nn import Change, Module, all_or_none, check_finite, setting_data
+from loradora.nn import Change, Module, all_or_none, check_finite, check_model, setting_data
 from minigrad import Tensor, hints, norm
 from minigrad.ops import like, wide
 from minigrad.scopes import at_once
@@ -157,7 +157,7 @@ class Optimizer:
         params, known = _listed(group["params"]), set(self._parameters())
         for p in params:
             if not isinstance(p, Tensor):
-                raise TypeError(f"{_WANTED}{_OR_GROUPS}, not a list of {type(p).__name__}")
+                raise TypeError(f"{_WANTED}{_OR_GROUPS}, not a list of {hints.kind(p)}")
             if p.op is not None:
                 raise TypeError(
                     f"only leaves can be trained, not the result of {p.op.name} (shape {p.shape})"
@@ -355,6 +355,14 @@ class Optimizer:
                 named[f"param_groups.{k}.{name}"] = np.array(value)
             first += len(numbers)
         return named
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError unless ``optimizer`` is one of this package."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"expected an optimizer, such as ld.AdamW(...), not a {hints.kind(optimizer)}"
+        )
 
 
 _WANTED = "expected a list of Tensors, as model.parameters() is"
@@ -602,8 +610,7 @@ def lora_plus(
     >>> [(group["params"][0].shape, group["lr"]) for group in optimizer.param_groups]
     [((2, 5), 0.0001), ((3, 2), 0.0016), ((3,), 0.0016)]
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"expected a model, not a {type(model).__name__}")
+    check_model(model)
     for name, value in {"lr": lr, "ratio": ratio, "weight_decay": weight_decay}.items():
         checked_option(name, value)
     if ratio == 0:
@@ -662,7 +669,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     clipped = {}
     for p in _listed(parameters, _WANTED):
         if not isinstance(p, Tensor):
-            raise TypeError(f"{_WANTED}, not a list of {type(p).__name__}")
+            raise TypeError(f"{_WANTED}, not a list of {hints.kind(p)}")
         if p.grad is not None:
             _check_gradient(p, p.grad)
             clipped[p] = p.grad

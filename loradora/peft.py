@@ -36,6 +36,7 @@ from loradora.nn import (
     Module,
     Rng,
     all_or_none,
+    check_model,
     generator,
     named_tensors,
     setting_data,
@@ -71,8 +72,7 @@ class PeftModel(Module):
     def __init__(
         self, base: Module, config: LoraConfig, adapter_name: str = "default", **options: Any
     ) -> None:
-        if not isinstance(config, LoraConfig):
-            raise TypeError(f"expected a LoraConfig, got {type(config).__name__}")
+        _check_config(config)
         with intact(base):
             self._start(base)
             self.add_adapter(adapter_name, config, **options)
@@ -80,8 +80,7 @@ class PeftModel(Module):
 
     def _start(self, base: Module) -> None:
         """Start without an adapter."""
-        if not isinstance(base, Module):
-            raise TypeError(f"expected a Module to adapt, got {type(base).__name__}")
+        check_model(base)
         if isinstance(base, PeftModel):
             raise TypeError("the model has adapters already: use add_adapter or load_adapter")
         self._base = base
@@ -253,6 +252,7 @@ class PeftModel(Module):
             because two sets of biases cannot be told apart from their sum.
         """
         self._check_new(adapter_name)
+        _check_config(config)
         config = dataclasses.replace(config)  # checks it again: its fields can be assigned to
         found = match(self._plain, config)
         check_names(self._plain, config, found)
@@ -798,7 +798,13 @@ def _names(adapters: str | Sequence[str]) -> list[str]:
     return names
 
 
+def _check_config(config: Any) -> None:
+    if not isinstance(config, LoraConfig):
+        advice = ": ld.LoraConfig.from_dict(config.to_dict())" if hasattr(config, "to_dict") else ""
+        raise TypeError(f"expected a loradora.LoraConfig, not a {hints.kind(config)}{advice}")
+
+
 def _adapter(model: PeftModel, name: str) -> Adapter:
     if not isinstance(model, PeftModel):
-        raise TypeError(f"expected a PeftModel, got {type(model).__name__}")
+        raise TypeError(f"expected a loradora.PeftModel, not a {hints.kind(model)}")
     return model._get(name)

@@ -11,8 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 import minigrad as mg
-from loradora.nn import Module, Rng, check_positive, generator
-from loradora.optim import Optimizer, Schedule, check_bound, clip_grad_norm_, constant
+from loradora.nn import Module, Rng, check_model, check_positive, generator
+from loradora.optim import (
+    Optimizer,
+    Schedule,
+    check_bound,
+    check_optimizer,
+    clip_grad_norm_,
+    constant,
+)
+from minigrad import hints
 from minigrad.ops import check_labels, no_classes
 from minigrad.scopes import at_once
 from minigrad.tensor import as_array, as_reals
@@ -203,6 +211,7 @@ def fit(
     >>> all(np.array_equal(p.data, q.data) for p, q in zip(again.parameters(), model.parameters()))
     True
     """
+    check_model(model)
     check_positive(steps=steps, batch_size=batch_size)
     steps, batch_size = int(steps), int(batch_size)  # NumPy's may be of eight bits
     _check_start(start, steps, rng)
@@ -298,8 +307,7 @@ def _check_start(start: Any, steps: int, rng: Any) -> None:
 
 def _check_parts(optimizer: Any, schedule: Any, loss: Any) -> None:
     """Raise unless an optimizer and functions were given, not their classes or names."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected an optimizer, such as ld.AdamW(...), not {optimizer!r}")
+    check_optimizer(optimizer)
     for name, function in {"schedule": schedule, "loss": loss}.items():
         if not callable(function):
             raise TypeError(f"{name} must be a function, not {function!r}")
@@ -371,7 +379,7 @@ def _check_logits(logits: mg.Tensor, targets: Array, labels: Array, hint: str) -
 def _single_number(value: Any) -> mg.Tensor:
     """Return the value of a loss function, checked to be a single number."""
     if not isinstance(value, mg.Tensor):
-        raise TypeError(f"the loss must be a Tensor, not a {type(value).__name__}")
+        raise TypeError(f"the loss must be a Tensor, not a {hints.kind(value)}")
     if value.shape != ():
         raise ValueError(f"the loss must be a single number, not of shape {value.shape}")
     return value
@@ -469,6 +477,7 @@ def evaluate(
         If x and labels differ in length or are empty, if labels are not class numbers, none counts, or
         they do not fit the logits, or if ``batch_size`` is not an integer of at least 1.
     """
+    check_model(model)
     check_positive(batch_size=batch_size)
     batch_size = int(batch_size)  # one of NumPy's may be of eight bits
     x, labels = _examples(x, labels)

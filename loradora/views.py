@@ -101,7 +101,9 @@ def _method_of(owner: Any, method: MethodType) -> Any:
         return MethodType(method.__func__, owner)
     if not hasattr(owner, name):
         kinds = type(method.__self__).__name__, type(owner).__name__
-        raise TypeError(f"the method {name!r} of a {kinds[0]} is used, which a {kinds[1]} has not")
+        raise TypeError(
+            f"the method {name!r} of a {kinds[0]} is used, but a {kinds[1]} does not have it"
+        )
     return getattr(owner, name)
 
 

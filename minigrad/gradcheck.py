@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from minigrad import ops
+from minigrad import hints, ops
 from minigrad.functional import concatenate
 from minigrad.tensor import Tensor, grad
 
@@ -165,7 +165,11 @@ def _prepare(inputs: tuple[Any, ...]) -> tuple[list[Any], list[int]]:
         args.append(Tensor(a, requires_grad=True) if array else a)
     checked = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
     if not checked:
-        raise ValueError("no input is a floating-point array or a Tensor that requires a gradient")
+        kinds = ", ".join(map(hints.kind, inputs)) or "nothing"
+        raise ValueError(
+            "no input is a floating-point array or a Tensor that requires a gradient: got "
+            f"{kinds}; give each argument of f by itself, as in gradcheck(f, a, b)"
+        )
     for i in checked:
         if args[i].dtype.itemsize < 8:
             raise TypeError(f"argument {i} is {args[i].dtype}: finite differences need float64")
@@ -179,7 +183,7 @@ def _prepare(inputs: tuple[Any, ...]) -> tuple[list[Any], list[int]]:
 def _checked(y: Any) -> Tensor:
     """Return what the function under test has returned, if it can be checked."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"the function should return a Tensor, not {type(y).__name__}")
+        raise TypeError(f"the function should return a Tensor, not a {hints.kind(y)}")
     if y.dtype.itemsize < 8:
         raise TypeError(f"the function returns {y.dtype}: finite differences need float64")
     return y

@@ -255,7 +255,8 @@ OF_LORADORA = _by_name(
         "functional": "mg",
         "Tensor tensor no_grad grad cross_entropy mse_loss": "mg.{name}",
         "DoraConfig DoRAConfig": "ld.LoraConfig(use_dora=True)",
-        "PeftConfig get_peft_config": "ld.LoraConfig.from_dict(options)",
+        "PeftConfig": "ld.LoraConfig.from_pretrained(folder)  # or ld.LoraConfig.from_dict(options)",
+        "get_peft_config": "ld.LoraConfig.from_dict(options)",
         "LoraModel inject_adapter_in_model": "ld.get_peft_model(base, config)",
         "PeftModelForCausalLM PeftModelForSequenceClassification": "ld.get_peft_model(base, config)",
         "AutoPeftModel AutoPeftModelForCausalLM": "ld.PeftModel.from_pretrained(base, file)",
@@ -348,6 +349,19 @@ def of_adapted_model(name: str) -> str | None:
 def of_loradora(name: str) -> str | None:
     """Return what to use instead of a name that ``loradora`` does not have."""
     return OF_LORADORA.get(name) or of_function(name)
+
+
+def kind(value: object) -> str:
+    """Return how a message names the class of a value: with its module, unless it is ours or built in.
+
+    PyTorch has a Tensor, too, and PEFT a LoraConfig.
+
+    >>> kind(1.0), kind(sys.stdout.buffer)
+    ('float', '_io.BufferedWriter')
+    """
+    cls = type(value)
+    known = cls.__module__.partition(".")[0] in ("builtins", "minigrad", "loradora")
+    return cls.__qualname__ if known else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _code(answer: str) -> str:

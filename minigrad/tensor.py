@@ -270,7 +270,7 @@ def _is_comparable(a: object) -> bool:
 
 
 class Tensor:
-    """An array of floating-point numbers, by which results can be differentiated.
+    """An array of floating-point numbers.  Results can be differentiated with respect to it.
 
     Parameters
     ----------
@@ -332,7 +332,8 @@ class Tensor:
         array = as_reals(data)
         if array.dtype.kind != "f" and requires_grad:
             raise TypeError(
-                f"only floating-point tensors can require a gradient, got {array.dtype}: write 1.0, not 1"
+                f"only floating-point tensors can require a gradient, got {array.dtype}: give floats, "
+                "such as 1.0 or a.astype(float)"
             )
         self._data = np.array(array, dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         self._requires_grad = bool(requires_grad)
@@ -804,7 +805,7 @@ def _rebuild(
 def _cotangent(y: Tensor, gradient: Operand | None) -> Tensor:
     """Return the checked cotangent of ``y`` to start a backward pass with."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"expected a Tensor to differentiate, not {type(y).__name__}")
+        raise TypeError(f"expected a Tensor to differentiate, not a {hints.kind(y)}")
     if not y.requires_grad:
         raise RuntimeError("this result does not depend on any tensor that requires a gradient")
     if gradient is None:
@@ -907,7 +908,7 @@ def grad(
     wanted = [xs] if isinstance(xs, Tensor) else list(xs)
     for i, x in enumerate(wanted):
         if not isinstance(x, Tensor):
-            raise TypeError(f"gradients are taken with respect to Tensors, not {type(x).__name__}")
+            raise TypeError(f"gradients are taken with respect to Tensors, not a {hints.kind(x)}")
         if not x.requires_grad:
             raise RuntimeError(f"tensor {i} of xs, of shape {x.shape}, does not require a gradient")
     start = _cotangent(y, gradient)
