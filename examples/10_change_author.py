@@ -22,11 +22,11 @@ LoRA on Wq and Wv leaves both as they are and adds to what they compute: q = Wq 
 likewise.  Here A is (8, 128) and B (128, 8).  That makes 4 layers × 2 matrices × 8 (128 + 128) = 16,384
 numbers to train, instead of 810,112.
 
-Why it matters: this is what LoRA was made for.  Its authors asked which of the four matrices to adapt if
-the number of trained parameters is fixed (arXiv:2106.09685, sec. 7.1).  Their answer: more matrices at a
-lower rank are better than one at a higher rank; and if there are to be two, Wq and Wv are better than Wq
-and Wk.  That is why so many scripts say `target_modules=["q_proj", "v_proj"]`.  With `--ablation` you can
-ask this net.
+Why it matters: this is where LoRA was tried first.  Its authors asked which of the four matrices to adapt
+if the number of trained parameters is fixed (arXiv:2106.09685, sec. 7.1).  Their answer: more matrices at
+a lower rank are better than one at a higher rank; and if there are to be two, Wq and Wv are better than
+Wq and Wk.  That is why so many scripts say `target_modules=["q_proj", "v_proj"]`.  With `--ablation` you
+can ask this net.
 
 Read next: loradora/attention.py; examples/gpt.py, the whole net; examples/text.py, examples/author.py,
 examples/pretrain_gpt.py; then 11_outgrow.py.

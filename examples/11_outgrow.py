@@ -76,9 +76,7 @@ except RuntimeError as error:
 # %%
 lacking = two_processes.lacking()
 if lacking and (options.json or options.out or options.port):
-    parser.error(
-        f"without {', '.join(lacking)} nothing travels, so --json, --out and --port have no use"
-    )
+    parser.error(f"--json, --out and --port need {', '.join(lacking)}")
 if options.json:
     parser.expect_file("--json", options.json)
 if options.out:

@@ -228,7 +228,7 @@ def northanger_abbey() -> Array:
 
 
 def table_line(rows: list[Row]) -> str:
-    """Return a method's line of the table: the means of its rows, of which each seed has one."""
+    """Return a method's line of the table: the means of its rows, one row for each seed."""
     first = rows[0]
     new, old, seconds = np.mean([(r.loss_new, r.loss_old, r.seconds) for r in rows], axis=0)
     off = "-" if first.loss_off is None else f"{first.loss_off:.3f}"

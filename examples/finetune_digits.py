@@ -24,8 +24,8 @@ touched it.
 
 Ctrl-C ends it early.  What is finished by then is saved and shown.
 
-Where to read on: ``loradora/adapters.py`` has the two formulas and their gradients, ``digits.py`` the
-data, ``reporting.py`` the tables and what else is printed, ``plots.py`` the figure.
+Where to read on: ``loradora/adapters.py`` has the two formulas, ``loradora/by_hand.py`` their gradients,
+``digits.py`` the data, ``reporting.py`` the tables and what else is printed, ``plots.py`` the figure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """minigrad: a small reverse-mode automatic differentiation engine on NumPy arrays.
 
 Read it in this order: ``operation`` (what an op is), ``ops`` (the derivatives), ``engine`` (the chain
-rule), ``tensor`` (the bookkeeping), ``functional`` (what is composed), ``gradcheck`` (doubt).
+rule), ``tensor`` (the bookkeeping), ``functional`` (functions made of operations), ``gradcheck`` (the
+check by finite differences).  The other modules help these; each says in its first line what it is about.
 """
 
 import builtins

@@ -711,7 +711,7 @@ def _degrees(a: Array, axis: Axis, ddof: int) -> float:
 
 
 def _deviation(a: Array, axis: Axis) -> Array:
-    """Return a − μ, of float16 in float32."""
+    """Return a − μ, in float32 if a is float16."""
     a = wide(a)
     return a - mean.of(a, axis, True)
 
@@ -863,7 +863,7 @@ def layer_norm(x: Array, axis: Axis = -1, eps: float = 1e-5) -> Array:
 
 
 def _below_largest(x: Array, axis: int, where: Array | None = None) -> Array:
-    """Return z = x − max x, a new array, of float16 in float32: now no eᶻ overflows.
+    """Return z = x − max x, a new array, in float32 if x is float16.  Now no eᶻ overflows.
 
     Masked entries are −inf.  If there are no others, the lowest finite number stands for the largest
     entry, so z stays −inf.

@@ -130,7 +130,7 @@ class Scope(Lock, contextlib.ContextDecorator):
         return [scope for scope in held if isinstance(scope, cls)]
 
     def leave(self) -> None:
-        """Step out of it here, although its block goes on."""
+        """Leave the scope early, before its block ends."""
         place = here.get()
         here.set(type(place)(tuple(s for s in place.scopes if s is not self)))
 
