@@ -148,10 +148,37 @@ def test_the_results_in_the_readme_are_those_of_the_run_beside_the_figure():
             assert off == spread(row["base_accuracy"] for row in rows)
     gain = accuracy["dora"] - accuracy["lora"]
     error = gain.std(ddof=1) / np.sqrt(len(gain))
-    assert f"({gain.mean():+.2f} ± {error:.2f} points, paired".replace("-", "−") in text
+    assert f"on LoRA: {gain.mean():+.2f} ± {error:.2f} points (paired".replace("-", "−") in text
     assert gain.mean() < 3 * error  # it does not beat a tuned LoRA
     for adapter in ("lora", "dora"):
         assert abs(accuracy["full"].mean() - accuracy[adapter].mean()) < 0.5  # half a point
+
+
+def test_what_is_said_of_forgetting_is_what_the_run_beside_the_figure_measured():
+    runs = json.loads((ROOT / "examples" / "figures" / "finetune_digits.json").read_text())
+    text = " ".join(section("What it prints").split())
+
+    def means(method, domain):
+        attempts = [row["attempts"] for row in runs if row["method"] == method]
+        return 100 * np.mean([[a[f"{domain}_domain_accuracy"] for a in row] for row in attempts], 0)
+
+    rates = [attempt["rate"] for attempt in runs[-1]["attempts"]]
+    assert len(rates) == 5
+    lora, full = (dict(zip(rates, means(method, "old"))) for method in ("lora", "full"))
+    assert list(lora.values()) == sorted(
+        lora.values(), reverse=True
+    )  # the more, the higher the rate
+    assert list(full.values()) == sorted(full.values(), reverse=True)
+    less = [lora[rate] - full[rate] for rate in rates]
+    assert (
+        f"LoRA forgets less than full fine-tuning, by {min(less):.0f} to {max(less):.0f} p" in text
+    )
+    for method, rate, sentence in (
+        ("lora", 0.01, "at {} it reads {:.1f} % of the new digits and keeps {:.1f} % of MNIST"),
+        ("full", 0.0003, "full fine-tuning at {} reads {:.1f} % and keeps {:.1f} %"),
+    ):
+        new, old = (means(method, domain)[rates.index(rate)] for domain in ("new", "old"))
+        assert sentence.format(rate, new, old) in text
 
 
 def spread(accuracies):
