@@ -11,9 +11,9 @@ DoRA.  At eight checkpoints, the lesson measures how far the weight of each of t
 Then it prints how ΔM and ΔD correlate over layers and checkpoints.  The paper shows the same for another
 model.  A notebook draws the figure below the last cell, `--plot` from a terminal.
 
-Why it matters: this observation is why DoRA exists.  It was made on one model.  On this MLP one part of
-it holds in every setting that was tried: LoRA's correlation is the highest.  The signs for full
-fine-tuning and DoRA are different here, or depend on the setting.
+Why it matters: this observation is why DoRA exists.  On this MLP one part of it holds in every setting
+that was tried: LoRA's correlation is the highest.  The signs for full fine-tuning and DoRA are different
+here, or depend on the setting.
 
 Read next: loradora/analysis.py; examples/digits.py, examples/plots.py; then 08_share_adapters.py.
 """
@@ -65,9 +65,9 @@ if options.plot:
 # %% [markdown]
 # ## The experiment
 #
-# One base, and three ways to adapt it, each with a learning rate that suits it.  After every eighth of
-# the steps, compare each weight with that of the base.  The points show the way that the weights take, so
-# it does not matter whether training has converged at the last one.
+# One base, and three ways to adapt it, each with a learning rate that does well in finetune_digits.py.
+# After every eighth of the steps, compare each weight with that of the base.  The points show the way
+# that the weights take, so it does not matter whether training has converged at the last one.
 
 # %%
 RATES = {"full": 0.003, "LoRA": 0.01, "DoRA": 0.01}

@@ -18,6 +18,8 @@ or a topological sort.  The walk is
         for parent, rule in zip(node.parents, node.op.vjps):
             cotangents[parent] += rule(g, y, *node.inputs)
 
+where a sum begins at 0, and leaves, which have no op, are ignored.
+
 For L = tanh(ab) + a², where a is number 1 and b number 2, it goes
 
     6  L = p + q     L̄ = 1      hands p̄ = 1 to p and q̄ = 1 to q
@@ -126,7 +128,8 @@ class Node(Outline):
         self.shape = y.shape
         self.dtype = y.dtype
         self.op = op
-        # the rules of the inputs that need a gradient, which inputs none of these reads, if one reads y
+        # key has a bit for each input that needs a gradient.  For each key, op.plans says which rules
+        # these inputs have, which inputs none of the rules reads, and whether one of them reads y
         self.rules, unread, reads_y = op.plans[key]
         self.y = y if reads_y else None
         for i in unread:

@@ -36,9 +36,9 @@ Two conventions keep the rules short:
 - A rule need not undo broadcasting, by which NumPy repeats a smaller array to fit a larger one.  It may
   return a cotangent of the larger shape, and the engine sums it back to that of the argument.
 - On g, y and the arguments, a rule uses what arrays and Tensors have in common: operators, methods, and
-  the ops of this file, as in ``exp.of(y)``, which is an array if y is one.  Fed with arrays, a rule
-  computes a gradient.  Fed with Tensors, it also records how, so the gradient can be differentiated
-  again.
+  the ops of this file by their ``of``: ``exp.of(y)`` is an array if y is one, and else a Tensor.  Fed
+  with arrays, a rule computes a gradient.  Fed with Tensors, it also records how, so the gradient can be
+  differentiated again.
 
 At a kink the derivative is the one that PyTorch chooses.  Where several entries share the largest or
 smallest value over an axis, they share the gradient, as in ``torch.amax``.
@@ -280,7 +280,8 @@ def _times(x: Array, w: Array) -> Array:
     - With more than 128 rows it saves at most a tenth.  The result lies column by column in memory, and
       multiplying it by an array that lies row by row takes five times as long.
 
-    (A Tensor has no strides, so it is multiplied as written.)
+    To see it, compare ``x @ w.T`` and ``(w @ x.T).T`` by ``python -m timeit``.  (A Tensor has no strides,
+    so it is multiplied as written.)
     """
     if x.ndim != 2:
         return _times(_as_rows(x), w).reshape((*x.shape[:-1], w.shape[0]))
@@ -294,7 +295,7 @@ def _times(x: Array, w: Array) -> Array:
 @op(
     lambda g, _y, _x, w, _b=None: _times(g, w.mT),  #               X̄ = Ȳ W
     lambda g, _y, x, _w, _b=None: _over_rows(_as_rows(g), _as_rows(x)),  #  W̄ = Ȳᵀ X
-    lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed over the rows
+    lambda g, _y, _x, _w, _b: g,  #                                  b̄ = Ȳ, summed to the shape of b
 )
 def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     """Return x wᵀ + b for x (…, in), w (out, in), and b that broadcasts to (…, out).

@@ -925,9 +925,9 @@ def test_a_state_is_of_an_adapter_that_there_is_and_of_all_that_ran():
     of(model).scaling = 1.0
     with pytest.raises(ValueError, match=r"layers\.0\.scaling is 1\.0"):
         ld.get_peft_model_state_dict(model)
-    with pytest.raises(TypeError, match="expected a loradora.PeftModel, not a MLP"):
+    with pytest.raises(TypeError, match=r"expected a loradora\.PeftModel, not a MLP"):
         ld.get_peft_model_state_dict(base())
-    with pytest.raises(TypeError, match="expected a loradora.PeftModel, not a MLP"):
+    with pytest.raises(TypeError, match=r"expected a loradora\.PeftModel, not a MLP"):
         ld.set_peft_model_state_dict(base(), {})
 
 

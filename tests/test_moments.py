@@ -300,7 +300,7 @@ def test_an_optimizer_of_another_model_is_refused(function, tmp_path):
             function(file, optimizer, model)
     with pytest.raises(TypeError, match="expected an optimizer"):
         function(file, net, net)
-    with pytest.raises(TypeError, match="expected a model, a loradora.Module, not a list"):
+    with pytest.raises(TypeError, match=r"expected a model, a loradora\.Module, not a list"):
         function(file, optimizer, net.parameters())
 
 

@@ -1461,7 +1461,7 @@ def test_the_model_starts_in_the_mode_of_its_base():
 
 
 def test_what_is_no_config_is_refused_and_named():
-    with pytest.raises(TypeError, match="expected a loradora.LoraConfig, not a dict"):
+    with pytest.raises(TypeError, match=r"expected a loradora\.LoraConfig, not a dict"):
         ld.get_peft_model(Net(), {"r": 2})
 
 
@@ -1926,7 +1926,7 @@ def test_one_name_will_do_where_several_are_taken(tmp_path):
     add(model, "other")
     model.merge_and_unload(adapter_names="other")
     for wrong in ([Net()], None, "net"):
-        with pytest.raises(TypeError, match="expected a model, a loradora.Module, not a "):
+        with pytest.raises(TypeError, match=r"expected a model, a loradora\.Module, not a "):
             ld.get_peft_model(wrong, config())
 
 
