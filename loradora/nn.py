@@ -81,8 +81,8 @@ class Module:
         if trained and (result or isinstance(value, (np.ndarray, np.generic, Real, list))):
             what = "the result of an operation" if result else f"a {type(value).__name__}"
             raise TypeError(f"{name} is trained, and {what} in its place is not: set {name}.data")
-        ours = isinstance(value, (Module, Tensor, type))
-        if not ours and (hasattr(value, "named_parameters") or hasattr(value, "requires_grad_")):
+        ours, kind = isinstance(value, (Module, Tensor)), type(value)
+        if not ours and (hasattr(kind, "named_parameters") or hasattr(kind, "requires_grad_")):
             raise TypeError(
                 f"{name} is a {hints.kind(value)}, which would not be trained or saved: make it of "
                 "loradora's layers and minigrad's Tensors"

@@ -255,7 +255,7 @@ OF_LORADORA = _by_name(
         "functional": "mg",
         "Tensor tensor no_grad grad cross_entropy mse_loss": "mg.{name}",
         "DoraConfig DoRAConfig": "ld.LoraConfig(use_dora=True)",
-        "PeftConfig": "ld.LoraConfig.from_pretrained(folder)  # or ld.LoraConfig.from_dict(options)",
+        "PeftConfig": "ld.LoraConfig.from_dict(options)  # or ld.LoraConfig.from_pretrained(folder)",
         "get_peft_config": "ld.LoraConfig.from_dict(options)",
         "LoraModel inject_adapter_in_model": "ld.get_peft_model(base, config)",
         "PeftModelForCausalLM PeftModelForSequenceClassification": "ld.get_peft_model(base, config)",
@@ -356,8 +356,9 @@ def kind(value: object) -> str:
 
     PyTorch has a Tensor, too, and PEFT a LoraConfig.
 
-    >>> kind(1.0), kind(sys.stdout.buffer)
-    ('float', '_io.BufferedWriter')
+    >>> from fractions import Fraction
+    >>> kind(0.5), kind(Fraction(1, 2))
+    ('float', 'fractions.Fraction')
     """
     cls = type(value)
     known = cls.__module__.partition(".")[0] in ("builtins", "minigrad", "loradora")

@@ -1502,8 +1502,11 @@ def test_a_config_that_is_not_valid_is_neither_saved_nor_read(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "newer": 1}))
     with pytest.warns(UserWarning, match=r"unknown keys in the adapter config: \['newer'\]"):
         ld.LoraConfig.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=f"cannot read .*{CONFIG}: No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*none: No such file .* downloaded"):
         ld.LoraConfig.from_pretrained(tmp_path / "none")
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match=f"cannot read .*{CONFIG}: No such file"):
+        ld.LoraConfig.from_pretrained(tmp_path)
 
 
 def test_a_file_in_the_place_of_a_folder_is_left_alone(tmp_path, safetensors):

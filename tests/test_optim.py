@@ -707,7 +707,11 @@ NOT_TO_BE_CLIPPED = {
     "a Tensor": (lambda p: (p, 1), TypeError, "a list of Tensors.*not a Tensor"),
     "a model": (lambda p: (ld.ReLU(), 1), TypeError, "a list of Tensors.*not a ReLU"),
     "groups": (lambda p: ([{"params": [p]}], 1), TypeError, "a list of Tensors.* dict"),
-    "an array among them": (lambda p: ([p, np.ones(2)], 1), TypeError, "not a list of ndarray"),
+    "an array among them": (
+        lambda p: ([p, np.ones(2)], 1),
+        TypeError,
+        r"not a list of numpy\.ndarray",
+    ),
     "a gradient of another shape": (lambda p: ([p, odd()], 1), ValueError, r"shape \(2,\).*\(3,\)"),
 }
 
@@ -842,7 +846,7 @@ NOT_PARAMETERS = {
     "a text": (lambda p: "params", "not a str"),
     "a set, which has no order": (lambda p: {p}, "not a set"),
     "an array": (lambda p: p.data, "not a ndarray"),
-    "arrays": (lambda p: [p.data], "not a list of ndarray"),
+    "arrays": (lambda p: [p.data], r"not a list of numpy\.ndarray"),
     "names": (lambda p: ["w"], "not a list of str"),
     "nothing": (lambda p: None, "not a NoneType"),
     "groups and tensors": (lambda p: [{"params": [p]}, parameter()], "not both in one list"),

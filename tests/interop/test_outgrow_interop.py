@@ -484,7 +484,7 @@ def test_without_pytorch_the_lesson_says_how_to_get_it_and_what_it_shows(tmp_pat
     for option in ("--json", "--out"):
         ended = lesson(option, "there", cwd=tmp_path, before=absent)
         assert ended.returncode == 2
-        assert "error: without torch nothing travels, so --json, --out" in ended.stderr
+        assert "error: --json, --out and --port need torch" in ended.stderr
         assert not (tmp_path / "there").exists()
 
 
