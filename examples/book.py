@@ -227,7 +227,8 @@ def run(notebook: Any) -> str:
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from nbformat.v4 import new_output
 
     own = KernelSpecManager(kernel_dirs=[])  # this Python, whatever kernels there are besides
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=own)
@@ -250,6 +251,10 @@ def run(notebook: Any) -> str:
                 client.execute_cell(cell, i)
         except CellExecutionError as error:
             return reason(error)
+        except DeadKernelError as error:  # as when memory runs out; the kernel could not say so
+            output = new_output("error", ename=type(error).__name__, evalue=str(error))
+            cell.outputs.append(output)
+            return reason(output)
     return ""
 
 

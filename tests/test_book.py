@@ -208,8 +208,8 @@ def test_what_a_cell_shows(book):
 def failing_lesson(book, tmp_path, monkeypatch):
     """A lesson that prints and then fails, in place of the others."""
     file = tmp_path / "01_first.py"
-    lesson = '# %% [markdown]\n"""\n# Lesson 1: it fails.\n"""\n\n# %%\nprint(1)\nimport absent\n'
-    file.write_text(lesson)
+    opening = '# %% [markdown]\n"""\n# Lesson 1: it fails.\n"""\n\n'
+    file.write_text(f"{opening}# %%\nprint(1)\nimport absent\n\n# %%\nprint(2)\n")
     monkeypatch.setattr(book, "LESSONS", [file])
     monkeypatch.setattr(book, "ROOT", tmp_path)
     return file
@@ -225,6 +225,19 @@ def test_a_lesson_that_fails_says_so_in_the_place_of_its_output(book, failing_le
     assert chapter.rows[1].shown == (
         f'<pre class="shown">1\n</pre><pre class="shown">The lesson ended here: {said}</pre>'
     )
+    assert chapter.rows[2].shown == ""
+
+
+@needs_extra
+def test_a_lesson_whose_process_dies_has_failed_too(book, failing_lesson):
+    text = failing_lesson.read_text()
+    failing_lesson.write_text(text.replace("import absent", "import os\nos._exit(3)"))
+    chapter = book.chapter_of(failing_lesson, wanted=True)
+    assert chapter.error == "DeadKernelError: Kernel died"
+    assert "(The run for this page ended early.)" in chapter.rows[0].prose
+    said = f'<pre class="shown">The lesson ended here: {chapter.error}</pre>'
+    assert chapter.rows[1].shown.endswith(said)
+    assert chapter.rows[2].shown == ""
 
 
 # ----------------------------------------------------------------------------- the command
