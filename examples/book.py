@@ -229,6 +229,7 @@ def run(notebook: Any) -> str:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from nbformat.v4 import new_output
+    from zmq import IPC_PATH_MAX_LEN
 
     own = KernelSpecManager(kernel_dirs=[])  # this Python, whatever kernels there are besides
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=own)
@@ -240,7 +241,8 @@ def run(notebook: Any) -> str:
     )
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as running:
         manager.connection_file = f"{place}/kernel.json"
-        if os.name == "posix":  # else by ports of this machine
+        # by sockets in this folder if their paths are short enough, else by ports of this machine
+        if os.name == "posix" and len(os.fsencode(f"{place}/kernel-1")) <= IPC_PATH_MAX_LEN:
             manager.transport, manager.ip = "ipc", f"{place}/kernel"
         with terminal.patience():  # a kernel that is only half started could not be ended
             # its last words, when it is stopped, go to stderr

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -240,6 +241,17 @@ def test_a_lesson_whose_process_dies_has_failed_too(book, failing_lesson):
     assert chapter.rows[2].shown == ""
 
 
+@needs_extra
+def test_a_long_path_of_temporary_files_is_no_trouble(book, failing_lesson, tmp_path, monkeypatch):
+    """A socket's path has at most 107 bytes, and on some systems fewer."""
+    folder = tmp_path / ("é" * 60)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    chapter = book.chapter_of(failing_lesson, wanted=True)
+    assert chapter.error == "ModuleNotFoundError: No module named 'absent'"
+    assert list(folder.iterdir()) == []
+
+
 # ----------------------------------------------------------------------------- the command
 
 
@@ -281,13 +293,20 @@ def test_the_help_fits_every_console(python, tmp_path):
     assert "show this help" in result.stdout
 
 
+@pytest.fixture
+def short_folder():
+    """A folder in which sockets can be made, however long the path of pytest's folders is."""
+    with tempfile.TemporaryDirectory(dir="/tmp" if os.name == "posix" else None) as folder:
+        yield folder
+
+
 @needs_extra
 @pytest.mark.parametrize("delay", [0.05, 1], ids=["starting", "running"])
-def test_ctrl_c_ends_it_and_the_lesson(delay, tmp_path):
+def test_ctrl_c_ends_it_and_the_lesson(delay, tmp_path, short_folder):
     started = subprocess.Popen(
         [sys.executable, "-u", BOOK, "--run", "10", "--out", "book.html"],
         cwd=tmp_path,
-        env={**os.environ, **CONSOLE, "TMPDIR": str(tmp_path)},
+        env={**os.environ, **CONSOLE, "TMPDIR": short_folder},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -300,4 +319,4 @@ def test_ctrl_c_ends_it_and_the_lesson(delay, tmp_path):
         started.kill()
     assert error == b"Interrupted.\n"
     assert started.returncode == -signal.SIGINT
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == os.listdir(short_folder) == []
