@@ -87,7 +87,7 @@ def reading_order() -> list[Path]:
 
 
 class Row(NamedTuple):
-    """A piece of a chapter: prose in Markdown, and the code beside it in HTML, as what it showed is."""
+    """A piece of a chapter: prose in Markdown; beside it, in HTML, the code and what it printed."""
 
     prose: str
     code: str = ""

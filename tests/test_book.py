@@ -1,6 +1,7 @@
 """examples/book.py: the lessons and all of the code on one page, which needs nothing else."""
 
 import ast
+import html
 import importlib
 import importlib.util
 import os
@@ -81,7 +82,7 @@ class Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.ids, self.links, self.loaded, self.tags = [], [], [], []
-        self.open, self.blocks, self.words = [], [], []
+        self.open, self.blocks = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -102,7 +103,6 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if "pre" in self.open:
             self.blocks[-1] += data
-        self.words += data.split()
 
 
 @pytest.fixture(scope="module")
@@ -148,36 +148,75 @@ def test_a_docstring_leads_to_what_it_names(made):
     assert '<a href="#02_gradcheck">02_gradcheck.py</a>' in made
 
 
-@needs_extra
-def test_no_line_of_code_is_lost(book, page):
-    """What is not in a block of code is a docstring, the blank line below, or a section's title."""
-    shown = {line for block in page.blocks for line in block.splitlines()}
-    words = set(page.words)
-    for file in book.reading_order():
-        source = file.read_text(encoding="utf-8")
-        if file in book.LESSONS:
-            source = source.split('"""', 2)[2]
-            lines = [line for line in source.splitlines() if not re.match("# |#$", line)]
-        else:
-            tree, lines = ast.parse(source), source.splitlines()
-            for node in ast.walk(tree):
-                kinds = ast.Module | ast.ClassDef | ast.FunctionDef
-                if isinstance(node, kinds) and ast.get_docstring(node):
-                    inside = node.body[0]
-                    for i in range(inside.lineno - 1, inside.end_lineno):
-                        lines[i] = ""
-        lost = [line for line in lines if line and line not in shown]
-        titles = [line.split()[2:] for line in lost if re.match(" *# --", line)]
-        assert len(titles) == len(lost), lost
-        assert all(words >= set(title) for title in titles)
+@pytest.fixture(scope="module")
+def chapters(made):
+    """The HTML of each chapter, by the name of its file."""
+    section = r'<section class="\w+" id="([\w.]+)">\n<nav>.*?</nav>(.*?)</section>'
+    return dict(re.findall(section, made, re.DOTALL))
+
+
+def code_and_prose(file):
+    """The lines of a file's code, and its prose: cells in Markdown, or docstrings below names."""
+    source = file.read_text(encoding="utf-8")
+    if file in PAGES.LESSONS:
+        cells = importlib.import_module("jupytext").reads(source, "py:percent").cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+        return [line for line in code.splitlines() if line], prose
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    lines, prose = source.splitlines(), []
+    for node in sorted(filter(ast.get_docstring, nodes), key=lambda node: node.body[0].lineno):
+        prose += [getattr(node, "name", file.relative_to(ROOT).as_posix()), ast.get_docstring(node)]
+        for i in range(node.body[0].lineno - 1, node.body[0].end_lineno):
+            lines[i] = ""
+    return [line for line in lines if line], prose
+
+
+#: The title of a section, or a block of code.
+CODE = re.compile(
+    r"<h3>([^<]*)</h3>(?=\n<div class=row)|<div class=code><pre>(.*?)</pre>", re.DOTALL
+)
+
+
+def text_of(markup):
+    """What is read between the tags; those of colours stand inside of words."""
+    markup = re.sub(r"</?span.*?>", "", markup)
+    return html.unescape(re.sub(r"<.*?>", " ", markup, flags=re.DOTALL))
+
+
+def words_of(markdown):
+    """The words, with "formula" for each formula, and without the numbers of lists and headings."""
+    plain = re.sub(r":\w+:`", "`", markdown.lower())
+    plain = re.sub(r"(\$\$?)\S.*?\1", " formula ", plain, flags=re.DOTALL)
+    return re.findall(r"\w+", re.sub(r"^[ #]*\d\. ", "", plain, flags=re.MULTILINE))
 
 
 @needs_extra
-def test_no_word_of_a_docstring_is_lost(page):
-    source = (ROOT / "loradora" / "by_hand.py").read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source)).replace(":mod:", "")
-    shown = " ".join(page.words)
-    assert set(re.findall(r"\w+", docstring)) <= set(re.findall(r"\w+", shown))
+def test_each_chapter_shows_its_code_line_by_line(book, chapters):
+    """All but docstrings and blank lines, in order; the title of a section may be a heading."""
+    names = {".".join(file.with_suffix("").parts[-2:]): file for file in book.reading_order()}
+    assert [name.removeprefix("examples.") for name in names] == list(chapters)
+    for file, chapter in zip(names.values(), chapters.values(), strict=True):
+        shown = text_of("\n".join(map("".join, CODE.findall(chapter)))).splitlines()
+        shown, expected = (
+            [re.sub(r"^ *# -{2,} ", "", line) for line in lines if line]
+            for lines in (shown, code_and_prose(file)[0])
+        )
+        assert shown == expected, file
+
+
+@needs_extra
+def test_each_chapter_shows_its_prose_word_by_word(book, chapters):
+    other = re.compile(
+        r'<pre class="shown">.*?</pre>|<figure>.*?</figure>|\(It was not run for this page\.\)',
+        re.DOTALL,
+    )
+    for file, chapter in zip(book.reading_order(), chapters.values(), strict=True):
+        prose = other.sub("", CODE.sub("", chapter))
+        prose = re.sub(r"<math.*?</math>", "formula", prose, flags=re.DOTALL)
+        prose = re.sub(r"<h4><code>(?:\w+\.)*(\w+)</code>", r"\1", prose)
+        assert words_of(text_of(prose)) == words_of("\n".join(code_and_prose(file)[1])), file
 
 
 @needs_extra
