@@ -87,7 +87,8 @@ L = f(a, b)
 L.backward(retain_graph=True)
 
 # %% [markdown]
-# The three agree.  Only the differences are off in the last digits, because their step is not zero.
+# The three agree.  Only the differences are off in the last digits, because of their step and of rounding
+# (lesson 2).
 
 # %%
 print(f"  {'':16}{'dL/da':>18}{'dL/db':>18}")

@@ -65,7 +65,8 @@ for h in 10.0 ** -np.arange(1, 14):
     print(f"   {h:7.0e}   {error:8.1e}  {'#' * round(2 * (13 + np.log10(error + 1e-13)))}")
 
 # %% [markdown]
-# The two parts are equal where $h^2 = \varepsilon/h$.  `gradcheck` starts from this step.
+# Up to constants, the two parts are equal where $h^2 = \varepsilon/h$.  `gradcheck` starts from this
+# step.
 
 # %%
 best = np.finfo(np.float64).eps ** (1 / 3)
@@ -101,6 +102,6 @@ for at in (0.0, 1e-9, 1e-6):
     print(f"   gradcheck at {at:<6g}: {verdict(mg.relu, np.array([at]))}")
 print("\n   The 0 is a convention, also in PyTorch; 1/2 would be another.  Both lie")
 print("   between the slopes.  The second refusal is worse: relu has the slope 1 there,")
-print("   but every step that is still useful reaches across the kink.  (At 1e-06 the")
-print("   first step does, too, but a smaller one decides.)  So gradients at kinks are")
-print("   tested by their exact values, without differences.")
+print("   but both steps that gradcheck tries, 6e-06 and one 64 times smaller, reach")
+print("   across the kink.  (At 1e-06 the second one does not.)  So gradients at kinks")
+print("   are tested by their exact values, without differences.")

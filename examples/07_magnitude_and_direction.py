@@ -12,8 +12,8 @@ Then it prints how ΔM and ΔD correlate over layers and checkpoints.  The paper
 model.  A notebook draws the figure below the last cell, `--plot` from a terminal.
 
 Why it matters: this observation is why DoRA exists.  On this MLP one part of it holds in every setting
-that was tried: LoRA's correlation is the highest.  The signs for full fine-tuning and DoRA are different
-here, or depend on the setting.
+that was tried: LoRA's pooled correlation is the highest.  The signs for full fine-tuning and DoRA are
+different here, or depend on the setting.
 
 Read next: loradora/analysis.py; examples/digits.py, examples/plots.py; then 08_share_adapters.py.
 """
@@ -147,9 +147,8 @@ for method, found in runs.items():
 # %%
 highest = max(together, key=together.get)
 negative = [method for method, value in together.items() if value < 0] or ["none"]
-print(f"\n   The paper's order: LoRA is the highest.  Here the highest is {highest}.")
-print("   The paper's signs: full and DoRA are negative.  ", end="")
-print(f"Here, negative: {', '.join(negative)}.")
+print("\n   Pooled over the layers, in the paper LoRA is the highest, and full and DoRA are")
+print(f"   negative.  Here the highest is {highest}.  Here, negative: {', '.join(negative)}.")
 
 # %% [markdown]
 # The two correlations ask different questions.  And before you trust an answer, change the setting.
@@ -160,10 +159,10 @@ print(f"Here, negative: {', '.join(negative)}.")
 print("   In layers: do the points of each layer lie on a rising line of its own?")
 print("   (Both changes grow as training goes on, so a high number says little.)")
 print("   Pooled: do the points of all three layers lie on the same line?")
-print("   Stable in the seven settings that were tried: LoRA is the highest (+0.90 to")
-print("   +0.98), and full is positive (+0.26 to +0.77).  Not stable: DoRA (-0.13 to")
-print("   +0.76), its sign, and which of full and DoRA is higher.  See --epochs 5 and")
-print("   --epochs 30.")
+print("   Pooled, stable in the seven settings that were tried: LoRA is the highest")
+print("   (+0.90 to +0.98), and full is positive (+0.26 to +0.77).  Not stable: DoRA")
+print("   (-0.13 to +0.76), its sign, and which of full and DoRA is higher.  See")
+print("   --epochs 5 and --epochs 30.")
 
 # %% [markdown]
 # ## The picture

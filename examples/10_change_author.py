@@ -13,10 +13,11 @@ each it makes three:
     k = Wk x    the key: what it can be found by
     v = Wv x    the value: what it tells those who find it
 
-Where a query fits a key, the value comes over: y = softmax(Q Kᵀ/√d) V.  A character only looks at itself
-and at those before it, because the net has to guess what comes next.  A fourth matrix, Wo, mixes what
-several such heads have found.  So attention has four matrices to adapt, and the net that follows it has
-two more.
+Where a query fits a key, the value comes over: y = softmax(Q Kᵀ/√d) V, where the rows of Q, K and V are
+the q, k and v of all characters, d numbers each.  (Biases are left out here.)  A character only looks at
+itself and at those before it, because the net has to guess what comes next.  A fourth matrix, Wo, mixes
+what several such heads have found.  So attention has four matrices to adapt, and the net that follows it
+has two more.
 
 LoRA on Wq and Wv leaves both as they are and adds to what they compute: q = Wq x + s B (A x), and v
 likewise.  Here A is (8, 128) and B (128, 8).  That makes 4 layers × 2 matrices × 8 (128 + 128) = 16,384

@@ -232,8 +232,12 @@ def findings(results: Results) -> Iterator[str]:
     if rows["lora"] and rows["dora"]:
         yield dora_against_lora(new["dora"] - new["lora"])
     if rows["scratch"] and rows["full"]:
-        gain = (new["full"] - new["scratch"]).mean()
-        yield f"Pre-training gains {gain:+.1f} points (full fine-tuning, against from scratch)."
+        gains = new["full"] - new["scratch"]
+        few = " One seed says little." if len(gains) == 1 else ""
+        yield (
+            f"Pre-training gains {gains.mean():+.1f} points (full fine-tuning, against from scratch)."
+            f"{few}"
+        )
     yield from forgetting(rows)
     rates = {
         name: sorted({row.rate for row in rows[name]})

@@ -12,8 +12,9 @@ Everywhere the names and shapes are these:
     A   (r, in)     trained, starts random   s       the scaling, α/r (rsLoRA: α/√r)
     B   (out, r)    trained, starts at 0     V       W0 + s B A, shape (out, in)
     m   (out,)      trained, DoRA only       ‖V‖     the length of each row of V, shape (out,)
+    b   (out,)      the frozen bias
 
-Only the last form of y is computed.  B A would have the size of W0, and x Aᵀ has only r columns.  α
+A forward computes only the last form of y.  B A would be as large as W0, and x Aᵀ has only r columns.  α
 sets the strength of the correction.  Dividing it by r is meant to let one learning rate serve several
 ranks (LoRA, §4.1).  At high ranks the steps then become too small, so rsLoRA divides by √r.
 

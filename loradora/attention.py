@@ -383,7 +383,7 @@ class DecoderLayer(Module):
 
     x = x + attention(norm(x)), then x = x + fc2(ReLU(fc1(norm(x)))), each with a norm of its own.  The
     norms stand before the sublayers ("pre-norm": Xiong et al., arXiv:2002.04745), so that x itself is
-    only ever added to, and a gradient comes back through any number of blocks undiminished.
+    only ever added to.  So one part of the gradient comes back unchanged, past every sublayer.
 
     Parameters
     ----------

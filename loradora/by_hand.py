@@ -9,7 +9,7 @@ Training needs to know how a loss L, which is one number, changes with A, B and 
 out.  Calculus is enough to follow it, and no engine is used.
 
 Names and shapes are those of :mod:`loradora.adapters`: x (N, in), one example per row, W0 (out, in),
-A (r, in), B (out, r), m (out,), and s = α/r is a number that is chosen.
+b (out,), A (r, in), B (out, r), m (out,), and s = α/r is a number that is chosen.
 
 The method
 ==========
@@ -109,8 +109,8 @@ So the term v̂⟨v̂, dv⟩ never appears, and
 
     v̄ = c q          which is the exact v̄ + c m̄ v̂
 
-So the two differ by c m̄ v̂.  It points along the row, and its length is |c| |m̄|, that is |c| times the
-gradient of m.  It is gone where m̄ = 0, as for the m that is best for the examples at hand.  m̄ and x̄
+So the two differ by c m̄ v̂.  It lies along the row, and its length is |c| |m̄|, that is |c| times the size
+of m's gradient.  It is gone where m̄ = 0, as for the m that is best for the examples at hand.  m̄ and x̄
 are the same in both.
 
 A small step against the held v̄ never raises the loss, to first order.  The step is dv = −ε held v̄, and

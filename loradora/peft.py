@@ -437,7 +437,10 @@ class PeftModel(Module):
         return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
 
     def print_trainable_parameters(self) -> None:
-        """Print the counts, as PEFT does."""
+        """Print the counts, as PEFT does.
+
+        PEFT's total also has the module that one of ``modules_to_save`` stands in for.
+        """
         trainable, total = self.get_nb_trainable_parameters()
         print(
             f"trainable params: {trainable:,} || all params: {total:,} || "

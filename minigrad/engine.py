@@ -1,12 +1,12 @@
 """The chain rule: one walk over the graph, newest result first.
 
-A *leaf* is a Tensor that a user made.  Every other one is the result of an op, and has a :class:`Node`,
-which :func:`minigrad.tensor.record` makes when it runs the forward.  The node remembers how the result
-was made: the op, its *inputs* (what the forward was given), and its *parents* (for each input the node or
-the leaf that it came from, or None where no gradient is needed).  These memories form a directed acyclic
-graph, and the chain rule is one walk over it: start with the cotangent of the result, and at every node
-hand each parent its vector-Jacobian product.  A node that was used k times receives k cotangents, and
-they add up.
+A *leaf* is a Tensor that a user made.  Every other one is the result of an op.  If it needs a gradient,
+it has a :class:`Node`, which :func:`minigrad.tensor.record` makes when it runs the forward.  The node
+remembers how the result was made: the op, its *inputs* (what the forward was given), and its *parents*
+(for each input the node or the leaf that it came from, or None where no gradient is needed).  These
+memories form a directed acyclic graph, and the chain rule is one walk over it: start with the cotangent
+of the result, and at every node hand each parent its vector-Jacobian product.  A node that was used k
+times receives k cotangents, and they add up.
 
 A node must have all of its cotangents before it passes them on.  Nodes are numbered at birth, and a node
 is always younger than its parents.  So "newest first" is a safe order, and there is no need for recursion

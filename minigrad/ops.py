@@ -36,9 +36,9 @@ Two conventions keep the rules short:
 - A rule need not undo broadcasting, by which NumPy repeats a smaller array to fit a larger one.  It may
   return a cotangent of the larger shape, and the engine sums it back to that of the argument.
 - On g, y and the arguments, a rule uses what arrays and Tensors have in common: operators, methods, and
-  the ops of this file by their ``of``: ``exp.of(y)`` is an array if y is one, and else a Tensor.  Fed
-  with arrays, a rule computes a gradient.  Fed with Tensors, it also records how, so the gradient can be
-  differentiated again.
+  the ops of this file.  ``exp(y)`` is always a Tensor.  ``exp.of(y)`` is an array if y is one, which is
+  faster.  Fed with arrays, a rule computes a gradient.  Fed with Tensors, it also records how, so the
+  gradient can be differentiated again.
 
 At a kink the derivative is the one that PyTorch chooses.  Where several entries share the largest or
 smallest value over an axis, they share the gradient, as in ``torch.amax``.

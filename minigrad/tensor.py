@@ -184,14 +184,28 @@ def _explained(error: Exception, op: Op[...], inputs: list[Any]) -> Exception:
 
 
 def as_array(a: Any, name: str = "") -> Array:
-    """Return ``a`` as an array; ValueError, with its name, for lists in a list that differ in length."""
+    """Return ``a`` as an array.
+
+    Raises
+    ------
+    ValueError
+        With its name, for lists in a list that differ in length.
+    TypeError
+        With its name, for a tensor of PyTorch in bfloat16.
+    """
+    called = f"{name}: " if name else ""
     try:
         return np.asarray(a)
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
         words = "lists in a list, such as the texts of a batch, must be equally long"
-        raise ValueError(f"{name}: {words}" if name else words) from error
+        raise ValueError(f"{called}{words}") from error
+    except TypeError as error:
+        if "BFloat16" not in str(error):
+            raise
+        words = "NumPy has no bfloat16: give float32, as by .float() in PyTorch"
+        raise TypeError(f"{called}{words}") from error
 
 
 def as_reals(a: Any) -> Array:

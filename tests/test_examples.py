@@ -81,8 +81,7 @@ LESSONS = {
     ],
     "07_magnitude_and_direction": [
         r"\n +full .*-0\.62\n +LoRA .*\+0\.83\n +DoRA .*-0\.31\n",
-        r"Here the highest is LoRA\.",
-        r"Here, negative: ",
+        r"Here the highest is LoRA\.  Here, negative: ",
     ],
     "08_share_adapters": [
         r"the base +9\d\.\d %",

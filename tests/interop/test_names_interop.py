@@ -3,12 +3,14 @@
 import re
 
 import numpy as np
-import peft
 import pytest
-import torch
 
 import loradora as ld
 import minigrad as mg
+
+NEEDED = "needs the extra `interop`: pip install -e '.[interop]'"
+torch = pytest.importorskip("torch", reason=NEEDED)
+peft = pytest.importorskip("peft", reason=NEEDED)
 
 X, LABELS = np.ones((2, 4), np.float32), [0, 1]
 
@@ -133,6 +135,18 @@ def test_what_has_the_same_name_in_pytorch_or_peft_is_named_with_its_module(name
     with pytest.raises((TypeError, ValueError), match=re.escape(named)):
         call(str(tmp_path / "file.npz"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_numpy_has_no_numbers_for_is_named():
+    words = r"NumPy has no bfloat16: give float32, as by \.float\(\)"
+    with pytest.raises(TypeError, match=rf"^0\.weight: {words}"):
+        base().load_state_dict(net().bfloat16().state_dict())
+    with pytest.raises(TypeError, match=rf"^{words}"):
+        mg.exp(torch.ones(2, dtype=torch.bfloat16))
+    state = {key: a.bfloat16() for key, a in peft.get_peft_model_state_dict(theirs()).items()}
+    with pytest.raises(TypeError, match=rf"0\.lora_A\.weight: {words}"):
+        ld.set_peft_model_state_dict(adapted(), state)
+    base().load_state_dict(net().bfloat16().float().state_dict())
 
 
 def test_peft_s_config_becomes_ours_as_the_error_says():
