@@ -147,8 +147,8 @@ for method, found in runs.items():
 # %%
 highest = max(together, key=together.get)
 negative = [method for method, value in together.items() if value < 0] or ["none"]
-print("\n   Pooled over the layers, in the paper LoRA is the highest, and full and DoRA are")
-print(f"   negative.  Here the highest is {highest}.  Here, negative: {', '.join(negative)}.")
+print("\n   Pooled over the layers: in the paper LoRA is the highest, and full and DoRA")
+print(f"   are negative.  Here the highest is {highest}.  Here, negative: {', '.join(negative)}.")
 
 # %% [markdown]
 # The two correlations ask different questions.  And before you trust an answer, change the setting.
