@@ -361,8 +361,13 @@ class Page:
             if f"{place}.{name}" in self.anchors:
                 return f"{place}.{name}"
             place = place.rpartition(".")[0]
-        ends = [anchor for anchor in self.anchors if f".{anchor}".endswith(f".{name}")]
-        return ends[0] if len(ends) == 1 else None
+        ends = {anchor for anchor in self.anchors if f".{anchor}".endswith(f".{name}")}
+        package, _, rest = name.partition(".")
+        file = ROOT / package / "__init__.py"
+        if not ends and file.is_file():  # a name that the package takes from one of its modules
+            modules = re.findall(r"^from ([\w.]+) import", file.read_text(encoding="utf-8"), re.M)
+            ends = self.anchors & {f"{module}.{rest}" for module in modules}
+        return ends.pop() if len(ends) == 1 else None
 
 
 # ---------------------------------------------------------------------------- the command

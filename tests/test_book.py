@@ -146,6 +146,8 @@ def test_a_docstring_leads_to_what_it_names(made):
     assert '<a href="#loradora.by_hand.lora_forward"><code>lora_forward</code></a>' in made
     assert '<a href="#minigrad.ops">minigrad.ops</a>' in made
     assert '<a href="#02_gradcheck">02_gradcheck.py</a>' in made
+    reexported = '<a href="#minigrad.functional.gelu"><code>minigrad.gelu</code></a>'
+    assert reexported in made
 
 
 @pytest.fixture(scope="module")
