@@ -110,7 +110,7 @@ class Chapter(NamedTuple):
     """What ended the lesson early."""
 
 
-def from_lesson(name: str, notebook: Any, note: str = "", error: str = "") -> Chapter:
+def from_lesson(name: str, notebook: Any, note: str, error: str = "") -> Chapter:
     """Return the chapter of a lesson; ``note`` says why its outputs are not complete."""
     opening, *cells = notebook.cells
     heading, _, prose = opening.source.partition("\n")

@@ -24,8 +24,8 @@ trains the lengths as m, and leaves only the directions to B A:
     y = c ∘ (x Vᵀ) + b = c ∘ (x W0ᵀ + s (x Aᵀ) Bᵀ) + b   with c = m/‖V‖
 
 c has one entry per output.  It multiplies the columns of x Vᵀ, which is the same as multiplying the rows
-of V.  (The paper speaks of columns.  In the authors' code, too, they are the rows of a weight (out, in).
-Our V is the paper's V + ΔV.)
+of V.  (The paper speaks of columns.  In its authors' code, as here, they are the rows of a weight
+(out, in).  Our V is the paper's V + ΔV.)
 
 At the start B = 0 and m = ‖W0‖, so both layers equal the frozen one.  Other starts are in
 :mod:`loradora.init`.  The class :class:`~loradora.low_rank.LowRankLinear` makes A, B and s, and has V.
