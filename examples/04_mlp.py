@@ -112,8 +112,8 @@ for name, part in (("what it was trained on", seen), ("the validation images", u
 # %% [markdown]
 # ## 4. Other writers, another scanner
 #
-# These are the same ten digits, but scanned at a lower resolution and enlarged.  The net gets more than
-# a third of them wrong.
+# These are the same ten digits, but scanned at a lower resolution and enlarged.  The net gets more than a
+# third of them wrong.  (MNIST's test images are a little harder for it, too, than those for validation.)
 
 # %%
 print("\n4. On images it has never seen\n")

@@ -110,7 +110,8 @@ for name, task in (("optical", "optical"), ("optical-dora", "optical"), ("shifte
 # %% [markdown]
 # ### Both at once, and none
 #
-# The corrections of LoRA adapters can be added up.  With all of them off, only the base is left.
+# The corrections of LoRA adapters can be added up, those of DoRA cannot.  With all of them off, only the
+# base is left.
 
 # %%
 model.set_adapter(["optical", "shifted"])

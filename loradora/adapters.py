@@ -91,7 +91,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h first, to save memory: the walk back comes to the oldest last, when it has freed ȳ
+        # h is made first, to save memory: the walk back comes to it last, when ȳ is no longer needed
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
@@ -238,4 +238,4 @@ class ColumnDoRALinear(DoRALinear):
         y = mg.linear(self.scaling * h, self.B, self.base_layer(z))  #   z W0ᵀ + b + s h Bᵀ
         return y if dropped is x else mg.linear(x - dropped, self.base_layer.weight, y)
 
-    weight = DoRALinear.weight
+    weight = DoRALinear.weight  # a class with a forward of its own inherits none
