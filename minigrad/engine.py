@@ -197,7 +197,7 @@ def sweep(
     cotangents[order[-1]] = seed
     while order:
         node: Any = order.pop()
-        # a leaf, or one of the xs of gradients() that an earlier backward() has released
+        # a leaf, or one of the xs of gradients(), where ancestry stopped: it may have been released
         if type(node) is not Node or node.parents is None:
             continue
         parents = node.parents
@@ -312,7 +312,7 @@ def gradients(
     wanted, between = set(sources), set(sources)
     order = ancestry(root, since=min((x._birth for x in sources), default=0))
     for node in order:
-        if not between.isdisjoint(node.parents or ()):
+        if not between.isdisjoint(node.parents or ()):  # a leaf has none
             between.add(node)
     order = [node for node in order if node in between]
     found = quietly(sweep, order, g, wanted, recorded) if order else {}
