@@ -137,7 +137,10 @@ def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     given = as_array(mask, "mask")
     expected = f"a mask holds bools, True where a token may look, of a shape that fits {shape}"
     if given.dtype != bool:
-        raise TypeError(f"{expected}, not {given.dtype}: one of 1 and 0 is made so by mask == 1")
+        raise TypeError(
+            f"{expected}, not {given.dtype}: one of 1 and 0 is made so by mask == 1, and one that is "
+            "added, of 0 and -inf, by mask == 0"
+        )
     try:
         fits = np.broadcast_shapes(given.shape, shape) == shape
     except ValueError:
