@@ -80,8 +80,8 @@ print(f"   later, row lengths of the merged W less m:   {apart:.0e}\n")
 # ## 2. Two gradients
 #
 # ‖V‖ depends on A and B, and the exact derivative says so.  The paper (sec. 4.3) treats it as a plain
-# number instead, which saves memory: `detach_norm=True`, the default.  `by_hand` has the formulas of both
-# in NumPy.  They start from G = ∂L/∂y = y − t.
+# number instead, which saves memory where V is formed: `detach_norm=True`, the default.  `by_hand` has
+# the formulas of both in NumPy.  They start from G = ∂L/∂y = y − t.
 
 
 # %%

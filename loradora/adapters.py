@@ -10,8 +10,8 @@ Everywhere the names and shapes are these:
 
     W0  (out, in)   the frozen weight        r       the rank, small
     A   (r, in)     trained, starts random   s       the scaling, α/r (rsLoRA: α/√r)
-    B   (out, r)    trained, starts at 0     V       W0 + s B A, shape (out, in)
-    m   (out,)      trained, DoRA only       ‖V‖     the length of each row of V, shape (out,)
+    B   (out, r)    trained, starts at 0     V       W0 + s B A, (out, in)
+    m   (out,)      trained, DoRA only       ‖V‖     the lengths of the rows of V, (out,)
     b   (out,)      the frozen bias
 
 A forward computes only the last form of y.  B A would be as large as W0, and x Aᵀ has only r columns.  α
@@ -91,7 +91,7 @@ class LoRALinear(LowRankLinear):
     def forward(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Return y of shape (…, out) for x of shape (…, in)."""
         x = self.as_input(x)
-        # h is made first, to save memory: the walk back comes to it last, when ȳ is no longer needed
+        # h comes first to save memory: the walk back needs it last, when ȳ is gone
         h = mg.linear(self.lora_dropout(x), self.A)  #   x Aᵀ
         y0 = self.base_layer(x)  #                       x W0ᵀ + b
         y = mg.linear(self.scaling * h, self.B, y0)  #   y0 + s h Bᵀ
