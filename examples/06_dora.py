@@ -30,7 +30,7 @@ from loradora import analysis, by_hand
 # %% [markdown]
 # ## A layer in the middle of its training
 #
-# At the start B = 0, and so the gradient of A is 0, too.  So we give A, B and m the kind of values that
+# At the start B = 0, and the gradient of A is 0, too.  So we give A, B and m the kind of values that
 # they have after some training.
 
 # %%
